@@ -1,0 +1,44 @@
+# Everything runs in .venv, which the first call makes and fills: it needs Python >= 3.10, make and a C++ compiler.
+#     make test PYTHON=python3.12         another interpreter for a new .venv
+#     make test ARGS="-m slow tests/x.py" arguments for pytest
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(VENV)/.torch
+READY := $(VENV)/.ready
+NATIVE := $(shell find csrc -type f)
+
+.PHONY: help build test lint demo bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+
+build: $(READY)  ## the environment, with the package in it (editable) and its extension compiled
+
+test: $(READY)  ## the tests, but for the slow ones
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY)  ## style and types of Python, style of C++
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+
+demo: $(READY)  ## certify the embedded images with the embedded model
+	$(BIN)/smoothfast demo
+
+bench: $(READY)  ## the timings that need no data
+	for what in noise tally certify; do $(BIN)/smoothfast bench $$what || exit 1; done
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info smoothfast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(READY)
+
+$(TORCH):
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python >= 3.10, please: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade pip setuptools ninja torch torchvision
+	touch $@
+
+$(READY): $(TORCH) $(NATIVE) setup.py pyproject.toml
+	$(BIN)/python -m pip install --no-build-isolation -e ".[dev]"
+	touch $@

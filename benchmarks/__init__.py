@@ -1,0 +1,1 @@
+"""Timings as CSV rows: `smoothfast bench`."""

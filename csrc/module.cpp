@@ -1,0 +1,80 @@
+// smoothfast._C: importing it registers the ops; beside them, what is not a tensor op.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/noisy_replicas.h"
+
+namespace py = pybind11;
+using namespace smoothfast;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+std::map<std::string, std::string> build_info() {
+  return {{"torch", TORCH_VERSION}, {"compiler", __VERSION__}, {"cplusplus", std::to_string(__cplusplus)}};
+}
+
+std::vector<std::string> supported_instruction_sets() {
+  std::vector<std::string> names;
+  for (Isa isa : kIsas)
+    if (isa_supported(isa)) names.push_back(isa_name(isa));
+  return names;
+}
+
+Array<uint32_t> philox_words(const std::vector<uint32_t>& counter, const std::vector<uint32_t>& key, int blocks) {
+  if (counter.size() != 4 || key.size() != 2 || blocks < 1 || blocks % 16)
+    throw py::value_error("philox_words takes 4 counter words, 2 key words and a multiple of 16 blocks");
+  Array<uint32_t> words(4 * blocks);
+  replica_kernels().words({key[0], key[1]}, {counter[1], counter[2], counter[3]}, counter[0], blocks,
+                          words.mutable_data());
+  return words;
+}
+
+Lattice lattice_of(const Array<int64_t>& high, const Array<int64_t>& low, const Array<int32_t>& guide) {
+  int32_t octave_bits = 0;
+  while ((int64_t{31} << octave_bits) + 1 < guide.size()) ++octave_bits;
+  return {high.data(), low.data(), guide.data(), static_cast<int32_t>(high.size() / 2), 23 - octave_bits};
+}
+
+py::tuple guided_draws(const Array<uint32_t>& words, const Array<int64_t>& high, const Array<int64_t>& low,
+                       const Array<int32_t>& guide) {
+  Array<int32_t> noise(words.size());
+  Array<uint8_t> unsure(words.size());
+  replica_kernels().draws(lattice_of(high, low, guide), words.data(), static_cast<int>(words.size()),
+                          noise.mutable_data(), unsure.mutable_data());
+  return py::make_tuple(noise, unsure);
+}
+
+Array<int32_t> exact_draws(const Array<uint32_t>& words, const Array<uint64_t>& refined, const Array<int64_t>& high,
+                           const Array<int64_t>& low, const Array<int32_t>& guide) {
+  const Lattice law = lattice_of(high, low, guide);
+  Array<int32_t> noise(words.size());
+  for (py::ssize_t i = 0; i < words.size(); ++i)
+    noise.mutable_data()[i] = exact_draw(law, words.data()[i], refined.data()[i]);
+  return noise;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of smoothfast: registers torch.ops.smoothfast.*";
+  m.def("build_info", build_info, "What the extension was built with.");
+  m.def("instruction_set", [] { return std::string(isa_name(active_isa())); }, "The instruction set in use.");
+  m.def("supported_instruction_sets", supported_instruction_sets, "Those that this processor has, worst first.");
+  m.def("use_instruction_set", use_isa, py::arg("name"), "Switches all kernels: scalar, avx2 or avx512.");
+  m.def("philox_words", philox_words, py::arg("counter"), py::arg("key"), py::arg("blocks"),
+        "Words of consecutive blocks in element order, from the vector path in use.");
+  m.def("guided_draws", guided_draws, py::arg("words"), py::arg("high"), py::arg("low"), py::arg("guide"),
+        "Lattice noise of words by the guide alone, and which draws the guide leaves open.");
+  m.def("exact_draws", exact_draws, py::arg("words"), py::arg("refined"), py::arg("high"), py::arg("low"),
+        py::arg("guide"), "Lattice noise of 96-bit numbers (word, refined) by the thresholds.");
+}

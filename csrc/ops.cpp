@@ -1,0 +1,89 @@
+// All schemas, and what their arguments must be. The Python twin of this page is smoothfast/ops.py.
+#include "ops.h"
+
+#include <torch/library.h>
+
+namespace smoothfast {
+
+TORCH_LIBRARY(smoothfast, m) {
+  m.def(
+      "noisy_replicas(Tensor images, Tensor slots, Tensor image_ids, Tensor sample_ids, Tensor key, str law, "
+      "Tensor[] table, Tensor scale, Tensor shift, bool clip, ScalarType dtype, bool channels_last) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def("tally(Tensor logits, Tensor slots, Tensor(a2!) counts, Tensor(a3!) invalid) -> ()",
+        {at::Tag::pt2_compliant_tag});
+}
+
+namespace {
+
+void check_index(const at::Tensor& index, const char* op, const char* name, int64_t rows) {
+  TORCH_CHECK(index.dim() == 1 && index.scalar_type() == at::kLong && index.size(0) == rows, op, ": ", name,
+              " must be int64 [", rows, "], not ", index.scalar_type(), " ", index.sizes());
+}
+
+}  // namespace
+
+void check_noisy_replicas(const at::Tensor& images, const at::Tensor& slots, const at::Tensor& image_ids,
+                          const at::Tensor& sample_ids, const at::Tensor& key, c10::string_view law,
+                          at::TensorList table, const at::Tensor& scale, const at::Tensor& shift,
+                          at::ScalarType dtype) {
+  constexpr const char* op = "noisy_replicas";
+  TORCH_CHECK(images.dim() == 4, op, ": images must be [S, C, H, W], not ", images.sizes());
+  TORCH_CHECK(images.scalar_type() == at::kByte || images.scalar_type() == at::kFloat, op,
+              ": images must be uint8 or float32, not ", images.scalar_type());
+  const int64_t channels = images.size(1);
+  TORCH_CHECK(slots.dim() == 1, op, ": slots must be int64 [R], not ", slots.sizes());
+  const int64_t rows = slots.size(0);
+  check_index(slots, op, "slots", rows);
+  check_index(image_ids, op, "image_ids", rows);
+  check_index(sample_ids, op, "sample_ids", rows);
+  check_index(key, op, "key", 2);
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op,
+              ": dtype must be float32, bfloat16 or float16, not ", dtype);
+  for (const at::Tensor* constant : {&scale, &shift})
+    TORCH_CHECK(constant->scalar_type() == at::kFloat && (constant->sizes() == at::IntArrayRef{channels}), op,
+                ": scale and shift must be float32 [", channels, "], not ", constant->scalar_type(), " ",
+                constant->sizes());
+  if (law == "lattice") {
+    TORCH_CHECK(images.scalar_type() == at::kByte, op, ": the lattice law needs uint8 images, not ",
+                images.scalar_type());
+    TORCH_CHECK(table.size() == 3 && table[0].scalar_type() == at::kLong && table[1].scalar_type() == at::kLong &&
+                    table[2].scalar_type() == at::kInt && table[0].dim() == 2 && table[2].dim() == 2 &&
+                    table[0].sizes() == table[1].sizes() && table[0].size(0) == table[2].size(0),
+                op, ": table must come from noise.lattice_law");
+  } else {
+    TORCH_CHECK(law == "gaussian", op, ": law must be 'lattice' or 'gaussian', not '", law, "'");
+    TORCH_CHECK(table.size() == 1 && table[0].scalar_type() == at::kFloat && table[0].dim() == 1, op,
+                ": table must come from noise.gaussian_law");
+  }
+  TORCH_CHECK(table[0].size(0) == 1 || table[0].size(0) == channels, op, ": sigma has ", table[0].size(0),
+              " entries; the images have ", channels, " channels");
+  TORCH_CHECK(channels * images.size(2) * images.size(3) < int64_t{1} << 32, op,
+              ": an image may have at most 2^32 - 1 elements");
+}
+
+void check_rows(const int64_t* slots, const int64_t* image_ids, const int64_t* sample_ids, int64_t rows,
+                int64_t images) {
+  for (int64_t row = 0; row < rows; ++row) {
+    if (slots[row] < 0) continue;
+    TORCH_CHECK(slots[row] < images, "noisy_replicas: slots[", row, "] is ", slots[row], "; there are ", images,
+                " images");
+    TORCH_CHECK(image_ids[row] >= 0 && image_ids[row] < int64_t{1} << 44, "noisy_replicas: image_ids[", row, "] is ",
+                image_ids[row], "; it must lie in 0 .. 2^44 - 1");
+    TORCH_CHECK(sample_ids[row] >= 0 && sample_ids[row] < int64_t{1} << 40, "noisy_replicas: sample_ids[", row, "] is ",
+                sample_ids[row], "; it must lie in 0 .. 2^40 - 1");
+  }
+}
+
+void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Tensor& counts,
+                 const at::Tensor& invalid) {
+  constexpr const char* op = "tally";
+  TORCH_CHECK(logits.dim() == 2 && logits.is_floating_point() && logits.size(1) > 0, op,
+              ": logits must be floating [R, K], not ", logits.scalar_type(), " ", logits.sizes());
+  check_index(slots, op, "slots", logits.size(0));
+  TORCH_CHECK(counts.dim() == 2 && counts.scalar_type() == at::kLong && counts.size(1) == logits.size(1), op,
+              ": counts must be int64 [S, ", logits.size(1), "], not ", counts.scalar_type(), " ", counts.sizes());
+  check_index(invalid, op, "invalid", counts.size(0));
+}
+
+}  // namespace smoothfast

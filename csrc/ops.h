@@ -1,0 +1,19 @@
+// Argument checks shared by the backends of an op.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace smoothfast {
+
+void check_noisy_replicas(const at::Tensor& images, const at::Tensor& slots, const at::Tensor& image_ids,
+                          const at::Tensor& sample_ids, const at::Tensor& key, c10::string_view law,
+                          at::TensorList table, const at::Tensor& scale, const at::Tensor& shift, at::ScalarType dtype);
+
+// The ranges of what a row names; only where the values are on the host.
+void check_rows(const int64_t* slots, const int64_t* image_ids, const int64_t* sample_ids, int64_t rows,
+                int64_t images);
+
+void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Tensor& counts,
+                 const at::Tensor& invalid);
+
+}  // namespace smoothfast

@@ -1,0 +1,23 @@
+"""smoothfast: randomized smoothing that is fast, sample-efficient and sound."""
+
+from . import data, models, noise, ops, procedures, statistics, training
+from .cohen import Smooth
+from .procedures import ABSTAIN
+from .smoothing import Certificate, Prediction, SmoothedClassifier
+from .version import __version__
+
+__all__ = [
+    "ABSTAIN",
+    "Certificate",
+    "Prediction",
+    "Smooth",
+    "SmoothedClassifier",
+    "__version__",
+    "data",
+    "models",
+    "noise",
+    "ops",
+    "procedures",
+    "statistics",
+    "training",
+]

@@ -1,0 +1,385 @@
+"""The command line: `smoothfast …` or `python -m smoothfast …`. Exit status 0 done, 1 failed, 2 bad usage."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from . import analysis, data, models, ops, plots, runs
+from .engine import PRECISIONS, RUNNERS, Engine, Job, resolve_precision
+from .logs import read_log
+from .noise import Stream
+from .procedures import Count, FixedCertify, FixedPredict, Procedure
+from .smoothing import METHODS, NOISES, SmoothedClassifier
+from .specs import choice
+from .statistics import TOP_SHARE
+from .training import PRECISIONS as TRAINING_PRECISIONS
+from .training import RECIPES, SCHEDULES, Settings, Trainer
+from .version import __version__
+from .weights import Weights, read_weights
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(stderr=True)  # tables go to stdout, everything else here
+
+DEMO_WEIGHTS = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"
+DEMO_SECONDS = 100.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
+DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
+NORMALIZATIONS = ("none", *models.STATISTICS)
+BENCHMARKS = {"noise": "noisy_replicas", "tally": "tally", "certify": "certify"}
+
+Item = TypeVar("Item")
+
+
+def _of(values: Iterable[str]) -> str:
+    return f"One of {', '.join(values)}."
+
+
+ModelOption = Annotated[str, typer.Option("--model", help=f"Base classifier: {models.SPECS}.")]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="safetensors or torch file; embedded if not given.")
+]
+DataOption = Annotated[str, typer.Option("--data", help=f"{data.SPECS}.")]
+SigmaOption = Annotated[float, typer.Option("--sigma", help="Standard deviation of the noise, in [0, 1] pixel units.")]
+ClassesOption = Annotated[
+    int | None, typer.Option("--classes", help="Number of classes, if neither weights nor data tell.")
+]
+NormalizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--normalize", help=f"{_of(NORMALIZATIONS)} After the noise; as in training if the weights tell, else none."
+    ),
+]
+NoiseOption = Annotated[str | None, typer.Option("--noise", help=f"{_of(NOISES)} By the images if not given.")]
+AlphaOption = Annotated[float, typer.Option("--alpha", help="Error level per image.")]
+MethodOption = Annotated[str, typer.Option("--method", help=_of(METHODS))]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of all noise.")]
+SkipOption = Annotated[int, typer.Option("--skip", help="Take every skip-th image.")]
+MaxOption = Annotated[int | None, typer.Option("--max", help="Take at most this many images.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", help="Rows per forward pass; by image size if not given.")]
+RunnerOption = Annotated[str, typer.Option("--runner", help=f"{_of(('auto', *RUNNERS))} auto compiles where it pays.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help=f"{_of(PRECISIONS)} auto is bf16 where hardware has it.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
+OutOption = Annotated[Path, typer.Option("--out", help="The log to write.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run if there is one.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the log and the picture.")] = Path("smoothfast-demo"),
+    n: Annotated[
+        int | None, typer.Option(help="Samples per image; as many as three minutes allow if not given.")
+    ] = None,
+    images: Annotated[int, typer.Option("--max", help="Take at most this many of the 200 images.")] = 200,
+    runner: RunnerOption = "auto",
+) -> None:
+    """Certify the embedded images with the embedded model: a table, a log and a picture."""
+    weights = read_weights(DEMO_WEIGHTS)
+    indices = runs.chosen(len(data.demo()), 1, images)
+    smoothed = _smoothed("resnet20", weights, 10, 0.25, runner=runs.choose_runner(runner, runs.COMPILE_FROM))
+    console.print(f"ResNet-20 trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
+    console.print(_describe(smoothed))
+    with console.status("preparing the base classifier"):
+        engine = smoothed.engine(data.demo().images[:1])
+    if n is None:
+        speed = _seconds_per_sample(engine, data.demo().images)
+        n = max(m for m in DEMO_SAMPLES if m == DEMO_SAMPLES[0] or speed * len(indices) * (m + 100) < DEMO_SECONDS)
+        console.print(
+            f"{speed * 1e6:.0f} microseconds per noisy copy here, so n = {n:,} samples per image (--n changes it)"
+        )
+    settings = {"command": "demo", "n0": 100, "n": n, "alpha": 0.001, "bound": "multiclass", "sigma": [0.25], "seed": 0}
+    log = out / "certify.tsv"
+    for old in (log, log.with_name(log.name + ".json")):
+        old.unlink(missing_ok=True)
+    runs.log_run(
+        smoothed, data.demo(), indices, lambda: FixedCertify(100, n, 0.001, 0.25, "multiclass"), settings, log,
+        progress=_progress,
+    )  # fmt: skip
+    _show([log], out / "certify.png")
+
+
+@app.command()
+def certify(
+    out: OutOption,
+    data_spec: DataOption = "demo",
+    model: ModelOption = "resnet20",
+    weights: WeightsOption = None,
+    sigma: SigmaOption = 0.25,
+    n0: Annotated[int, typer.Option("--n0", help="Samples that select the class.")] = 100,
+    n: Annotated[int, typer.Option("--n", help="Samples that bound its probability.")] = 100_000,
+    alpha: AlphaOption = 0.001,
+    method: MethodOption = "fixed",
+    bound: Annotated[str, typer.Option(help=_of(TOP_SHARE))] = "multiclass",
+    classes: ClassesOption = None,
+    normalize: NormalizeOption = None,
+    noise: NoiseOption = None,
+    runner: RunnerOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "cpu",
+    batch: BatchOption = None,
+    seed: SeedOption = 0,
+    skip: SkipOption = 1,
+    limit: MaxOption = None,
+    resume: ResumeOption = False,
+) -> None:
+    """Certify images: a class and an L2 radius for each, and the table of certified accuracy."""
+    settings = {"command": "certify", "n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound}
+    _run(
+        lambda: FixedCertify(n0, n, alpha, sigma, bound), n0 + n, settings, data_spec, model, weights, sigma, classes,
+        normalize, noise, runner, precision, device, batch, seed, skip, limit, out, resume,
+    )  # fmt: skip
+
+
+@app.command()
+def predict(
+    out: OutOption,
+    data_spec: DataOption = "demo",
+    model: ModelOption = "resnet20",
+    weights: WeightsOption = None,
+    sigma: SigmaOption = 0.25,
+    n: Annotated[int, typer.Option("--n", help="Samples per image.")] = 1000,
+    alpha: AlphaOption = 0.001,
+    method: MethodOption = "fixed",
+    classes: ClassesOption = None,
+    normalize: NormalizeOption = None,
+    noise: NoiseOption = None,
+    runner: RunnerOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "cpu",
+    batch: BatchOption = None,
+    seed: SeedOption = 0,
+    skip: SkipOption = 1,
+    limit: MaxOption = None,
+    resume: ResumeOption = False,
+) -> None:
+    """Predict images with the smoothed classifier, abstaining where the votes do not decide."""
+    settings = {"command": "predict", "n": n, "alpha": alpha, "method": method}
+    _run(
+        lambda: FixedPredict(n, alpha), n, settings, data_spec, model, weights, sigma, classes, normalize, noise,
+        runner, precision, device, batch, seed, skip, limit, out, resume,
+    )  # fmt: skip
+
+
+@app.command()
+def train(
+    data_spec: DataOption,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    recipe: Annotated[str, typer.Option(help=_of(RECIPES))] = "gaussian",
+    model: ModelOption = "resnet20",
+    sigma: SigmaOption = 0.25,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 24,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 256,
+    learning_rate: Annotated[float, typer.Option(help="The largest.")] = 0.4,
+    weight_decay: Annotated[float, typer.Option(help="On weights of convolutions and linear layers.")] = 5e-4,
+    schedule: Annotated[str, typer.Option(help=f"Of the learning rate. {_of(SCHEDULES)}")] = "one-cycle",
+    normalize: NormalizeOption = None,
+    classes: ClassesOption = None,
+    precision: Annotated[str, typer.Option(help=_of(TRAINING_PRECISIONS))] = "bf16",
+    seed: SeedOption = 0,
+    test: Annotated[str | None, typer.Option(help="Images to record accuracy under noise on; a --data spec.")] = None,
+    resume: ResumeOption = False,
+) -> None:
+    """Train a base classifier for smoothing."""
+    source = data.load(data_spec, "train")
+    num_classes = _num_classes(classes, {}, source)
+    settings = Settings(
+        recipe=recipe, sigma=sigma, normalize=_statistics(normalize or "none"), epochs=epochs, batch=batch,
+        schedule=schedule, learning_rate=learning_rate, weight_decay=weight_decay, precision=precision, seed=seed,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = models.load(model, num_classes)
+    held_out = None if test is None else data.in_memory(data.load(test, "test"))
+    about = {"model": model, "num_classes": str(num_classes), "data": data_spec, "smoothfast": __version__}
+    console.print(f"reading {len(source):,} training images")
+    trainer = Trainer(network, data.in_memory(source, _bar("images")), settings, out, held_out, about)
+
+    def epoch(steps: range) -> Iterator[int]:
+        return _bar(f"epoch {trainer.epoch + 1}/{epochs}")(steps)
+
+    metrics = trainer.fit(epoch, resume)
+    console.print(f"{out / 'model.safetensors'}: {json.dumps(metrics)}")
+
+
+@app.command()
+def analyze(
+    logs: Annotated[list[Path], typer.Argument(help="Logs of certify or predict, or of Cohen et al.")],
+    radii: Annotated[str | None, typer.Option(help="Comma-separated, for example 0,0.25,0.5.")] = None,
+    table_format: Annotated[str, typer.Option("--format", help=_of(get_args(analysis.Format)))] = "markdown",
+    plot: Annotated[Path | None, typer.Option(help="PNG or PDF of certified accuracy against radius.")] = None,
+) -> None:
+    """Certified accuracy by radius, average certified radius and abstention of one or more logs."""
+    try:
+        columns = None if radii is None else [float(radius) for radius in radii.split(",")]
+    except ValueError:
+        raise ValueError(f"radii is {radii!r}; it must be numbers separated by commas") from None
+    named = analysis.named([read_log(path) for path in logs])
+    print(analysis.render(analysis.summary(named, columns), table_format))  # type: ignore[arg-type]
+    if plot is not None:
+        plots.certified_accuracy_curve(named, plot)
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help=_of(BENCHMARKS))],
+    out: Annotated[Path | None, typer.Option(help="CSV file to append the rows to.")] = None,
+) -> None:
+    """Time a part of the package beside what people use today; rows with ratios and the machine's description."""
+    choice("benchmark", what, BENCHMARKS)
+    import_module(f"{__package__}.benchmarks.{BENCHMARKS[what]}").main(out)
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """What is built, and which kernels and instruction sets are live."""
+    extension = ops.extension
+    facts: dict[str, Any] = runs.environment() | {
+        "extension": None if extension is None else extension.build_info(),
+        "instruction_sets": [] if extension is None else extension.supported_instruction_sets(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "precision": resolve_precision("auto", torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(facts, indent=2) if as_json else "\n".join(f"{name:17} {fact}" for name, fact in facts.items()))
+
+
+def main() -> None:
+    """Entry point; an error is one line and an exit status."""
+    try:
+        app()
+    except (ValueError, FileExistsError, FileNotFoundError) as error:
+        console.print(f"smoothfast: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(2)
+    except OSError as error:
+        console.print(f"smoothfast: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(1)
+
+
+def _run(
+    procedure: Callable[[], Procedure],
+    samples: int,
+    settings: dict[str, Any],
+    data_spec: str,
+    model: str,
+    weights_path: Path | None,
+    sigma: float,
+    classes: int | None,
+    normalize: str | None,
+    noise: str | None,
+    runner: str,
+    precision: str,
+    device: str,
+    batch: int | None,
+    seed: int,
+    skip: int,
+    limit: int | None,
+    out: Path,
+    resume: bool,
+) -> None:
+    procedure()  # its arguments are checked before anything is loaded
+    choice("method", settings["method"], METHODS)
+    choice("runner", runner, ("auto", *RUNNERS))
+    if weights_path is None and model != "resnet20":
+        raise ValueError(f"weights is not given; the embedded weights are of resnet20, and model is {model}")
+    source = data.load(data_spec)
+    indices = runs.chosen(len(source), skip, limit)
+    weights = read_weights(weights_path or DEMO_WEIGHTS)
+    num_classes = _num_classes(classes, weights.about, source)
+    smoothed = _smoothed(
+        model, weights, num_classes, sigma, normalize=normalize, noise=noise, seed=seed, precision=precision,
+        max_batch=batch, runner=runs.choose_runner(runner, samples * len(indices)), device=device,
+    )  # fmt: skip
+    settings = settings | {
+        "data": data_spec, "model": model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
+        "normalize": smoothed.normalize, "seed": seed, "skip": skip, "max": limit,
+    }  # fmt: skip
+    console.print(f"{len(indices):,} images, {samples:,} samples each at most; {_describe(smoothed)}")
+    runs.log_run(smoothed, source, indices, procedure, settings, out, resume, _progress)
+    _show([out])
+
+
+def _smoothed(
+    model: str, weights: Weights, num_classes: int, sigma: float, normalize: str | None = None, device: str = "cpu",
+    **options: Any,
+) -> SmoothedClassifier:  # fmt: skip
+    network = models.load(model, num_classes)
+    weights.load_into(network)
+    statistics = weights.settings.get("normalize") if normalize is None else _statistics(normalize)
+    try:
+        network = network.eval().to(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}, which cannot be used: {error}") from error
+    return SmoothedClassifier(network, sigma, num_classes, normalize=statistics, **options)
+
+
+def _statistics(normalize: str) -> ops.Statistics | None:
+    choice("normalize", normalize, NORMALIZATIONS)
+    return models.STATISTICS.get(normalize)
+
+
+def _num_classes(classes: int | None, about: dict[str, str], source: data.Labelled) -> int:
+    """From the command line, else the weights file, else the data set."""
+    known = classes or int(about.get("num_classes", 0)) or len(getattr(source, "classes", ()))
+    if not known:
+        raise ValueError("classes is not given, and neither the weights nor the data tell it; pass --classes")
+    return known
+
+
+def _describe(smoothed: SmoothedClassifier) -> str:
+    normalization = "none" if smoothed.normalize is None else smoothed.normalize
+    return f"{smoothed.runner} base classifier, precision {smoothed.precision}, normalisation {normalization}"
+
+
+def _seconds_per_sample(engine: Engine, images: torch.Tensor) -> float:
+    """Measured on 8 micro-batches after one to warm up, of samples that no certificate uses."""
+    job = Job(images[0], 0, Count(engine.micro_batch, stream=Stream.TRAIN))
+    list(engine.run([job]))
+    started = time.perf_counter()
+    list(engine.run([Job(images[0], 0, Count(8 * engine.micro_batch, stream=Stream.TRAIN))]))
+    return (time.perf_counter() - started) / (8 * engine.micro_batch)
+
+
+def _show(logs: list[Path], picture: Path | None = None) -> None:
+    named = analysis.named([read_log(path) for path in logs])
+    print(analysis.render(analysis.summary(named), "markdown"))
+    written = [str(path) for path in logs]
+    if picture is not None:
+        plots.certified_accuracy_curve(named, picture)
+        written.append(str(picture))
+    console.print(f"written: {', '.join(written)}")
+
+
+def _bar(what: str) -> Callable[[Iterable[Item]], Iterator[Item]]:
+    """A progress bar over a sized iterable."""
+
+    def wrap(items: Iterable[Item]) -> Iterator[Item]:
+        with _columns() as bar:
+            yield from bar.track(items, description=what)
+
+    return wrap
+
+
+def _progress(decisions: Iterable[Item], left: int, done: int) -> Iterator[Item]:
+    with _columns() as bar:
+        task = bar.add_task("images", total=left + done, completed=done)
+        for decision in decisions:
+            yield decision
+            bar.advance(task)
+
+
+def _columns() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), console=console,
+    )  # fmt: skip

@@ -1,0 +1,77 @@
+"""The API of Cohen et al. 2019 (locuslab/smoothing), word for word, for code that is written against it."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import beta, binomtest, norm
+from torch import Tensor, nn
+
+from .engine import Job
+from .noise import Stream
+from .procedures import ABSTAIN, Count, Votes
+from .smoothing import SmoothedClassifier, checked_images
+
+
+class Smooth:
+    """A smoothed classifier as Cohen et al. define it: Gaussian noise on float images, Cohen's bound, their formulas.
+
+    Unlike theirs it is seeded, runs on any device and leaves the base classifier's mode alone. Every call draws new
+    samples, as theirs does. `SmoothedClassifier` gives larger radii (multi-class bound) that hold in floating point.
+
+    Args:
+        base_classifier: maps [B, C, H, W] in [0, 1] to [B, num_classes].
+        num_classes: K.
+        sigma: standard deviation of the noise, in [0, 1] pixel units.
+        seed: of all noise.
+    """
+
+    ABSTAIN = ABSTAIN
+
+    def __init__(self, base_classifier: nn.Module, num_classes: int, sigma: float, seed: int = 0) -> None:
+        self.base_classifier, self.num_classes, self.sigma = base_classifier, num_classes, sigma
+        self._smoothed = SmoothedClassifier(
+            base_classifier, sigma, num_classes, noise="gaussian", precision="fp32", seed=seed
+        )
+        self._calls = 0  # the image id of a call, so that each draws samples of its own
+
+    def certify(self, x: Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
+        """CERTIFY. With probability at least 1 - alpha the class returned is the smoothed classifier's everywhere
+        within the radius returned.
+
+        Args:
+            x: float [C, H, W] in [0, 1].
+            n0: samples that select the class.
+            n: samples that estimate its probability.
+            alpha: failure probability.
+            batch_size: rows per forward pass.
+
+        Returns:
+            (class, radius), or (ABSTAIN, 0.0).
+        """
+        self._calls += 1
+        top = int(self._counts(x, n0, batch_size, Stream.SELECT).argmax())
+        estimation = self._counts(x, n, batch_size, Stream.ESTIMATE)
+        lower = lower_confidence_bound(int(estimation[top]), n, alpha)
+        if lower < 0.5:
+            return ABSTAIN, 0.0
+        return top, float(self.sigma * norm.ppf(lower))
+
+    def predict(self, x: Tensor, n: int, alpha: float, batch_size: int) -> int:
+        """PREDICT: the most probable class, wrong with probability at most alpha, or ABSTAIN. Arguments as above."""
+        self._calls += 1
+        counts = self._counts(x, n, batch_size, Stream.PREDICT)
+        first, second = np.argsort(-counts, kind="stable")[:2]
+        if binomtest(int(counts[first]), int(counts[first] + counts[second]), 0.5).pvalue > alpha:
+            return ABSTAIN
+        return int(first)
+
+    def _counts(self, x: Tensor, n: int, batch_size: int, stream: Stream) -> Votes:
+        self._smoothed.max_batch = batch_size
+        images = checked_images(x[None])
+        (decision,) = self._smoothed.engine(images).run([Job(images[0], self._calls, Count(n, stream=stream))])
+        return decision.counts
+
+
+def lower_confidence_bound(successes: int, n: int, alpha: float) -> float:
+    """One-sided Clopper-Pearson lower bound, 0 at no success."""
+    return float(beta.ppf(alpha, successes, n - successes + 1)) if successes else 0.0

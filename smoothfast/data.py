@@ -1,0 +1,122 @@
+"""Labelled images behind one spec string: `demo`, `cifar10:ROOT`, `folder:PATH`, … as uint8 tensors.
+
+Nothing is downloaded. Normalisation is not done here: it belongs to the classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from .specs import resolve
+
+DEMO = Path(__file__).parent / "assets" / "cifar10-jpeg-test-200.safetensors"
+SPECS = "demo, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, folder:PATH or package.module:callable"
+SPLITS = ("train", "test")
+
+
+class Labelled(Protocol):
+    """A sequence of (image, label): images uint8 or float [C, H, W], labels int."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images uint8 [N, C, H, W] and labels int64 [N] held in memory."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def load(spec: str, split: str = "test") -> Labelled:
+    """The data set that a spec names.
+
+    Args:
+        spec: `demo` (200 test images of CIFAR-10 (JPEG), part of the package), `cifar10:ROOT`, `cifar100:ROOT`,
+            `imagenet:ROOT` (validation images, centre crop of 224), `folder:PATH` (ImageFolder; `PATH/train` and
+            `PATH/test` where they exist), or `package.module:callable`, called with the split.
+        split: "train" or "test".
+
+    Raises:
+        ValueError: the spec is not one of these, or its data are not there.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    if spec == "demo":
+        return demo()
+    kind, colon, rest = spec.partition(":")
+    if not colon or not rest:
+        raise ValueError(f"data is {spec!r}; it must be {SPECS}")
+    if kind in LOADERS:
+        try:
+            return LOADERS[kind](Path(rest), split)
+        except (FileNotFoundError, RuntimeError) as error:
+            raise ValueError(f"data is {spec!r}, which cannot be read: {error}") from error
+    source = resolve(spec, "data", SPECS)(split)
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise ValueError(f"data is {spec!r}, which returned {type(source).__name__}; it must return a data set")
+    return source
+
+
+def demo() -> Images:
+    """200 class-balanced test images of CIFAR-10 (JPEG) that ship with the package."""
+    with safe_open(DEMO, "pt") as file:
+        return Images(file.get_tensor("images"), file.get_tensor("labels"))
+
+
+def in_memory(source: Labelled, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Images:
+    """Decodes a whole data set, for training."""
+    pairs = [source[index] for index in progress(range(len(source)))]
+    images, labels = zip(*pairs, strict=True)
+    if len({image.shape for image in images}) > 1:
+        raise ValueError("the images differ in size; training needs one size")
+    return Images(torch.stack(images), torch.tensor(labels))
+
+
+def _cifar10(root: Path, split: str) -> Labelled:
+    return datasets.CIFAR10(str(root), train=split == "train", transform=v2.PILToTensor())
+
+
+def _cifar100(root: Path, split: str) -> Labelled:
+    return datasets.CIFAR100(str(root), train=split == "train", transform=v2.PILToTensor())
+
+
+def _imagenet(root: Path, split: str) -> Labelled:
+    crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+    return datasets.ImageNet(str(root), split="train" if split == "train" else "val", transform=crop)
+
+
+def _folder(path: Path, split: str) -> Labelled:
+    part = path / split
+    return datasets.ImageFolder(str(part if part.is_dir() else path), transform=v2.PILToTensor())
+
+
+LOADERS: dict[str, Callable[[Path, str], Labelled]] = {
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "imagenet": _imagenet,
+    "folder": _folder,
+}
+
+
+def batches(data: Images, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(index, images, labels) in order."""
+    for index in torch.arange(len(data)).split(size):
+        yield index, data.images[index], data.labels[index]

@@ -1,0 +1,238 @@
+"""Base classifiers of the field: CIFAR ResNets (He et al. 2016, section 4.2) and wide ResNets (Zagoruyko 2016).
+
+Inputs are images in [0, 1] that have been normalised, either by the fused kernel
+(`SmoothedClassifier(normalize=...)`) or by a `Normalize` layer in front of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from itertools import pairwise
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .specs import resolve
+
+CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+STATISTICS = {"cifar10": CIFAR10_STATISTICS, "cifar100": CIFAR100_STATISTICS, "imagenet": IMAGENET_STATISTICS}
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, as the first layer of a network that is fed images in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al.: every second pixel, new channels filled with zeros, no parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        before = (out_channels - in_channels) // 2
+        self.padding = (0, 0, 0, 0, before, out_channels - in_channels - before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+def projection_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Option B of He et al.: a strided 1x1 convolution and a batch norm."""
+    convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+
+
+SHORTCUTS = {"A": PadShortcut, "B": projection_shortcut}
+
+
+class BasicBlock(nn.Module):
+    """conv-BN-ReLU-conv-BN, plus the shortcut, then ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        changes_shape = stride != 1 or in_channels != out_channels
+        self.shortcut: nn.Module = (
+            SHORTCUTS[shortcut](in_channels, out_channels, stride) if changes_shape else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """CIFAR ResNet of depth 6n+2: three stages of n basic blocks, widths 16, 32, 64.
+
+    Args:
+        depth: 20, 32, 44, 56, 110, or any 6n+2.
+        num_classes: number of logits.
+        shortcut: "A" (zero padding, no parameters; the CIFAR networks of the paper) or "B" (1x1 convolution).
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10, shortcut: str = "A") -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth is {depth}; a CIFAR ResNet has depth 6n+2: 20, 32, 44, 56, 110")
+        if shortcut not in SHORTCUTS:
+            raise ValueError(f"shortcut is {shortcut!r}; it must be 'A' or 'B'")
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.stage1 = self._stage(16, 16, blocks, 1, shortcut)
+        self.stage2 = self._stage(16, 32, blocks, 2, shortcut)
+        self.stage3 = self._stage(32, 64, blocks, 2, shortcut)
+        self.fc = nn.Linear(64, num_classes)
+        _initialise(self)
+
+    @staticmethod
+    def _stage(in_channels: int, channels: int, blocks: int, stride: int, shortcut: str) -> nn.Sequential:
+        first = BasicBlock(in_channels, channels, stride, shortcut)
+        rest = (BasicBlock(channels, channels, 1, shortcut) for _ in range(blocks - 1))
+        return nn.Sequential(first, *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] to logits [N, num_classes]."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class WideBlock(nn.Module):
+    """Pre-activation block: BN-ReLU-conv-BN-ReLU-conv, plus the shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            if stride != 1 or in_channels != out_channels
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        residual = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return residual + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(nn.Module):
+    """Wide ResNet of depth 6n+4 and the given widening factor, without dropout.
+
+    Args:
+        depth: 6n+4, for example 28 or 34.
+        widen: factor on the widths 16, 32, 64.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, depth: int = 34, widen: int = 10, num_classes: int = 10) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth is {depth}; a wide ResNet has depth 6n+4: 16, 28, 34, 40")
+        widths = [16, 16 * widen, 32 * widen, 64 * widen]
+        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        stages = []
+        for stage, (before, width) in enumerate(pairwise(widths)):
+            first = WideBlock(before, width, 1 if stage == 0 else 2)
+            rest = (WideBlock(width, width, 1) for _ in range((depth - 4) // 6 - 1))
+            stages.append(nn.Sequential(first, *rest))
+        self.stage1, self.stage2, self.stage3 = stages
+        self.bn = nn.BatchNorm2d(widths[-1])
+        self.fc = nn.Linear(widths[-1], num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [N, 3, H, W] to logits [N, num_classes]."""
+        x = self.stage3(self.stage2(self.stage1(self.conv1(x))))
+        return self.fc(F.relu(self.bn(x)).mean((2, 3)))
+
+
+def _initialise(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def resnet20(num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """ResNet-20 for 32x32 images: 0.27 million parameters, 41 million multiply-adds."""
+    return ResNet(20, num_classes, shortcut)
+
+
+def resnet32(num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """ResNet-32 for 32x32 images: 0.46 million parameters, 69 million multiply-adds."""
+    return ResNet(32, num_classes, shortcut)
+
+
+def resnet56(num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """ResNet-56 for 32x32 images: 0.85 million parameters, 126 million multiply-adds."""
+    return ResNet(56, num_classes, shortcut)
+
+
+def resnet110(num_classes: int = 10, shortcut: str = "A") -> ResNet:
+    """ResNet-110 for 32x32 images, the CIFAR network of Cohen et al. (there with shortcut "B")."""
+    return ResNet(110, num_classes, shortcut)
+
+
+def wrn34_10(num_classes: int = 10) -> WideResNet:
+    """WRN-34-10 for 32x32 images: 46 million parameters."""
+    return WideResNet(34, 10, num_classes)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "wrn34_10": wrn34_10,
+}
+
+
+SPECS = f"one of {', '.join(MODELS)}, torchvision:NAME, timm:NAME or package.module:callable"
+
+
+def load(spec: str, num_classes: int) -> nn.Module:
+    """The untrained network that a spec names.
+
+    Args:
+        spec: a name of this module, `torchvision:resnet50`, `timm:NAME` where timm is installed, or
+            `package.module:callable`, called with `num_classes=`.
+        num_classes: number of logits.
+
+    Raises:
+        ValueError: the spec names nothing that can be built.
+    """
+    if spec in MODELS:
+        return MODELS[spec](num_classes=num_classes)
+    kind, _, name = spec.partition(":")
+    try:
+        if kind == "torchvision":
+            return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        if kind == "timm":
+            return import_module("timm").create_model(name, num_classes=num_classes)
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise ValueError(f"model is {spec!r}, which cannot be built: {error}") from error
+    network = resolve(spec, "model", SPECS)(num_classes=num_classes)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model is {spec!r}, which returned {type(network).__name__}; it must return an nn.Module")
+    return network

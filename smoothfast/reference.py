@@ -1,0 +1,130 @@
+"""Every op in a few lines of plain PyTorch: the definition that the compiled backends are tested against.
+
+Runs on any device, needs no compiler, and serves where no compiled kernel is registered. The typed signatures are the
+schemas of the ops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .noise import Stream
+
+WORD = 0xFFFFFFFF
+VERSION = 1
+
+
+def philox(counter: Sequence[Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011): four counter words and two key words to four words, all int64 tensors."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # wrapping is harmless: only the 64 bits matter
+        c0, c1, c2, c3 = _high(p1) ^ c1 ^ k0, p1 & WORD, _high(p0) ^ c3 ^ k1, p0 & WORD
+        k0, k1 = (k0 + 0x9E3779B9) & WORD, (k1 + 0xBB67AE85) & WORD
+    return [c0, c1, c2, c3]
+
+
+def noisy_replicas(
+    images: Tensor,
+    slots: Tensor,
+    image_ids: Tensor,
+    sample_ids: Tensor,
+    key: Tensor,
+    law: str,
+    table: Sequence[Tensor],
+    scale: Tensor,
+    shift: Tensor,
+    clip: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """Row r is (images[slots[r]] + noise of (image_ids[r], sample_ids[r])) * scale + shift; zeros if slots[r] < 0."""
+    shape = images.shape[1:]
+    sample = LAWS[law](math.prod(shape), image_ids, sample_ids, key, table).view(len(slots), *shape)
+    noisy = (images[slots.clamp(min=0)].double() + sample).float()
+    if clip:
+        noisy = noisy.clamp(0, 1 if images.is_floating_point() else 255)
+    # One rounding, as the fused multiply-add of the kernels: the float64 sum is exact or nearly so.
+    out = (noisy.double() * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1)).float()
+    out = out.masked_fill_((slots < 0).view(-1, 1, 1, 1), 0).to(dtype)
+    return out.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
+    """Adds the vote of row r, its argmax (lowest index on ties), to counts[slots[r]]; rows with a non-finite logit
+    go to invalid[slots[r]] instead; rows with slots[r] < 0 are padding."""
+    finite = logits.isfinite().all(1)
+    # argmax may return any of several maxima; the first one is part of the definition.
+    votes = (logits == logits.amax(1, keepdim=True)).int().argmax(1)
+    valid, broken = (slots >= 0) & finite, (slots >= 0) & ~finite
+    one = torch.ones_like(slots)
+    counts.index_put_((slots[valid], votes[valid]), one[valid], accumulate=True)
+    invalid.index_put_((slots[broken],), one[broken], accumulate=True)
+
+
+def _high(product: Tensor) -> Tensor:
+    return (product >> 32) & WORD
+
+
+def _key_words(key: Tensor) -> tuple[Tensor, Tensor]:
+    return key[0] & WORD, _high(key[0])
+
+
+def _row_words(image_ids: Tensor, sample_ids: Tensor, tag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    c3 = (image_ids >> 32) << 20 | (sample_ids >> 32) << 12 | tag << 4 | VERSION
+    return sample_ids & WORD, image_ids & WORD, c3
+
+
+def _words(elements: int, image_ids: Tensor, sample_ids: Tensor, key: Tensor) -> Tensor:
+    """The 32-bit words of elements 0 .. elements-1, int64 [R, elements]: word w of block b belongs to element
+    64 (b // 16) + 16 w + b % 16."""
+    tiles = math.ceil(elements / 64)
+    blocks = torch.arange(16 * tiles, device=key.device)
+    rows = [word[:, None] for word in _row_words(image_ids, sample_ids, key[1])]
+    words = philox([blocks.expand(len(image_ids), -1), *rows], _key_words(key))
+    return torch.stack([word.view(-1, tiles, 16) for word in words], dim=2).flatten(1)[:, :elements]
+
+
+def _lattice(elements: int, image_ids: Tensor, sample_ids: Tensor, key: Tensor, table: Sequence[Tensor]) -> Tensor:
+    """N = #{i : T[i] <= u} - M, where the lower 64 bits of u are looked at only if the word ties with a threshold."""
+    high, low, _ = table
+    reach = high.shape[1] // 2
+    words = _words(elements, image_ids, sample_ids, key)
+    parts = words.chunk(high.shape[0], 1) if high.shape[0] > 1 else (words,)
+    below = torch.cat([torch.searchsorted(h, w.contiguous()) for h, w in zip(high, parts, strict=True)], 1)
+    upto = torch.cat([torch.searchsorted(h, w.contiguous(), right=True) for h, w in zip(high, parts, strict=True)], 1)
+    rows, ties = torch.nonzero(below != upto, as_tuple=True)
+    tag = key[1] << 4 | Stream.REFINE
+    bits = philox([ties, *_row_words(image_ids[rows], sample_ids[rows], tag)], _key_words(key))
+    refined = bits[0] << 32 | bits[1]
+    part = ties * high.shape[0] // elements
+    for _ in range(int((upto - below).max()) if len(ties) else 0):
+        at = below[rows, ties]
+        passed = (below[rows, ties] < upto[rows, ties]) & _unsigned_le(low[part, at.clamp(max=2 * reach - 1)], refined)
+        below[rows, ties] += passed
+    return (below - reach).double()
+
+
+def _unsigned_le(a: Tensor, b: Tensor) -> Tensor:
+    flip = -(2**63)
+    return (a ^ flip) <= (b ^ flip)
+
+
+def _gaussian(elements: int, image_ids: Tensor, sample_ids: Tensor, key: Tensor, table: Sequence[Tensor]) -> Tensor:
+    """Box-Muller in float64, rounded to float32, then times sigma: words 0 and 1 of a block make the radius and the
+    angle of the normals of elements j and j + 16 of a tile, words 2 and 3 those of j + 32 and j + 48."""
+    tiles = math.ceil(elements / 64)
+    pairs = _words(64 * tiles, image_ids, sample_ids, key).view(-1, tiles, 2, 2, 16).double()
+    radius = torch.sqrt(-2 * torch.log((pairs[:, :, :, 0] + 1) * 2.0**-32))
+    angle = pairs[:, :, :, 1] * (2 * math.pi * 2.0**-32)
+    normal = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], 3).flatten(1)[:, :elements]
+    sigma = table[0].double().repeat_interleave(elements // len(table[0]))
+    return normal.float().double() * sigma
+
+
+LAWS = {"lattice": _lattice, "gaussian": _gaussian}

@@ -1,0 +1,140 @@
+"""A data set through a smoothed classifier into a log: what `smoothfast certify`, `predict` and `demo` do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import ops
+from .data import Labelled
+from .engine import Engine, Job
+from .logs import Row, RunLog
+from .procedures import Decision, Procedure
+from .smoothing import SmoothedClassifier, checked_images
+from .version import __version__
+
+# Compilation takes 10 to 30 s and then saves about half of each forward pass: it pays from about this many on.
+COMPILE_FROM = 100_000
+
+
+def chosen(count: int, skip: int, limit: int | None) -> list[int]:
+    """Indices 0, skip, 2 skip, … of a data set, at most `limit` of them."""
+    if skip < 1:
+        raise ValueError(f"skip is {skip}; it must be at least 1")
+    if limit is not None and limit < 1:
+        raise ValueError(f"max is {limit}; it must be at least 1")
+    return list(range(0, count, skip))[:limit]
+
+
+def choose_runner(runner: str, forward_passes: int) -> str:
+    """ "auto" compiles where there is a compiler and enough work to pay for it. Decided by the whole run, so that a
+    resumed run is the same function."""
+    if runner != "auto":
+        return runner
+    has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
+    return "compiled" if has_compiler and forward_passes >= COMPILE_FROM else "eager"
+
+
+def log_run(
+    smoothed: SmoothedClassifier,
+    data: Labelled,
+    indices: list[int],
+    procedure: Callable[[], Procedure],
+    settings: dict[str, Any],
+    path: Path,
+    resume: bool = False,
+    progress: Callable[[Iterable[Decision], int, int], Iterable[Decision]] = lambda decisions, *_: decisions,
+) -> None:
+    """Decides the images `indices` of a data set and writes a row for each as soon as it is decided.
+
+    Args:
+        smoothed: the classifier.
+        data: images and labels; the index of an image is the id its noise is drawn under.
+        indices: which of them.
+        procedure: makes the procedure of one image.
+        settings: what else the results depend on; the choices of the engine are added.
+        path: the log.
+        resume: go on with the log if there is one.
+        progress: wraps the decisions for display: (decisions, number to come, number done before).
+    """
+    first = checked_images(data[indices[0]][0][None])
+    engine = smoothed.engine(first)
+    with RunLog(path, settings | engine.meta, environment(), resume) as log:
+        left = [index for index in indices if index not in log.done]
+        labels: dict[int, int] = {}
+        decisions = engine.run(_jobs(data, left, procedure, labels, engine))
+        started = time.perf_counter()
+        for index, decision in zip(left, progress(decisions, len(left), len(log.done)), strict=True):
+            now = time.perf_counter()
+            log.append(_row(index, labels.pop(index), decision, now - started))
+            started = now
+
+
+def _jobs(
+    data: Labelled, indices: list[int], procedure: Callable[[], Procedure], labels: dict[int, int], engine: Engine
+) -> Iterator[Job]:
+    for index in indices:
+        image, labels[index] = data[index]
+        yield Job(_checked(image, index, engine), index, procedure())
+
+
+def _checked(image: Tensor, index: int, engine: Engine) -> Tensor:
+    checked: Tensor = checked_images(image[None])[0]
+    if checked.shape != engine.shape or checked.dtype != engine.image_dtype:
+        raise ValueError(
+            f"image {index} is {checked.dtype} {tuple(checked.shape)}; the first one is {engine.image_dtype} "
+            f"{engine.shape}, and a run needs images of one kind"
+        )
+    return checked
+
+
+def _row(index: int, label: int, decision: Decision, seconds: float) -> Row:
+    counts = decision.counts
+    top = decision.label if decision.label >= 0 else int(counts.argmax())
+    others = np.delete(counts, top)
+    return Row(
+        idx=index,
+        label=label,
+        predict=decision.label,
+        radius=decision.radius,
+        time=seconds,
+        samples=decision.samples,
+        nA=int(counts[top]),
+        nB=int(others.max()),
+        invalid=decision.invalid,
+        p_lower=decision.p_lower,
+        p_upper=decision.p_upper,
+    )
+
+
+def environment() -> dict[str, Any]:
+    """What a run happened on; recorded beside the settings, and no result depends on it."""
+    extension = ops.extension
+    return {
+        "smoothfast": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "kernels": extension.instruction_set() if extension is not None else "reference",
+    }
+
+
+def processor() -> str:
+    """The processor's name, family and model, as the system tells it."""
+    about: dict[str, str] = {}
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            about.setdefault(name.strip(), value.strip())
+    name = about.get("model name") or platform.processor() or platform.machine()
+    return f"{name} (family {about['cpu family']}, model {about['model']})" if "cpu family" in about else name

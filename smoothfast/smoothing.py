@@ -1,0 +1,339 @@
+"""The smoothed classifier: g(x) = the class that the base classifier gives most noisy copies of x."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .engine import Engine, Job
+from .noise import MAX_IMAGE_ID, Law, gaussian_law, lattice_law
+from .procedures import Count, Decision, FixedCertify, FixedPredict, Procedure
+from .specs import choice
+
+VOTINGS = ("prediction",)
+NOISES = ("lattice", "gaussian")
+METHODS = ("fixed",)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What PREDICT returns.
+
+    Attributes:
+        labels: int64 [N], ABSTAIN (-1) where the votes do not decide.
+        counts: int64 [N, K] votes by class.
+        p_values: float64 [N] of the test of the two largest counts.
+        samples: int64 [N] noisy copies drawn.
+    """
+
+    labels: Tensor
+    counts: Tensor
+    p_values: Tensor
+    samples: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """What CERTIFY returns: around image i, up to `radii[i]` in L2, the smoothed classifier returns `labels[i]`.
+
+    Attributes:
+        labels: int64 [N], ABSTAIN (-1) where nothing is certified.
+        radii: float64 [N] in [0, 1] pixel units, rounded down; 0 when abstaining. Each is wrong with probability at
+            most alpha.
+        p_lower, p_upper: float64 [N], bounds of the probability of the label and of every other class.
+        counts: int64 [N, K] votes of the estimation samples.
+        invalid: int64 [N] of them without a class (logits that are not finite); they count as a rival.
+        samples: int64 [N] noisy copies drawn, selection included.
+        alpha, sigma, seed: what the certificate holds for.
+        sound: whether it holds in the arithmetic actually used: lattice noise on uint8 images, a base classifier that
+            is one fixed function of each noisy image, every rounding directed.
+        meta: all that is needed to replay it.
+    """
+
+    labels: Tensor
+    radii: Tensor
+    p_lower: Tensor
+    p_upper: Tensor
+    counts: Tensor
+    invalid: Tensor
+    samples: Tensor
+    alpha: float
+    sigma: float
+    seed: int
+    sound: bool
+    meta: dict[str, Any]
+
+
+class SmoothedClassifier(nn.Module):
+    """A base classifier, smoothed: a drop-in module, and the procedures PREDICT and CERTIFY of Cohen et al. 2019.
+
+    `forward` draws new samples at every call; `votes`, `predict` and `certify` are pure functions of the seed, the
+    images and their ids. The base classifier runs in eval mode and is left in the mode it was in.
+
+    Args:
+        base: any module from images [B, C, H, W] to logits [B, K].
+        sigma: standard deviation of the noise, in [0, 1] pixel units; one number, or one per channel (a certificate
+            then uses the smallest).
+        num_classes: K.
+        samples: noisy copies per image in `forward`.
+        voting: "prediction": each copy votes for its most probable class.
+        normalize: (mean, std) per channel, fused into the noise kernel; None where `base` normalises itself.
+        noise: "lattice" (exact, needs uint8 images) or "gaussian"; None takes lattice for uint8 and gaussian for
+            float images.
+        seed: of all noise, 0 .. 2**64 - 1.
+        precision: "fp32", "bf16", or "auto": bf16 where the hardware multiplies in it.
+        max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
+        runner: "eager", or "compiled": about twice as fast after about ten seconds of compilation.
+        clip: clamp noisy images to their range; the clamp is then part of the base classifier.
+        deterministic: let every call of `forward` repeat the same samples. An attacker then faces a deterministic
+            model: say so beside any robustness figure.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    sigma: Tensor
+
+    def __init__(
+        self,
+        base: nn.Module,
+        sigma: float | Sequence[float],
+        num_classes: int,
+        samples: int = 64,
+        voting: str = "prediction",
+        normalize: ops.Statistics | None = None,
+        noise: str | None = None,
+        seed: int = 0,
+        precision: str = "auto",
+        max_batch: int | None = None,
+        *,
+        runner: str = "eager",
+        clip: bool = False,
+        deterministic: bool = False,
+    ) -> None:
+        super().__init__()
+        choice("voting", voting, VOTINGS)
+        if noise is not None:
+            choice("noise", noise, NOISES)
+        for name, value, least in (
+            ("num_classes", num_classes, 2),
+            ("samples", samples, 1),
+            ("max_batch", max_batch, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
+        self.base = base
+        self.register_buffer("sigma", torch.tensor(gaussian_law(sigma).sigma, dtype=torch.float64))
+        self.num_classes, self.samples, self.normalize, self.noise, self.seed = (
+            num_classes,
+            samples,
+            normalize,
+            noise,
+            seed,
+        )
+        self.precision, self.max_batch, self.runner, self.clip = precision, max_batch, runner, clip
+        self.deterministic = deterministic
+        self._engine: tuple[Any, Engine] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """The next call of `forward` starts again from the first sample."""
+        self._next_sample = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-scores float32 [N, K] of images [N, C, H, W]; their argmax is the prediction.
+
+        The score of a class with c of n votes is log((c + 1/2) / (n + K/2)): finite, and in the order of the votes.
+        Every call draws samples that were not drawn before, unless `deterministic`.
+        """
+        first = 0 if self.deterministic else self._next_sample
+        self._next_sample = first + self.samples
+        decisions = self._decide(_finite(images), None, lambda: Count(self.samples, first))
+        counts = self._stack(decisions, "counts").to(images.device)
+        return torch.log((counts + 0.5) / (self.samples + self.num_classes / 2)).float()
+
+    def votes(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Votes by class, int64 [N, K], of the first `samples` noisy copies of each image."""
+        return self._stack(self._decide(checked_images(images), image_ids, lambda: Count(samples)), "counts")
+
+    def predict(
+        self,
+        images: Tensor,
+        n: int = 1000,
+        alpha: float = 0.001,
+        method: str = "fixed",
+        image_ids: Sequence[int] | Tensor | None = None,
+    ) -> Prediction:
+        """PREDICT: the most probable class under noise, wrong with probability at most alpha, or ABSTAIN.
+
+        Args:
+            images: uint8 (0..255) or float (0..1) [N, C, H, W].
+            n: samples per image, at least 11 at alpha 0.001.
+            alpha: error level per image.
+            method: "fixed".
+            image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
+        """
+        choice("method", method, METHODS)
+        decisions = self._decide(checked_images(images), image_ids, lambda: FixedPredict(n, alpha))
+        return Prediction(
+            self._stack(decisions, "label"),
+            self._stack(decisions, "counts"),
+            self._stack(decisions, "p_value"),
+            self._stack(decisions, "samples"),
+        )
+
+    def certify(
+        self,
+        images: Tensor,
+        n0: int = 100,
+        n: int = 100_000,
+        alpha: float = 0.001,
+        method: str = "fixed",
+        bound: str = "multiclass",
+        image_ids: Sequence[int] | Tensor | None = None,
+    ) -> Certificate:
+        """CERTIFY: a class and an L2 radius within which it stays the prediction, wrong with probability at most alpha.
+
+        Args:
+            images: uint8 (0..255) or float (0..1) [N, C, H, W]. Only uint8 images give sound certificates.
+            n0: samples that select the class.
+            n: other samples that bound its probability.
+            alpha: error level per image.
+            method: "fixed".
+            bound: "multiclass" (sigma/2 (Phi^-1(p_A) - Phi^-1(p_B))) or "cohen" (p_B = 1 - p_A).
+            image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
+        """
+        choice("method", method, METHODS)
+        sigma = min(self.sigma.tolist())
+        decisions = self._decide(checked_images(images), image_ids, lambda: FixedCertify(n0, n, alpha, sigma, bound))
+        engine = self.engine(images)
+        settings = {"n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound}
+        return Certificate(
+            labels=self._stack(decisions, "label"),
+            radii=self._stack(decisions, "radius"),
+            p_lower=self._stack(decisions, "p_lower"),
+            p_upper=self._stack(decisions, "p_upper"),
+            counts=self._stack(decisions, "counts"),
+            invalid=self._stack(decisions, "invalid"),
+            samples=self._stack(decisions, "samples"),
+            alpha=alpha,
+            sigma=sigma,
+            seed=self.seed,
+            sound=is_sound(engine),
+            meta={**settings, **engine.meta, "sigma": self.sigma.tolist(), "seed": self.seed},
+        )
+
+    def engine(self, images: Tensor) -> Engine:
+        """The engine for images [N, C, H, W] of this shape and dtype; built anew when these or the weights change."""
+        dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
+        sigma, shape = tuple(self.sigma.tolist()), tuple(images.shape[1:])
+        # A compiled runner has the weights frozen in, so their versions are part of what it is.
+        weights = tuple((t.data_ptr(), t._version) for t in self.base.state_dict(keep_vars=True).values())
+        choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.runner, self.clip)
+        key = (shape, dtype, sigma, weights, choices)
+        if self._engine is None or self._engine[0] != key:
+            if self.base.training:
+                warnings.warn("the base classifier is in train mode; it runs in eval mode here", stacklevel=4)
+            engine = Engine(
+                self.base,
+                self._law(dtype, sigma),
+                (shape[0], shape[1], shape[2]),
+                dtype,
+                self.num_classes,
+                self.seed,
+                self.normalize,
+                self.precision,
+                self.max_batch,
+                self.runner,
+                self.clip,
+            )
+            self._engine = (key, engine)
+        return self._engine[1]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a checkpoint of this module, or a plain one of its base classifier."""
+        if not any(name.startswith("base.") for name in state_dict):
+            state_dict = {f"base.{name}": value for name, value in state_dict.items()} | {"sigma": self.sigma}
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _decide(
+        self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[[], Procedure]
+    ) -> list[Decision]:
+        procedure()  # its arguments are checked even where there is no image
+        ids = _checked_ids(image_ids, len(images))
+        if len(images) == 0:
+            return []
+        jobs = (Job(image, image_id, procedure()) for image, image_id in zip(images, ids, strict=True))
+        return list(self.engine(images).run(jobs))
+
+    def _stack(self, decisions: list[Decision], name: str) -> Tensor:
+        values = np.array([getattr(decision, name) for decision in decisions])
+        shape = (len(decisions), self.num_classes) if name == "counts" else (len(decisions),)
+        integer = name in ("label", "counts", "samples", "invalid")
+        return torch.from_numpy(values.astype(np.int64 if integer else np.float64).reshape(shape))
+
+    def _law(self, dtype: torch.dtype, sigma: tuple[float, ...]) -> Law:
+        noise = self.noise or ("lattice" if dtype == torch.uint8 else "gaussian")
+        if noise == "gaussian":
+            return gaussian_law(sigma, levels=255 if dtype == torch.uint8 else 1)
+        if dtype != torch.uint8:
+            raise ValueError("noise is 'lattice', which needs uint8 images; pass uint8, or noise='gaussian'")
+        return lattice_law(sigma)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SmoothedClassifier:
+        sigma = self.sigma
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.sigma = sigma.to(self.sigma.device)  # half() must not round sigma
+        return self
+
+
+def is_sound(engine: Engine) -> bool:
+    """Whether radii from this engine hold in the arithmetic actually used (docs/soundness.md)."""
+    return engine.law.name == "lattice" and bool(engine.meta["row_function"])
+
+
+def checked_images(images: Tensor) -> Tensor:
+    """Images uint8 or float32 [N, C, H, W] in their range.
+
+    Raises:
+        ValueError: wrong shape, dtype or range, or a value that is not finite.
+    """
+    images = _finite(images)
+    if images.is_floating_point() and len(images) and (images.min() < 0 or images.max() > 1):
+        low, high = float(images.min()), float(images.max())
+        raise ValueError(
+            f"images are float and range over {low:.4g} .. {high:.4g}; float images must lie in 0 .. 1 "
+            "(pass uint8 for 0 .. 255, and normalisation as normalize=(mean, std))"
+        )
+    return images
+
+
+def _finite(images: Tensor) -> Tensor:
+    if images.dim() != 4:
+        raise ValueError(f"images have shape {tuple(images.shape)}; they must be [N, C, H, W]")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; they must be uint8 (0..255) or float (0..1)")
+    if not images.isfinite().all():
+        raise ValueError("images hold values that are not finite (NaN or inf)")
+    return images.detach().float()
+
+
+def _checked_ids(image_ids: Sequence[int] | Tensor | None, count: int) -> list[int]:
+    ids = list(range(count)) if image_ids is None else [int(i) for i in image_ids]
+    if len(ids) != count:
+        raise ValueError(f"image_ids has {len(ids)} entries; there are {count} images")
+    for image_id in ids:
+        if not 0 <= image_id <= MAX_IMAGE_ID:
+            raise ValueError(f"image_ids holds {image_id}; ids must lie in 0 .. 2**44 - 1")
+    return ids

@@ -1,0 +1,95 @@
+"""Weights files: safetensors, or torch checkpoints loaded with `weights_only=True`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+# Prefixes that wrappers leave: DataParallel, Sequential(normalise, network), SmoothedClassifier, torch.compile.
+PREFIXES = ("module.", "1.", "base.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of a network, and what the file says about them.
+
+    Attributes:
+        tensors: name to tensor.
+        about: metadata of a safetensors file; empty for a torch checkpoint.
+        sha256: of the file.
+    """
+
+    tensors: Mapping[str, Tensor]
+    about: dict[str, str] = field(default_factory=dict)
+    sha256: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that `smoothfast train` trained with, where it wrote this file."""
+        settings = json.loads(self.about.get("settings", "{}"))
+        return settings if isinstance(settings, dict) else {}
+
+    def load_into(self, network: nn.Module) -> None:
+        """Loads the tensors, names matched up to the prefixes of wrappers.
+
+        Raises:
+            ValueError: a tensor is missing, left over, or of another shape.
+        """
+        wanted = network.state_dict()
+        given = dict(self.tensors)
+        while given.keys() != wanted.keys():
+            prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in given)), None)
+            if prefix is None or not given:
+                break
+            given = {name.removeprefix(prefix): value for name, value in given.items()}
+        faults = [f"{name} is missing" for name in wanted if name not in given]
+        faults += [f"{name} is not in the model" for name in given if name not in wanted]
+        faults += [
+            f"{name} is {tuple(given[name].shape)}, the model has {tuple(wanted[name].shape)}"
+            for name in wanted
+            if name in given and given[name].shape != wanted[name].shape
+        ]
+        if faults:
+            more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+            raise ValueError(f"the weights do not fit the model: {'; '.join(faults[:5])}{more}")
+        network.load_state_dict(given)
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads a safetensors file, or a torch file that holds a state dict or has one under "state_dict" or "model".
+
+    Raises:
+        ValueError: the file is neither, or holds anything but plain tensors.
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                names = file.keys()
+                return Weights({name: file.get_tensor(name) for name in names}, file.metadata() or {}, digest)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read with weights_only=True: {error}") from error
+    for name in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    # Cohen's checkpoints are Sequential(normalise, network): what layer 0 keeps is not the network's.
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items()}
+    if any(name.startswith("1.") for name in tensors):
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("0.")}
+    return Weights(tensors, {}, digest)

@@ -1,0 +1,192 @@
+"""The ops as PyTorch sees them: opcheck, torch.compile, torch.export, schemas, and the choice of backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import smoothfast as sf
+from smoothfast import ops, reference
+from smoothfast.noise import Stream, gaussian_law, lattice_law, stream_key
+
+SLOTS = torch.tensor([1, 0, -1, 1])
+IDS = torch.tensor([2**33, 3, 0, 2**33])
+IMAGES = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+KEY = stream_key(5, Stream.ESTIMATE)
+SIGMA = (0.25, 0.5, 0.12)
+LAWS = {torch.uint8: lattice_law(SIGMA), torch.float32: gaussian_law(SIGMA)}
+AFFINE = {dtype: ops.affine(([0.5] * 3, [0.25] * 3), 3, dtype) for dtype in LAWS}
+
+
+def replica_arguments(images: Tensor, dtype: torch.dtype, channels_last: bool, rows: int = 4) -> tuple[Any, ...]:
+    law, (scale, shift) = LAWS[images.dtype], AFFINE[images.dtype]
+    indices = [part[:rows] for part in (SLOTS, IDS, IDS)]
+    return images, *indices, KEY, law.name, list(law.table), scale, shift, False, dtype, channels_last
+
+
+def tally_arguments(logits: Tensor) -> tuple[Tensor, ...]:
+    return logits, SLOTS, torch.zeros(2, logits.shape[1], dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+
+
+def smoothed(images: Tensor, counts: Tensor, invalid: Tensor) -> Tensor:
+    """Both ops in one function; the classes are the four first pixels."""
+    replicas = ops.noisy_replicas(images, SLOTS, IDS, IDS, KEY, LAWS[images.dtype], *AFFINE[images.dtype])
+    logits = replicas.flatten(1)[:, :4] * 2
+    ops.tally(logits.detach(), SLOTS, counts, invalid)
+    return logits
+
+
+def results(function: Any, images: Tensor) -> list[Tensor]:
+    """Logits, counts, invalid and, for float images, their gradient."""
+    leaf = images.clone().requires_grad_(images.is_floating_point())
+    counts, invalid = tally_arguments(torch.zeros(4, 4))[2:]
+    logits = function(leaf, counts, invalid)
+    gradient = list(torch.autograd.grad(logits.square().sum(), leaf)) if leaf.requires_grad else []
+    return [logits.detach(), counts, invalid, *gradient]
+
+
+def check_equal(actual: list[Tensor], wanted: list[Tensor]) -> None:
+    for a, b in zip(actual, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+# ---- PyTorch's own checks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        replica_arguments(IMAGES, torch.float32, False),
+        replica_arguments(IMAGES[:, :, :1, :1], torch.bfloat16, True),
+        replica_arguments(IMAGES, torch.float16, False, rows=0),
+        replica_arguments(IMAGES / 255, torch.float16, True),
+        replica_arguments((IMAGES / 255).requires_grad_(), torch.float32, False),
+        replica_arguments((IMAGES / 255).requires_grad_(), torch.bfloat16, True),
+    ],
+    ids=["lattice", "pixel", "no-rows", "gaussian", "gradient", "gradient-bfloat16"],
+)
+def test_opcheck_of_noisy_replicas(arguments: tuple[Any, ...]) -> None:
+    torch.library.opcheck(torch.ops.smoothfast.noisy_replicas.default, arguments)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_opcheck_of_tally(dtype: torch.dtype, requires_grad: bool) -> None:
+    logits = torch.randn(4, 10, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.smoothfast.tally.default, tally_arguments(logits))
+
+
+@pytest.mark.parametrize(("name", "mutates"), [("noisy_replicas", ()), ("tally", ("counts", "invalid"))])
+def test_schema_is_that_of_the_reference(name: str, mutates: tuple[str, ...]) -> None:
+    schema = torch.library.infer_schema(getattr(reference, name), mutates_args=mutates)
+    assert str(getattr(torch.ops.smoothfast, name).default._schema) == f"smoothfast::{name}{schema}"
+
+
+def test_fake_kernels_check_shapes() -> None:
+    images, *rest = replica_arguments(IMAGES, torch.float32, False)
+    with torch.device("meta"):
+        logits, slots, counts, invalid = (torch.empty_like(part) for part in tally_arguments(torch.zeros(4, 10)))
+        with pytest.raises(RuntimeError, match=r"images must be \[S, C, H, W\], not \(3, 5, 7\)"):
+            torch.ops.smoothfast.noisy_replicas(torch.empty(images.shape[1:]), *rest)
+        with pytest.raises(RuntimeError, match=r"logits must be \[R, K\], not \(10,\)"):
+            torch.ops.smoothfast.tally(logits[0], slots, counts, invalid)
+
+
+# ---- compile and export ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["aot_eager", "inductor"])
+def compiler(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "inductor" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        pytest.skip("inductor needs a C++ compiler")
+    torch._dynamo.reset()
+    yield request.param
+    torch._dynamo.reset()
+
+
+def test_compile(compiler: str) -> None:
+    compiled = torch.compile(smoothed, fullgraph=True, backend=compiler)
+    images = IMAGES / 255 if compiler == "aot_eager" else IMAGES
+    check_equal(results(compiled, images), results(smoothed, images))
+
+
+def test_export() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, images: Tensor, counts: Tensor, invalid: Tensor) -> Tensor:
+            return smoothed(images, counts, invalid)
+
+    exported = torch.export.export(Module(), (IMAGES, *tally_arguments(torch.zeros(4, 4))[2:]))
+    check_equal(results(exported.module(), IMAGES), results(smoothed, IMAGES))
+
+
+def test_autocast_leaves_the_ops_alone() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = results(smoothed, IMAGES)
+    check_equal(inside, results(smoothed, IMAGES))
+
+
+# ---- the choice of backend -------------------------------------------------------------------------------------------
+
+# Prints what a process with other settings computes.
+PROBE = """
+import json, torch, smoothfast as sf
+noise = sf.noise.lattice((200,), 0.5, 2**40, 2**33, [0, 2**32], sf.noise.Stream.PREDICT)
+counts, invalid = torch.zeros(1, 200, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+logits = torch.cat([noise.float(), torch.full((1, 200), torch.nan)])
+sf.ops.tally(logits, torch.zeros(3, dtype=torch.int64), counts, invalid)
+extension = sf.ops.extension
+used = "reference" if extension is None else extension.instruction_set()
+print(json.dumps([used, noise.tolist(), counts.tolist(), invalid.tolist()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def probes(extension: Any) -> dict[str, tuple[int, str, str]]:
+    """Exit status, output and errors of a process for each setting; all at once, since each must import torch."""
+    path = os.pathsep.join([str(Path(sf.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    settings = ["SMOOTHFAST_BACKEND=reference", "SMOOTHFAST_CPU=scalar", "SMOOTHFAST_BACKEND=best", "SMOOTHFAST_CPU=best"]
+    processes = {
+        setting: subprocess.Popen(
+            [sys.executable, "-c", PROBE],
+            env=os.environ | {"PYTHONPATH": path} | dict([setting.split("=")]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for setting in settings
+    }
+    outputs = {setting: process.communicate() for setting, process in processes.items()}
+    return {setting: (processes[setting].returncode, *outputs[setting]) for setting in settings}
+
+
+def test_every_backend_gives_the_same_noise_and_tally(probes: dict[str, tuple[int, str, str]]) -> None:
+    plain = json.loads(probes["SMOOTHFAST_BACKEND=reference"][1])
+    scalar = json.loads(probes["SMOOTHFAST_CPU=scalar"][1])
+    assert (plain[0], scalar[0]) == ("reference", "scalar")
+    assert plain[1] == sf.noise.lattice((200,), 0.5, 2**40, 2**33, [0, 2**32], Stream.PREDICT).tolist()
+    assert plain[1:] == scalar[1:]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("SMOOTHFAST_BACKEND=best", "SMOOTHFAST_BACKEND is 'best'; it must be one of auto, reference"),
+        ("SMOOTHFAST_CPU=best", "SMOOTHFAST_CPU is 'best'; it must be scalar, avx2 or avx512"),
+    ],
+)
+def test_settings_must_be_known(probes: dict[str, tuple[int, str, str]], setting: str, message: str) -> None:
+    status, _, errors = probes[setting]
+    assert status == 1
+    assert message in errors.splitlines()[-1]

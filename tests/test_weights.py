@@ -1,0 +1,234 @@
+"""Weights files of both kinds, the names that wrappers leave, and files that are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from smoothfast.models import Normalize
+from smoothfast.weights import Weights, read_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Tiny(nn.Module):
+    """A network with every kind of state: weights, running statistics, an integer."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3, bias=False)
+        self.bn = nn.BatchNorm2d(2)
+        self.fc = nn.Linear(2, num_classes)
+
+
+def trained() -> Tiny:
+    """A network in which every number differs from those of a new one."""
+    network = Tiny()
+    with torch.no_grad():
+        for number, value in enumerate(network.state_dict().values()):
+            value.copy_(torch.full_like(value, number + 2))
+    return network
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def write(path: Path, state: dict[str, Any], about: dict[str, str] | None = None) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(state, path, about)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.fixture(params=["weights.safetensors", "weights.pt", "checkpoint.pth.tar"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / request.param
+
+
+@pytest.fixture
+def torch_file(tmp_path: Path) -> Path:
+    return tmp_path / "weights.pt"
+
+
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+# ---- what is read ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "1.", "base.", "_orig_mod.", "1.module.", "module.1.", "module.base._orig_mod.1."]
+)
+def test_names_of_wrappers_are_understood(path: Path, prefix: str) -> None:
+    network = Tiny()
+    read_weights(write(path, prefixed(trained().state_dict(), prefix))).load_into(network)
+    assert same(network, trained())
+
+
+def test_the_file_is_identified_by_its_bytes(path: Path) -> None:
+    write(path, trained().state_dict())
+    assert read_weights(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: nn.Sequential(nn.Identity(), network)])
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_checkpoints_of_training_programs(torch_file: Path, wrap: Callable[[nn.Module], nn.Module], key: str) -> None:
+    state = wrap(trained()).state_dict()
+    network = Tiny()
+    read_weights(write(torch_file, {"epoch": 90, key: state, "optimizer": {"state": {}}})).load_into(network)
+    assert same(network, trained())
+
+
+NOT_DROPPED = pytest.mark.xfail(strict=True, reason="layer 0 is dropped in torch files only, before other prefixes")
+DROPPED = pytest.mark.xfail(strict=True, reason="layer 0 of a torch file is dropped even where the model has it")
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix"),
+    [
+        ("weights.pt", ""),
+        ("weights.pt", "module."),
+        pytest.param("weights.pt", "base.", marks=NOT_DROPPED),
+        pytest.param("weights.pt", "_orig_mod.", marks=NOT_DROPPED),
+        pytest.param("weights.safetensors", "", marks=NOT_DROPPED),
+    ],
+    indirect=["path"],
+)
+def test_a_normalising_layer_in_front_is_not_the_network(path: Path, prefix: str) -> None:
+    wrapped = nn.Sequential(Normalize([0.1] * 3, [0.2] * 3), trained())
+    network = Tiny()
+    read_weights(write(path, prefixed(wrapped.state_dict(), prefix))).load_into(network)
+    assert same(network, trained())
+
+
+@pytest.mark.parametrize("path", ["weights.safetensors", pytest.param("weights.pt", marks=DROPPED)], indirect=True)
+@pytest.mark.parametrize("first", [nn.Conv2d(3, 2, 3), Normalize([0.1], [0.2])])
+def test_a_sequential_network_keeps_its_layer_0(path: Path, first: nn.Module) -> None:
+    network, saved = nn.Sequential(first, Tiny()), nn.Sequential(first, trained())
+    read_weights(write(path, saved.state_dict())).load_into(network)
+    assert same(network, saved)
+
+
+def test_a_compiled_network_on_either_side(path: Path) -> None:
+    network = torch.compile(Tiny(), backend="eager")
+    read_weights(write(path, torch.compile(trained(), backend="eager").state_dict())).load_into(network)
+    assert same(network._orig_mod, trained())
+
+
+def test_settings_of_the_training_run(tmp_path: Path) -> None:
+    settings = {"sigma": 0.25, "normalize": None}
+    about = {"model": "resnet20", "settings": json.dumps(settings)}
+    weights = read_weights(write(tmp_path / "weights.safetensors", trained().state_dict(), about))
+    assert weights.about == about
+    assert weights.settings == settings
+
+
+def test_files_without_metadata_have_no_settings(path: Path) -> None:
+    weights = read_weights(write(path, trained().state_dict()))
+    assert weights.about == {}
+    assert weights.settings == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "3", pytest.param("free text", marks=pytest.mark.xfail(strict=True, reason="JSON is assumed"))]
+)
+def test_settings_that_another_program_wrote_are_not_ours(text: str) -> None:
+    assert Weights({}, {"settings": text}).settings == {}
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+class Code:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(torch_file: Path, legacy: bool) -> None:
+    made = torch_file.with_name("made")
+    state = {"state_dict": trained().state_dict(), "extra": Code(made)}
+    torch.save(state, torch_file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"weights\.pt cannot be read with weights_only=True"):
+        read_weights(torch_file)
+    assert not made.exists()
+    torch.load(torch_file, weights_only=False)
+    assert made.exists()  # it would have run
+
+
+def test_a_whole_pickled_network_is_refused(torch_file: Path) -> None:
+    torch.save(nn.Linear(2, 2), torch_file)
+    with pytest.raises(ValueError, match="weights_only=True"):
+        read_weights(torch_file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [torch.zeros(1)], torch.zeros(1), {"state_dict": {}}, {"fc.weight": 3.0}, {"epoch": 1, "net": OrderedDict()}],
+)
+def test_a_file_without_a_state_dict(torch_file: Path, content: Any) -> None:
+    torch.save(content, torch_file)
+    with pytest.raises(ValueError, match=r"weights\.pt holds no state dict of tensors"):
+        read_weights(torch_file)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_a_truncated_file(path: Path, share: float) -> None:
+    content = write(path, trained().state_dict()).read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=str(path)):
+        read_weights(path)
+
+
+@pytest.mark.xfail(strict=True, reason="what an unpickler raises on noise is more than four kinds of errors")
+def test_noise_in_a_file_is_an_error_about_the_file(torch_file: Path) -> None:
+    rng = random.Random(0)
+    for size in range(100):
+        torch_file.write_bytes(b"\x80\x02" + rng.randbytes(size))
+        with pytest.raises(ValueError, match=str(torch_file)):
+            read_weights(torch_file)
+
+
+def test_a_file_that_is_not_there(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=str(path)):
+        read_weights(path)
+
+
+def test_other_numbers_of_classes() -> None:
+    with pytest.raises(ValueError, match=r"fc\.weight is \(3, 2\), the model has \(10, 2\); fc\.bias is \(3,\)"):
+        Weights(trained().state_dict()).load_into(Tiny(10))
+
+
+def test_missing_and_extra_names() -> None:
+    state = trained().state_dict()
+    state["head.bias"] = state.pop("fc.bias")
+    network, untouched = Tiny(), Tiny()
+    untouched.load_state_dict(network.state_dict())
+    with pytest.raises(ValueError, match=r"do not fit the model: fc\.bias is missing; head\.bias is not in the model$"):
+        Weights(state).load_into(network)
+    assert same(network, untouched)  # all or nothing
+
+
+def test_many_faults_are_counted() -> None:
+    with pytest.raises(ValueError, match=r"conv\.weight is missing; .* and 3 more$"):
+        Weights({}).load_into(Tiny())

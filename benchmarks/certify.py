@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from smoothfast import data, models
-from smoothfast.cli import DEMO_WEIGHTS
 from smoothfast.smoothing import SmoothedClassifier
-from smoothfast.weights import read_weights
+from smoothfast.weights import DEMO, read_weights
 
 from . import baselines, harness
 
@@ -21,7 +20,7 @@ REPEATS = 5
 def main(out: Path | None) -> None:
     """Each precision: the engine, its bare network on the same number of rows, and Cohen's loop at its two batches."""
     network = models.resnet20().eval()
-    read_weights(DEMO_WEIGHTS).load_into(network)
+    read_weights(DEMO).load_into(network)
     published = nn.Sequential(models.Normalize(*models.CIFAR10_STATISTICS), network).eval()
     image = data.demo().images[:1]
     contenders = {}

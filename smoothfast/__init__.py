@@ -1,6 +1,6 @@
 """smoothfast: randomized smoothing that is fast, sample-efficient and sound."""
 
-from . import data, models, noise, ops, procedures, statistics, training
+from . import data, models, noise, ops, procedures, statistics, training, weights
 from .cohen import Smooth
 from .procedures import ABSTAIN
 from .smoothing import Certificate, Prediction, SmoothedClassifier
@@ -20,4 +20,5 @@ __all__ = [
     "procedures",
     "statistics",
     "training",
+    "weights",
 ]

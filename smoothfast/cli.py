@@ -25,13 +25,12 @@ from .specs import choice
 from .statistics import TOP_SHARE
 from .training import PRECISIONS as TRAINING_PRECISIONS
 from .training import RECIPES, SCHEDULES, Settings, Trainer
-from .version import __version__
+from .weights import DEMO as DEMO_WEIGHTS
 from .weights import Weights, read_weights
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)  # tables go to stdout, everything else here
 
-DEMO_WEIGHTS = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"
 DEMO_SECONDS = 100.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
 DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 NORMALIZATIONS = ("none", *models.STATISTICS)
@@ -201,7 +200,7 @@ def train(
         torch.manual_seed(seed)
         network = models.load(model, num_classes)
     held_out = None if test is None else data.in_memory(data.load(test, "test"))
-    about = {"model": model, "num_classes": str(num_classes), "data": data_spec, "smoothfast": __version__}
+    about = {"model": model, "num_classes": str(num_classes), "data": data_spec}
     console.print(f"reading {len(source):,} training images")
     trainer = Trainer(network, data.in_memory(source, _bar("images")), settings, out, held_out, about)
 
@@ -259,11 +258,17 @@ def main() -> None:
     try:
         app()
     except (ValueError, FileExistsError, FileNotFoundError) as error:
-        console.print(f"smoothfast: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        _complain(error)
         sys.exit(2)
     except OSError as error:
-        console.print(f"smoothfast: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        _complain(error)
         sys.exit(1)
+
+
+def _complain(error: Exception) -> None:
+    console.print(
+        f"smoothfast: {' '.join(str(error).split())}", style="red", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def _run(
@@ -293,6 +298,8 @@ def _run(
     if weights_path is None and model != "resnet20":
         raise ValueError(f"weights is not given; the embedded weights are of resnet20, and model is {model}")
     source = data.load(data_spec)
+    if not len(source):
+        raise ValueError(f"data is {data_spec!r}, which holds no images")
     indices = runs.chosen(len(source), skip, limit)
     weights = read_weights(weights_path or DEMO_WEIGHTS)
     num_classes = _num_classes(classes, weights.about, source)
@@ -330,6 +337,8 @@ def _statistics(normalize: str) -> ops.Statistics | None:
 
 def _num_classes(classes: int | None, about: dict[str, str], source: data.Labelled) -> int:
     """From the command line, else the weights file, else the data set."""
+    if classes is not None and classes < 2:
+        raise ValueError(f"classes is {classes}; it must be at least 2")
     known = classes or int(about.get("num_classes", 0)) or len(getattr(source, "classes", ()))
     if not known:
         raise ValueError("classes is not given, and neither the weights nor the data tell it; pass --classes")

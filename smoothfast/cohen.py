@@ -28,11 +28,16 @@ class Smooth:
     ABSTAIN = ABSTAIN
 
     def __init__(self, base_classifier: nn.Module, num_classes: int, sigma: float, seed: int = 0) -> None:
-        self.base_classifier, self.num_classes, self.sigma = base_classifier, num_classes, sigma
+        self.base_classifier, self.num_classes = base_classifier, num_classes
         self._smoothed = SmoothedClassifier(
             base_classifier, sigma, num_classes, noise="gaussian", precision="fp32", seed=seed
         )
         self._calls = 0  # the image id of a call, so that each draws samples of its own
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise."""
+        return float(self._smoothed.sigma)
 
     def certify(self, x: Tensor, n0: int, n: int, alpha: float, batch_size: int) -> tuple[int, float]:
         """CERTIFY. With probability at least 1 - alpha the class returned is the smoothed classifier's everywhere
@@ -48,7 +53,7 @@ class Smooth:
         Returns:
             (class, radius), or (ABSTAIN, 0.0).
         """
-        self._calls += 1
+        self._begin(alpha, batch_size)
         top = int(self._counts(x, n0, batch_size, Stream.SELECT).argmax())
         estimation = self._counts(x, n, batch_size, Stream.ESTIMATE)
         lower = lower_confidence_bound(int(estimation[top]), n, alpha)
@@ -58,12 +63,19 @@ class Smooth:
 
     def predict(self, x: Tensor, n: int, alpha: float, batch_size: int) -> int:
         """PREDICT: the most probable class, wrong with probability at most alpha, or ABSTAIN. Arguments as above."""
-        self._calls += 1
+        self._begin(alpha, batch_size)
         counts = self._counts(x, n, batch_size, Stream.PREDICT)
-        first, second = np.argsort(-counts, kind="stable")[:2]
-        if binomtest(int(counts[first]), int(counts[first] + counts[second]), 0.5).pvalue > alpha:
-            return ABSTAIN
-        return int(first)
+        votes = np.append(counts, n - counts.sum())  # rows without a class are a rival
+        first, second = np.argsort(-votes, kind="stable")[:2]
+        undecided = binomtest(int(votes[first]), int(votes[first] + votes[second]), 0.5).pvalue > alpha
+        return ABSTAIN if undecided or first == self.num_classes else int(first)
+
+    def _begin(self, alpha: float, batch_size: int) -> None:
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self._calls += 1
 
     def _counts(self, x: Tensor, n: int, batch_size: int, stream: Stream) -> Votes:
         self._smoothed.max_batch = batch_size

@@ -67,9 +67,12 @@ def load(spec: str, split: str = "test") -> Labelled:
     if kind in LOADERS:
         try:
             return LOADERS[kind](Path(rest), split)
-        except (FileNotFoundError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             raise ValueError(f"data is {spec!r}, which cannot be read: {error}") from error
-    source = resolve(spec, "data", SPECS)(split)
+    factory = resolve(spec, "data", SPECS)
+    if not callable(factory):
+        raise ValueError(f"data is {spec!r}, which is not callable; accepted: {SPECS}")
+    source = factory(split)
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise ValueError(f"data is {spec!r}, which returned {type(source).__name__}; it must return a data set")
     return source
@@ -84,6 +87,8 @@ def demo() -> Images:
 def in_memory(source: Labelled, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Images:
     """Decodes a whole data set, for training."""
     pairs = [source[index] for index in progress(range(len(source)))]
+    if not pairs:
+        raise ValueError("the data set holds no images")
     images, labels = zip(*pairs, strict=True)
     if len({image.shape for image in images}) > 1:
         raise ValueError("the images differ in size; training needs one size")
@@ -104,8 +109,15 @@ def _imagenet(root: Path, split: str) -> Labelled:
 
 
 def _folder(path: Path, split: str) -> Labelled:
-    part = path / split
-    return datasets.ImageFolder(str(part if part.is_dir() else path), transform=v2.PILToTensor())
+    splits = [name for name in SPLITS if _holds_folders(path / name)]
+    if splits and split not in splits:
+        raise FileNotFoundError(f"it holds {splits[0]}/, but no {split}/ with a folder for each class")
+    return datasets.ImageFolder(str(path / split if splits else path), transform=v2.PILToTensor())
+
+
+def _holds_folders(path: Path) -> bool:
+    """Whether this is a split; a class that is called "train" holds images."""
+    return path.is_dir() and any(child.is_dir() for child in path.iterdir())
 
 
 LOADERS: dict[str, Callable[[Path, str], Labelled]] = {

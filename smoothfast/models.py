@@ -185,7 +185,7 @@ def resnet32(num_classes: int = 10, shortcut: str = "A") -> ResNet:
 
 
 def resnet56(num_classes: int = 10, shortcut: str = "A") -> ResNet:
-    """ResNet-56 for 32x32 images: 0.85 million parameters, 126 million multiply-adds."""
+    """ResNet-56 for 32x32 images: 0.85 million parameters, 125 million multiply-adds."""
     return ResNet(56, num_classes, shortcut)
 
 
@@ -232,7 +232,11 @@ def load(spec: str, num_classes: int) -> nn.Module:
             return import_module("timm").create_model(name, num_classes=num_classes)
     except (ImportError, ValueError, RuntimeError) as error:
         raise ValueError(f"model is {spec!r}, which cannot be built: {error}") from error
-    network = resolve(spec, "model", SPECS)(num_classes=num_classes)
+    factory = resolve(spec, "model", SPECS)
+    try:
+        network = factory(num_classes=num_classes)
+    except TypeError as error:
+        raise ValueError(f"model is {spec!r}, which cannot be called with num_classes=: {error}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"model is {spec!r}, which returned {type(network).__name__}; it must return an nn.Module")
     return network

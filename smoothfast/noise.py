@@ -44,7 +44,7 @@ def stream_key(seed: int, stream: Stream, device: torch.device | str = "cpu") ->
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
     bits = seed - 2**64 if seed >= 2**63 else seed
-    return torch.tensor([bits, int(stream)], dtype=torch.int64, device=device)
+    return torch.tensor([bits, int(Stream(stream))], dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _draw(
 
 def _checked(sigma: float | Sequence[float]) -> tuple[float, ...]:
     sigmas = tuple(float(s) for s in np.atleast_1d(sigma))
-    if not all(s > 0 and math.isfinite(s) for s in sigmas):
+    if not sigmas or not all(s > 0 and math.isfinite(s) for s in sigmas):
         raise ValueError(f"sigma is {sigma}; it must be positive and finite, in [0, 1] pixel units")
     return sigmas
 

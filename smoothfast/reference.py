@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .noise import Stream
+from .noise import MAX_IMAGE_ID, MAX_SAMPLE_ID, Stream
 
 WORD = 0xFFFFFFFF
 VERSION = 1
@@ -44,6 +44,10 @@ def noisy_replicas(
     channels_last: bool,
 ) -> Tensor:
     """Row r is (images[slots[r]] + noise of (image_ids[r], sample_ids[r])) * scale + shift; zeros if slots[r] < 0."""
+    live = slots >= 0
+    for name, ids, end in (("image_ids", image_ids, MAX_IMAGE_ID), ("sample_ids", sample_ids, MAX_SAMPLE_ID)):
+        if (live & ((ids < 0) | (ids > end))).any():
+            raise ValueError(f"noisy_replicas: {name} must lie in 0 .. {end}")
     shape = images.shape[1:]
     sample = LAWS[law](math.prod(shape), image_ids, sample_ids, key, table).view(len(slots), *shape)
     noisy = (images[slots.clamp(min=0)].double() + sample).float()
@@ -51,7 +55,7 @@ def noisy_replicas(
         noisy = noisy.clamp(0, 1 if images.is_floating_point() else 255)
     # One rounding, as the fused multiply-add of the kernels: the float64 sum is exact or nearly so.
     out = (noisy.double() * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1)).float()
-    out = out.masked_fill_((slots < 0).view(-1, 1, 1, 1), 0).to(dtype)
+    out = out.masked_fill_(~live.view(-1, 1, 1, 1), 0).to(dtype)
     return out.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .engine import Engine, Job
-from .noise import MAX_IMAGE_ID, Law, gaussian_law, lattice_law
+from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key
 from .procedures import Count, Decision, FixedCertify, FixedPredict, Procedure
 from .specs import choice
 
@@ -129,8 +130,7 @@ class SmoothedClassifier(nn.Module):
         ):
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
+        stream_key(index(seed), Stream.PREDICT)  # checks it
         self.base = base
         self.register_buffer("sigma", torch.tensor(gaussian_law(sigma).sigma, dtype=torch.float64))
         self.num_classes, self.samples, self.normalize, self.noise, self.seed = (
@@ -216,7 +216,8 @@ class SmoothedClassifier(nn.Module):
         sigma = min(self.sigma.tolist())
         decisions = self._decide(checked_images(images), image_ids, lambda: FixedCertify(n0, n, alpha, sigma, bound))
         engine = self.engine(images)
-        settings = {"n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound}
+        ids = _checked_ids(image_ids, len(images))
+        settings = {"n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound, "image_ids": ids}
         return Certificate(
             labels=self._stack(decisions, "label"),
             radii=self._stack(decisions, "radius"),
@@ -229,7 +230,13 @@ class SmoothedClassifier(nn.Module):
             sigma=sigma,
             seed=self.seed,
             sound=is_sound(engine),
-            meta={**settings, **engine.meta, "sigma": self.sigma.tolist(), "seed": self.seed},
+            meta={
+                **settings,
+                **engine.meta,
+                "sigma": self.sigma.tolist(),
+                "seed": self.seed,
+                "normalize": self.normalize,
+            },
         )
 
     def engine(self, images: Tensor) -> Engine:
@@ -239,10 +246,12 @@ class SmoothedClassifier(nn.Module):
         # A compiled runner has the weights frozen in, so their versions are part of what it is.
         weights = tuple((t.data_ptr(), t._version) for t in self.base.state_dict(keep_vars=True).values())
         choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.runner, self.clip)
-        key = (shape, dtype, sigma, weights, choices)
+        key = (id(self.base), shape, dtype, sigma, weights, choices)
         if self._engine is None or self._engine[0] != key:
             if self.base.training:
                 warnings.warn("the base classifier is in train mode; it runs in eval mode here", stacklevel=4)
+            if len(sigma) not in (1, shape[0]):
+                raise ValueError(f"sigma has {len(sigma)} entries; the images have {shape[0]} channels")
             engine = Engine(
                 self.base,
                 self._law(dtype, sigma),
@@ -281,6 +290,9 @@ class SmoothedClassifier(nn.Module):
         integer = name in ("label", "counts", "samples", "invalid")
         return torch.from_numpy(values.astype(np.int64 if integer else np.float64).reshape(shape))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_engine": None}  # built anew where it is needed
+
     def _law(self, dtype: torch.dtype, sigma: tuple[float, ...]) -> Law:
         noise = self.noise or ("lattice" if dtype == torch.uint8 else "gaussian")
         if noise == "gaussian":
@@ -318,7 +330,7 @@ def checked_images(images: Tensor) -> Tensor:
 
 
 def _finite(images: Tensor) -> Tensor:
-    if images.dim() != 4:
+    if images.dim() != 4 or 0 in images.shape[1:]:
         raise ValueError(f"images have shape {tuple(images.shape)}; they must be [N, C, H, W]")
     if images.dtype == torch.uint8:
         return images
@@ -330,7 +342,8 @@ def _finite(images: Tensor) -> Tensor:
 
 
 def _checked_ids(image_ids: Sequence[int] | Tensor | None, count: int) -> list[int]:
-    ids = list(range(count)) if image_ids is None else [int(i) for i in image_ids]
+    given = range(count) if image_ids is None else image_ids.tolist() if isinstance(image_ids, Tensor) else image_ids
+    ids = [index(image_id) for image_id in given]
     if len(ids) != count:
         raise ValueError(f"image_ids has {len(ids)} entries; there are {count} images")
     for image_id in ids:

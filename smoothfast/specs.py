@@ -20,5 +20,5 @@ def resolve(spec: str, argument: str, accepted: str) -> Any:
         raise ValueError(f"{argument} is {spec!r}; it must be {accepted}")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: ".relative:x" and ":x"
         raise ValueError(f"{argument} is {spec!r}, which cannot be imported ({error}); accepted: {accepted}") from error

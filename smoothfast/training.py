@@ -21,6 +21,7 @@ from . import ops
 from .data import Images, batches
 from .noise import Law, Stream, lattice_law, stream_key
 from .specs import choice
+from .version import __version__
 
 SCHEDULES = ("one-cycle", "cosine")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -60,6 +61,7 @@ class Settings:
         for name in ("epochs", "batch", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        stream_key(self.seed, Stream.TRAIN)
 
 
 @dataclass(frozen=True)
@@ -125,20 +127,26 @@ class Trainer:
             nesterov=True,
         )
         self.epoch = 0
+        self.metrics: dict[str, float] = {}  # of the last epoch done
 
     def fit(self, progress: Callable[[range], Any] = iter, resume: bool = False) -> dict[str, float]:
         """Runs the epochs that are left; returns the metrics of the last one."""
         self.out.mkdir(parents=True, exist_ok=True)
         if resume:
             self._restore()
-        elif (self.out / "checkpoint.pt").exists():
+        elif any((self.out / name).exists() for name in ("checkpoint.pt", "model.safetensors")):
             raise FileExistsError(f"{self.out} holds a run already; pass --resume to go on with it, or another --out")
-        metrics: dict[str, float] = {}
+        else:
+            (self.out / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
         while self.epoch < self.settings.epochs:
-            metrics = self._run_epoch(progress)
+            with torch.random.fork_rng(devices=()):  # for layers that draw, as dropout does
+                torch.manual_seed(self._epoch_seed())
+                self.metrics = self._run_epoch(progress)
             self.epoch += 1
-            self._save(metrics)
-        return metrics
+            self._save()
+        self._save_weights()
+        self.model.eval()
+        return self.metrics
 
     def noisy(self, images: Tensor, index: Tensor, epoch: int, stream: Stream = Stream.TRAIN) -> Tensor:
         """Noisy, normalised copies of images [B, C, H, W]: the sample of an image in training is the epoch."""
@@ -199,45 +207,59 @@ class Trainer:
         return metrics
 
     def _batches(self) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self._epoch_seed())
         order = torch.randperm(len(self.data), generator=generator)
         for index in order.split(self.settings.batch)[: self.steps_per_epoch]:
             images = crop_and_flip(self.data.images[index], generator)
             yield Batch(images, self.data.labels[index], index, self.epoch)
 
+    def _epoch_seed(self) -> int:
+        return (self.settings.seed * 1_000_003 + self.epoch) % 2**64
+
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.settings.precision]
         return torch.autocast("cpu", torch.bfloat16, enabled=dtype is not torch.float32)
 
-    def _save(self, metrics: dict[str, float]) -> None:
+    def _save(self) -> None:
         with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(self.metrics) + "\n")
         state = {
             "epoch": self.epoch,
-            "settings": json.dumps(asdict(self.settings)),
+            "settings": json.dumps(asdict(self.settings) | self.metadata),
+            "metrics": json.dumps(self.metrics),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
         partial = self.out / "checkpoint.partial"
         torch.save(state, partial)
         partial.replace(self.out / "checkpoint.pt")  # a kill leaves the last whole checkpoint
-        if self.epoch == self.settings.epochs:
+
+    def _save_weights(self) -> None:
+        path = self.out / "model.safetensors"
+        if not path.exists():  # as it may where a run is resumed at its end
             weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-            about = {"settings": json.dumps(asdict(self.settings)), "metrics": json.dumps(metrics)}
-            save_file(weights, self.out / "model.safetensors", self.metadata | about)
+            about = {"settings": json.dumps(asdict(self.settings)), "metrics": json.dumps(self.metrics)}
+            about["smoothfast"] = __version__  # not of the settings: a newer version may resume
+            save_file(weights, path.with_suffix(".partial"), self.metadata | about)
+            path.with_suffix(".partial").replace(path)
 
     def _restore(self) -> None:
         path = self.out / "checkpoint.pt"
         if not path.exists():
             raise FileNotFoundError(f"{path} is not there; nothing to resume")
         state = torch.load(path, weights_only=True)
-        kept, given = json.loads(state["settings"]), json.loads(json.dumps(asdict(self.settings)))
+        kept, given = json.loads(state["settings"]), json.loads(json.dumps(asdict(self.settings) | self.metadata))
         if kept != given:
             differing = [f"{k}: {kept.get(k)} there, {given[k]} now" for k in given if kept.get(k) != given[k]]
             raise ValueError(f"{path} was made with other settings ({'; '.join(differing)})")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch = state["epoch"]
+        self.epoch, self.metrics = state["epoch"], json.loads(state["metrics"])
+        lines = (self.out / "metrics.jsonl").read_text().splitlines(keepends=True)
+        if len(lines) > self.epoch:  # of an epoch whose checkpoint a kill has cut off
+            partial = self.out / "metrics.partial"
+            partial.write_text("".join(lines[: self.epoch]))
+            partial.replace(self.out / "metrics.jsonl")
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:

@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+DEMO = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"
 
 # Prefixes that wrappers leave: DataParallel, Sequential(normalise, network), SmoothedClassifier, torch.compile.
 PREFIXES = ("module.", "1.", "base.", "_orig_mod.")
@@ -35,7 +36,10 @@ class Weights:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that `smoothfast train` trained with, where it wrote this file."""
-        settings = json.loads(self.about.get("settings", "{}"))
+        try:
+            settings = json.loads(self.about.get("settings", "{}"))
+        except json.JSONDecodeError:  # another program's
+            return {}
         return settings if isinstance(settings, dict) else {}
 
     def load_into(self, network: nn.Module) -> None:
@@ -45,12 +49,7 @@ class Weights:
             ValueError: a tensor is missing, left over, or of another shape.
         """
         wanted = network.state_dict()
-        given = dict(self.tensors)
-        while given.keys() != wanted.keys():
-            prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in given)), None)
-            if prefix is None or not given:
-                break
-            given = {name.removeprefix(prefix): value for name, value in given.items()}
+        given = _unwrapped(self.tensors, wanted)
         faults = [f"{name} is missing" for name in wanted if name not in given]
         faults += [f"{name} is not in the model" for name in given if name not in wanted]
         faults += [
@@ -81,15 +80,29 @@ def read_weights(path: Path) -> Weights:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # an unpickler that meets noise may raise anything
         raise ValueError(f"{path} cannot be read with weights_only=True: {error}") from error
     for name in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state dict of tensors")
-    # Cohen's checkpoints are Sequential(normalise, network): what layer 0 keeps is not the network's.
-    tensors = {str(name).removeprefix("module."): value for name, value in state.items()}
-    if any(name.startswith("1.") for name in tensors):
-        tensors = {name: value for name, value in tensors.items() if not name.startswith("0.")}
-    return Weights(tensors, {}, digest)
+    return Weights({str(name): value for name, value in state.items()}, {}, digest)
+
+
+def _unwrapped(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefixes of wrappers, as far as the network's own names ask for it."""
+    names = {name: name for name in given}  # in the network, in the file
+    while names and names.keys() != wanted.keys():
+        if all(name.startswith(("0.", "1.")) for name in names):
+            # Sequential(normalise, network), as in Cohen's checkpoints: what layer 0 keeps is not the network's.
+            inner = {name: source for name, source in names.items() if name.startswith("1.")}
+        else:
+            inner = names
+        prefix = next((p for p in PREFIXES if inner and all(name.startswith(p) for name in inner)), None)
+        if prefix is None:
+            break
+        names = {name.removeprefix(prefix): source for name, source in inner.items()}
+    return {name: given[source] for name, source in names.items()}

@@ -19,6 +19,7 @@ import smoothfast as sf
 from smoothfast import ops, reference
 from smoothfast.noise import Stream, gaussian_law, lattice_law, stream_key
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SLOTS = torch.tensor([1, 0, -1, 1])
 IDS = torch.tensor([2**33, 3, 0, 2**33])
 IMAGES = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -139,7 +140,7 @@ def test_autocast_leaves_the_ops_alone() -> None:
 
 # ---- the choice of backend -------------------------------------------------------------------------------------------
 
-# Prints what a process with other settings computes.
+# Prints what a process with other settings computes. Few processes: each must import torch.
 PROBE = """
 import json, torch, smoothfast as sf
 noise = sf.noise.lattice((200,), 0.5, 2**40, 2**33, [0, 2**32], sf.noise.Stream.PREDICT)
@@ -151,42 +152,36 @@ used = "reference" if extension is None else extension.instruction_set()
 print(json.dumps([used, noise.tolist(), counts.tolist(), invalid.tolist()]))
 """
 
+# Runs into a bad setting, prints the error, and corrects the setting.
+MISTAKE = """
+import os, smoothfast as sf
+try:
+    sf.ops.extension.instruction_set()
+except RuntimeError as error:
+    print(error)
+os.environ["SMOOTHFAST_CPU"] = "scalar"
+"""
 
-@pytest.fixture(scope="module")
-def probes(extension: Any) -> dict[str, tuple[int, str, str]]:
-    """Exit status, output and errors of a process for each setting; all at once, since each must import torch."""
+
+def run(code: str, **environment: str) -> list[str]:
+    """The lines that Python prints with these settings."""
     path = os.pathsep.join([str(Path(sf.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    settings = ["SMOOTHFAST_BACKEND=reference", "SMOOTHFAST_CPU=scalar", "SMOOTHFAST_BACKEND=best", "SMOOTHFAST_CPU=best"]
-    processes = {
-        setting: subprocess.Popen(
-            [sys.executable, "-c", PROBE],
-            env=os.environ | {"PYTHONPATH": path} | dict([setting.split("=")]),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for setting in settings
-    }
-    outputs = {setting: process.communicate() for setting, process in processes.items()}
-    return {setting: (processes[setting].returncode, *outputs[setting]) for setting in settings}
+    variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
+    process = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
 
 
-def test_every_backend_gives_the_same_noise_and_tally(probes: dict[str, tuple[int, str, str]]) -> None:
-    plain = json.loads(probes["SMOOTHFAST_BACKEND=reference"][1])
-    scalar = json.loads(probes["SMOOTHFAST_CPU=scalar"][1])
-    assert (plain[0], scalar[0]) == ("reference", "scalar")
-    assert plain[1] == sf.noise.lattice((200,), 0.5, 2**40, 2**33, [0, 2**32], Stream.PREDICT).tolist()
-    assert plain[1:] == scalar[1:]
+def test_every_backend_gives_the_same_noise_and_tally(extension: Any) -> None:
+    mistake, line = run(MISTAKE + PROBE, SMOOTHFAST_CPU="best")
+    assert mistake == "SMOOTHFAST_CPU is 'best'; it must be scalar, avx2 or avx512"
+    scalar, plain = json.loads(line), json.loads(run(PROBE, SMOOTHFAST_BACKEND="reference")[0])
+    assert (scalar[0], plain[0]) == ("scalar", "reference")
+    assert scalar[1] == sf.noise.lattice((200,), 0.5, 2**40, 2**33, [0, 2**32], Stream.PREDICT).tolist()
+    assert scalar[1:] == plain[1:]
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("SMOOTHFAST_BACKEND=best", "SMOOTHFAST_BACKEND is 'best'; it must be one of auto, reference"),
-        ("SMOOTHFAST_CPU=best", "SMOOTHFAST_CPU is 'best'; it must be scalar, avx2 or avx512"),
-    ],
-)
-def test_settings_must_be_known(probes: dict[str, tuple[int, str, str]], setting: str, message: str) -> None:
-    status, _, errors = probes[setting]
-    assert status == 1
-    assert message in errors.splitlines()[-1]
+def test_backend_must_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMOOTHFAST_BACKEND", "best")
+    with pytest.raises(ValueError, match="SMOOTHFAST_BACKEND is 'best'; it must be one of auto, reference"):
+        ops._load_extension()

@@ -91,7 +91,7 @@ def test_a_deterministic_forward_repeats_its_samples() -> None:
 def test_forward_takes_what_an_attack_makes_of_images(smoothed: sf.SmoothedClassifier) -> None:
     beyond = (IMAGES / 255 + 0.3).requires_grad_()
     assert smoothed(beyond).shape == (4, CLASSES)
-    with pytest.raises(ValueError, match="0 .. 1"):
+    with pytest.raises(ValueError, match=r"must lie in 0 \.\. 1"):
         smoothed.votes(beyond)
 
 
@@ -168,18 +168,18 @@ def plain_votes(image: Tensor, image_id: int, draw: Draw, sigma: float) -> np.nd
 
 
 @pytest.mark.parametrize("bound", ["multiclass", "cohen"])
-def test_certify_is_the_procedure_on_votes_counted_by_hand(smoothed: sf.SmoothedClassifier, bound: str) -> None:
-    certificate = smoothed.certify(IMAGES, n0=30, n=400, alpha=0.01, bound=bound, image_ids=[5, 0, 2, 2**44 - 1])
+def test_certify_is_the_procedure_on_votes_counted_by_hand(bound: str) -> None:
+    certificate = make(sigma=0.1).certify(IMAGES, n0=30, n=400, alpha=0.01, bound=bound, image_ids=[5, 0, 2, 2**44 - 1])
     for i, image_id in enumerate([5, 0, 2, 2**44 - 1]):
-        procedure = FixedCertify(30, 400, 0.01, 0.3, bound)
+        procedure = FixedCertify(30, 400, 0.01, 0.1, bound)
         for draw in (Draw(Stream.SELECT, 0, 30), Draw(Stream.ESTIMATE, 0, 400)):
-            decision = procedure.update(plain_votes(IMAGES[i], image_id, draw, 0.3))
+            decision = procedure.update(plain_votes(IMAGES[i], image_id, draw, 0.1))
         found = {name: getattr(certificate, name)[i] for name in ("p_lower", "p_upper", "samples", "invalid")}
         assert found == {name: getattr(decision, name) for name in found}
         assert certificate.counts[i].tolist() == decision.counts.tolist()
         assert (certificate.labels[i], certificate.radii[i]) == (decision.label, decision.radius)
-    assert (certificate.labels >= 0).any()
-    assert (certificate.alpha, certificate.sigma, certificate.seed) == (0.01, 0.3, 0)
+    assert {-1, 3} <= set(certificate.labels.tolist())
+    assert (certificate.alpha, certificate.sigma, certificate.seed) == (0.01, 0.1, 0)
 
 
 def test_predict_is_the_test_of_the_two_largest_counts(smoothed: sf.SmoothedClassifier) -> None:
@@ -210,9 +210,11 @@ def test_a_certificate_under_noise_of_several_sigmas_uses_the_smallest() -> None
     assert certificate.radii.tolist() == radii.tolist()
 
 
-class MinusMean(Pixels):
+class Neighbour(Pixels):
+    """Votes for the row before it."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x - x.mean(0))
+        return super().forward(x.roll(1, 0))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ class MinusMean(Pixels):
         (IMAGES, {"clip": True}, "lattice", True),
         (IMAGES, {"noise": "gaussian"}, "gaussian", False),
         (IMAGES / 255, {}, "gaussian", False),
-        (IMAGES, {"base": MinusMean().eval()}, "lattice", False),
+        (IMAGES, {"base": Neighbour().eval()}, "lattice", False),
     ],
     ids=["uint8", "clipped", "gaussian on uint8", "float", "not a function of the row"],
 )
@@ -238,7 +240,9 @@ def replay(base: nn.Module, meta: dict[str, Any], *more: str) -> sf.Certificate:
     """The certificate that `meta` describes, `more` of its entries being options of the classifier."""
     options = {name: meta[name] for name in ("seed", "precision", "runner", "clip", *more)}
     smoothed = make(base, meta["sigma"], noise=meta["law"], max_batch=meta["micro_batch"], **options)
-    return smoothed.certify(IMAGES, **{name: meta[name] for name in ("n0", "n", "alpha", "method", "bound")})
+    return smoothed.certify(
+        IMAGES, **{name: meta[name] for name in ("n0", "n", "alpha", "method", "bound", "image_ids")}
+    )
 
 
 def test_meta_is_enough_to_replay() -> None:
@@ -249,7 +253,6 @@ def test_meta_is_enough_to_replay() -> None:
     assert again.meta == certificate.meta
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="meta lacks normalize and image_ids")
 def test_meta_holds_normalisation_and_image_ids() -> None:
     certificate = make(linear(), normalize=STATISTICS).certify(IMAGES, 7, 90, image_ids=[3, 2, 1, 0])
     assert same(replay(linear(), certificate.meta, "normalize"), certificate)
@@ -339,7 +342,6 @@ def test_copies_are_independent() -> None:
     assert [name for name, _ in twin.named_parameters()] == ["base.1.weight", "base.1.bias"]
 
 
-@pytest.mark.xfail(strict=True, reason="the engine that a call leaves behind holds a local function")
 def test_pickles_before_and_after_use(smoothed: sf.SmoothedClassifier) -> None:
     pickle.dumps(smoothed)
     votes = smoothed.votes(IMAGES)
@@ -359,7 +361,6 @@ def test_weights_changed_in_place_count() -> None:
     assert torch.equal(after, make(copy.deepcopy(smoothed.base)).certify(IMAGES, n=100).counts)
 
 
-@pytest.mark.xfail(strict=True, reason="the engine is known by the tensors of the base, of which these have none")
 def test_a_base_put_in_place_of_another_counts(smoothed: sf.SmoothedClassifier) -> None:
     class Negative(Pixels):
         def forward(self, x: Tensor) -> Tensor:
@@ -408,14 +409,10 @@ def construction() -> Iterator[Any]:
     yield {"noise": "pink"}, "noise is 'pink'; it must be one of lattice, gaussian"
 
 
-@pytest.mark.parametrize(("options", "message"), construction())
+@pytest.mark.parametrize(("options", "message"), list(construction()))
 def test_arguments_that_no_classifier_can_have(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make(**options)
-
-
-two_sigmas = pytest.mark.xfail(strict=True, reason="found by the kernel, as a RuntimeError")
-no_sigma = pytest.mark.xfail(strict=True, reason="not looked at")
 
 
 @pytest.mark.parametrize(
@@ -426,8 +423,8 @@ no_sigma = pytest.mark.xfail(strict=True, reason="not looked at")
         ({"runner": "fast"}, "runner is 'fast'; it must be one of eager, compiled"),
         ({"normalize": ([0.5], [0.2])}, "normalize has 1 means and 1 stds; the images have 3 channels"),
         ({"normalize": ([0.5] * 3, [0.2, 0, 0.2])}, "normalize has std [0.2, 0, 0.2]; every std must be positive"),
-        pytest.param({"sigma": [0.1, 0.2]}, "sigma has 2 entries; the images have 3 channels", marks=two_sigmas),
-        pytest.param({"sigma": []}, "sigma is []", marks=no_sigma),
+        ({"sigma": [0.1, 0.2]}, "sigma has 2 entries; the images have 3 channels"),
+        ({"sigma": []}, "sigma is []"),
     ],
 )
 def test_arguments_that_do_not_fit_the_images_or_the_base(options: dict[str, Any], message: str) -> None:
@@ -436,7 +433,6 @@ def test_arguments_that_do_not_fit_the_images_or_the_base(options: dict[str, Any
 
 
 NOT_FINITE = torch.full((1, 3, 4, 4), 0.5).index_fill(3, torch.tensor(2), float("nan"))
-empty = pytest.mark.xfail(strict=True, reason="not looked at")
 
 
 @every_method
@@ -446,11 +442,11 @@ empty = pytest.mark.xfail(strict=True, reason="not looked at")
         (IMAGES[0], "images have shape (3, 4, 4); they must be [N, C, H, W]"),
         (IMAGES.long(), "images are torch.int64; they must be uint8 (0..255) or float (0..1)"),
         (IMAGES > 9, "images are torch.bool; they must be uint8 (0..255) or float (0..1)"),
-        (IMAGES.float(), "images are float and range over 0 .. 255; float images must lie in 0 .. 1"),
-        (IMAGES / 255 - 0.5, "images are float and range over -0.5 .. 0.5; float images must lie in 0 .. 1"),
+        (IMAGES * 1.0, "images are float and range over 0 .. 254; float images must lie in 0 .. 1"),
+        (IMAGES / 255 - 0.5, "images are float and range over -0.5 .. 0.4961; float images must lie in 0 .. 1"),
         (NOT_FINITE, "images hold values that are not finite (NaN or inf)"),
         (NOT_FINITE.nan_to_num(float("inf")), "images hold values that are not finite (NaN or inf)"),
-        pytest.param(torch.rand(1, 3, 0, 4), "images have shape (1, 3, 0, 4)", marks=empty),
+        (torch.rand(1, 3, 0, 4), "images have shape (1, 3, 0, 4)"),
     ],
 )
 def test_images_that_are_none(images: Tensor, message: str, method: Callable[..., Any]) -> None:
@@ -478,7 +474,6 @@ def test_image_ids_that_are_none(ids: Any, message: str, method: Callable[..., A
         method(make(), IMAGES, image_ids=ids)
 
 
-@pytest.mark.xfail(strict=True, reason="cut off to whole numbers")
 @pytest.mark.parametrize("call", [lambda: make(seed=1.5), lambda: make().votes(IMAGES, image_ids=[0.1, 0.5, 1.9, 2.2])])
 def test_fractions_are_no_numbers_of_noise(call: Callable[[], Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
@@ -538,5 +533,5 @@ def test_nothing_is_computed_before_settings_are_checked() -> None:
         lambda: smoothed.certify(IMAGES, image_ids=[0]),
         lambda: smoothed.certify(NOT_FINITE),
     ):
-        with pytest.raises(ValueError, match="is|has|hold"):
+        with pytest.raises(ValueError, match=r"is|has|hold"):
             call()

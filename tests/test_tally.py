@@ -131,7 +131,7 @@ def test_tensors_need_not_be_contiguous(instruction_set: str) -> None:
 def test_any_number_of_threads_gives_the_same_counts() -> None:
     batch = random_batch(1000, torch.float32, rows=300)
     alone = tallied(ops.tally, *batch)
-    for threads in (2, 5):
+    for threads in (2, 3):
         torch.set_num_threads(threads)  # the fixture one_thread sets it back
         assert equal(tallied(ops.tally, *batch), alone)
 

@@ -1,0 +1,416 @@
+"""The command line on a small model and data set: logs, resuming, tables, exit status."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from smoothfast import cli, logs
+from smoothfast.logs import read_log
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Images of one level each. Number 5 is labelled wrongly, and number 6 lies between two classes.
+TOYS = """
+import os
+import torch
+from torch import nn
+
+LEVELS, LABELS = (0.5, 0.1, 0.9, 0.45, 0.2, 0.8, 0.7), (0, 1, 2, 0, 1, 0, 2)
+
+
+def model(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes))
+
+
+class Images:
+    classes = ("grey", "dim", "bright")
+
+    def __len__(self):
+        return len(LABELS)
+
+    def __getitem__(self, index):
+        if str(index) == os.environ.get("KILL_AT"):
+            os._exit(9)
+        if str(index) == os.environ.get("INTERRUPT_AT"):
+            raise KeyboardInterrupt
+        image = torch.full((3, 4, 4), round(255 * LEVELS[index]), dtype=torch.uint8)
+        return image, LABELS[index]
+
+
+class Uneven(Images):
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0][:, : 4 - index], 0
+
+
+class Empty(Images):
+    def __len__(self):
+        return 0
+
+
+class Unnamed(Images):
+    classes = ()
+
+
+images, uneven, empty, unnamed = (lambda split, kind=kind: kind() for kind in (Images, Uneven, Empty, Unnamed))
+number = 5
+"""
+LABELS = [0, 1, 2, 0, 1, 0, 2]
+# The class is that of the nearest of three levels: (x - c)^2 is least where 2cx - c^2 is largest, x the mean of pixels.
+CENTRES = torch.tensor([0.5, 0.1, 0.9])
+WEIGHTS = {"1.weight": (2 * CENTRES[:, None] / 48).repeat(1, 48), "1.bias": -(CENTRES**2)}
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the module `smoothfast_toys` and its weights."""
+    folder = tmp_path_factory.mktemp("toys")
+    (folder / "smoothfast_toys.py").write_text(TOYS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        save_file(WEIGHTS, folder / "toy.safetensors")
+        yield folder
+
+
+@pytest.fixture
+def run(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command line in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["smoothfast", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return Result(exit_.value.code, *capsys.readouterr())
+
+    return call
+
+
+def arguments(command: str, toys: Path, out: str = "run.tsv", **options: Any) -> list[str]:
+    """A run of the toys; an option that is None is left out."""
+    chosen: dict[str, Any] = {
+        "out": out, "model": "smoothfast_toys:model", "data": "smoothfast_toys:images",
+        "weights": toys / "toy.safetensors", "sigma": 0.3, "n": 100, "precision": "fp32", "batch": 16, "seed": 3,
+    }  # fmt: skip
+    chosen |= {"n0": 16} if command == "certify" else {}
+    chosen |= options
+    return [command, *(f"--{name}={value}" for name, value in chosen.items() if value is not None)]
+
+
+@pytest.fixture
+def certify(run: Run, toys: Path) -> Run:
+    return lambda *flags, **options: run(*arguments("certify", toys, **options), *flags)
+
+
+def timeless(path: Path) -> str:
+    """A log without the time column."""
+    lines = (line.split("\t") for line in path.read_text().splitlines(keepends=True))
+    return "".join("\t".join(cells[:5] + cells[6:]) for cells in lines)
+
+
+def check_error(result: Result, *parts: str, status: int = 2) -> None:
+    """One line, and no table."""
+    assert (result.status, result.out) == (status, "")
+    last = result.err.splitlines()[-1]
+    assert last.startswith("smoothfast: ")
+    assert all(part in last for part in parts), last
+    assert "Traceback" not in result.err
+
+
+# ---- certify and predict ---------------------------------------------------------------------------------------------
+
+
+def test_certify_writes_a_log_a_sidecar_and_a_table(certify: Run, tmp_path: Path) -> None:
+    result = certify(out="deep/run.tsv")
+    assert result.status == 0, result.err
+    assert result.out.startswith("| log |     0 |  0.25 |")
+    assert result.out.splitlines()[2].split("|")[1].strip() == "run"
+    assert "7 images, 116 samples each at most; eager base classifier, precision fp32" in result.err
+    assert "written: deep/run.tsv" in result.err
+
+    log = read_log(tmp_path / "deep/run.tsv")
+    assert log.idx.tolist() == list(range(7))
+    assert log.label.tolist() == LABELS
+    assert log.predict.tolist() == [0, 1, 2, 0, 1, 2, -1]
+    assert log.correct.tolist() == [True] * 5 + [False] * 2
+    assert (log.radius[:6] > 0.1).all()
+    assert log.radius[6] == 0
+    assert log.samples.tolist() == [116] * 7
+    assert (log.nA + log.nB).tolist() == [100] * 7
+
+    sidecar = json.loads((tmp_path / "deep/run.tsv.json").read_text())
+    expected = {
+        "command": "certify", "n0": 16, "n": 100, "alpha": 0.001, "method": "fixed", "bound": "multiclass",
+        "data": "smoothfast_toys:images", "model": "smoothfast_toys:model", "sigma": [0.3], "normalize": None,
+        "seed": 3, "skip": 1, "max": None, "runner": "eager", "precision": "fp32", "micro_batch": 16, "device": "cpu",
+        "threads": 1, "law": "lattice", "clip": False, "row_function": True,
+    }  # fmt: skip
+    assert len(sidecar["settings"].pop("weights")) == 64  # SHA-256
+    assert sidecar["settings"] == expected
+    assert {"smoothfast", "torch", "python", "platform", "processor", "kernels"} <= set(sidecar["environment"])
+
+
+def test_predict(run: Run, toys: Path, tmp_path: Path) -> None:
+    result = run(*arguments("predict", toys))
+    assert result.status == 0, result.err
+    log = read_log(tmp_path / "run.tsv")
+    assert log.predict.tolist() == [0, 1, 2, 0, 1, 2, -1]
+    assert log.radius.tolist() == [0] * 7
+    assert log.samples.tolist() == [100] * 7
+    assert log.settings["command"] == "predict"
+    assert "n0" not in log.settings
+    assert run(*arguments("predict", toys, out="bold.tsv", alpha=0.99)).status == 0
+    assert read_log(tmp_path / "bold.tsv").predict[6] in (0, 2)
+
+
+def test_some_of_the_images(certify: Run, tmp_path: Path) -> None:
+    assert certify(skip=2, max=3).status == 0
+    assert certify(out="all.tsv").status == 0
+    some, every = (timeless(tmp_path / name).splitlines() for name in ("run.tsv", "all.tsv"))
+    assert some == [every[0], every[1], every[3], every[5]]
+
+
+def test_the_same_seed_gives_the_same_bytes(certify: Run, tmp_path: Path) -> None:
+    # Neither the state of torch's generator nor the rows per forward pass matter.
+    with torch.random.fork_rng():
+        for seed, batch, out in ((3, 16, "a.tsv"), (3, 7, "b.tsv"), (4, 16, "c.tsv")):
+            torch.manual_seed(batch)
+            assert certify(out=out, seed=seed, batch=batch).status == 0
+    a, b, c = (timeless(tmp_path / name) for name in ("a.tsv", "b.tsv", "c.tsv"))
+    assert a == b != c
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    certify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert certify(out="whole.tsv").status == 0
+    for index in (3, 6):
+        monkeypatch.setenv("INTERRUPT_AT", str(index))
+        assert certify("--resume").status == 130
+        assert 0 < len(read_log(tmp_path / "run.tsv")) <= index
+    monkeypatch.delenv("INTERRUPT_AT")
+    assert certify("--resume").status == 0
+    assert timeless(tmp_path / "run.tsv") == timeless(tmp_path / "whole.tsv")
+    before = (tmp_path / "run.tsv").read_bytes()
+    assert certify("--resume").status == 0  # nothing is left to do
+    assert (tmp_path / "run.tsv").read_bytes() == before
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(certify: Run, toys: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "smoothfast", *arguments("certify", toys)]
+    # The number of threads is among the settings.
+    environment = os.environ | {"KILL_AT": "4", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True).returncode == 9
+    assert 0 < len(read_log(tmp_path / "run.tsv")) <= 4
+    with (tmp_path / "run.tsv").open("a") as file:
+        file.write("4\t1\t1\t0.2")  # a line that was not finished
+    assert certify("--resume").status == 0
+    assert certify(out="whole.tsv").status == 0
+    assert timeless(tmp_path / "run.tsv") == timeless(tmp_path / "whole.tsv")
+
+
+def test_a_log_is_never_overwritten_or_mixed(certify: Run, tmp_path: Path) -> None:
+    assert certify().status == 0
+    before = [(tmp_path / name).read_bytes() for name in ("run.tsv", "run.tsv.json")]
+    check_error(certify(), "run.tsv exists", "--resume")
+    save_file(WEIGHTS, tmp_path / "other.safetensors", {"trained": "again"})
+    for option, value, old, new in (("sigma", 0.5, "[0.3]", "[0.5]"), ("seed", 4, "3", "4"), ("max", 2, "null", "2")):
+        check_error(certify("--resume", **{option: value}), f"other settings: {option} was {old}, is now {new}")
+    check_error(certify("--resume", n=99, batch=8), "micro_batch was 16, is now 8; n was 100, is now 99")
+    check_error(certify("--resume", weights="other.safetensors"), "weights was ")
+    check_error(certify("--resume", data="smoothfast_toys:unnamed", classes=3), "data was ")
+    assert [(tmp_path / name).read_bytes() for name in ("run.tsv", "run.tsv.json")] == before
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_of_torch_with_the_prefixes_of_wrappers(certify: Run, tmp_path: Path) -> None:
+    wrapped = {f"module.1.{name}": value for name, value in WEIGHTS.items()} | {"module.0.mean": torch.zeros(3)}
+    torch.save({"epoch": 90, "arch": "toy", "state_dict": wrapped}, tmp_path / "checkpoint.pth.tar")
+    assert certify().status == 0
+    assert certify(out="wrapped.tsv", weights="checkpoint.pth.tar").status == 0
+    assert timeless(tmp_path / "wrapped.tsv") == timeless(tmp_path / "run.tsv")
+
+
+def test_weights_tell_classes_and_normalisation(certify: Run, tmp_path: Path) -> None:
+    settings = {"normalize": [[0.5] * 3, [0.25] * 3]}
+    save_file(WEIGHTS, tmp_path / "told.safetensors", {"num_classes": "3", "settings": json.dumps(settings)})
+    options = {"data": "smoothfast_toys:unnamed", "weights": "told.safetensors"}
+    assert certify(**options).status == 0
+    assert read_log(tmp_path / "run.tsv").settings["normalize"] == settings["normalize"]
+    assert certify(out="none.tsv", normalize="none", **options).status == 0
+    assert read_log(tmp_path / "none.tsv").settings["normalize"] is None
+    check_error(certify(data="smoothfast_toys:unnamed"), "classes is not given")
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"n": 10}, ["n is 10; it must be a whole number of at least 11"]),
+        ({"n0": 0}, ["n0 is 0"]),
+        ({"alpha": 0}, ["alpha is 0"]),
+        ({"sigma": 0}, ["sigma is 0"]),
+        ({"sigma": "nan"}, ["sigma is nan"]),
+        ({"method": "magic"}, ["method is 'magic'; it must be one of fixed"]),
+        ({"bound": "best"}, ["bound is 'best'; it must be one of multiclass, cohen"]),
+        ({"noise": "pink"}, ["noise is 'pink'; it must be one of lattice, gaussian"]),
+        ({"runner": "fast"}, ["runner is 'fast'; it must be one of auto, eager, compiled"]),
+        ({"precision": "int8"}, ["precision is 'int8'; it must be one of auto, fp32, bf16"]),
+        ({"normalize": "best"}, ["normalize is 'best'; it must be one of none, cifar10, cifar100, imagenet"]),
+        ({"seed": -1}, ["seed is -1"]),
+        ({"batch": 0}, ["batch is 0"]),
+        ({"skip": 0}, ["skip is 0"]),
+        ({"max": 0}, ["max is 0"]),
+        ({"device": "frog"}, ["device is 'frog', which cannot be used"]),
+        ({"classes": -3}, ["classes is -3"]),
+        ({"classes": 4}, ["1.weight is (3, 48), the model has (4, 48)", "1.bias is (3,)"]),
+        ({"model": "resnet21"}, ["model is 'resnet21'; it must be one of resnet20, ", "package.module:callable"]),
+        ({"model": "torchvision:resnet1"}, ["model is 'torchvision:resnet1', which cannot be built"]),
+        ({"model": "smoothfast_toys:nothing"}, ["model is 'smoothfast_toys:nothing', which cannot be imported"]),
+        ({"model": "no_such_module:f"}, ["model is 'no_such_module:f', which cannot be imported"]),
+        ({"model": "builtins:dict"}, ["model is 'builtins:dict', which returned dict; it must return an nn.Module"]),
+        ({"model": "smoothfast_toys:number"}, ["model is 'smoothfast_toys:number'"]),
+        ({"model": "resnet20"}, ["the weights do not fit the model: conv1.weight is missing", "and 113 more"]),
+        ({"weights": None}, ["weights is not given; the embedded weights are of resnet20"]),
+        ({"weights": "none.safetensors"}, ["No such file or directory: 'none.safetensors'"]),
+        ({"weights": "junk.safetensors"}, ["junk.safetensors is not a safetensors file"]),
+        ({"weights": "pickle.pt"}, ["pickle.pt cannot be read with weights_only=True"]),
+        ({"weights": "empty.pt"}, ["empty.pt holds no state dict"]),
+        ({"weights": "junk.pt"}, ["junk.pt cannot be read"]),
+        ({"data": "mnist"}, ["data is 'mnist'; it must be demo, cifar10:ROOT"]),
+        ({"data": "cifar10:"}, ["data is 'cifar10:'"]),
+        ({"data": "cifar10:nowhere"}, ["data is 'cifar10:nowhere', which cannot be read"]),
+        ({"data": "folder:nowhere"}, ["data is 'folder:nowhere', which cannot be read"]),
+        ({"data": "smoothfast_toys:nothing"}, ["data is 'smoothfast_toys:nothing', which cannot be imported"]),
+        ({"data": "builtins:id"}, ["data is 'builtins:id', which returned int; it must return a data set"]),
+        ({"data": "smoothfast_toys:number"}, ["data is 'smoothfast_toys:number'"]),
+        ({"data": ":images"}, ["data is ':images'"]),
+        ({"data": "smoothfast_toys:empty"}, ["data is 'smoothfast_toys:empty'"]),
+    ],
+)
+def test_bad_usage_is_one_line_before_any_log(
+    certify: Run, tmp_path: Path, options: dict[str, Any], parts: list[str]
+) -> None:
+    for name in ("junk.safetensors", "junk.pt"):
+        (tmp_path / name).write_text("junk")
+    torch.save({"state_dict": Result(0, "", "")}, tmp_path / "pickle.pt")
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    check_error(certify(**options), *parts)
+    assert not (tmp_path / "run.tsv").exists()
+
+
+def test_images_of_two_sizes(certify: Run) -> None:
+    check_error(certify(data="smoothfast_toys:uneven"), "image 1 is torch.uint8 (3, 3, 4)", "needs images of one kind")
+
+
+def test_a_full_disk_fails_and_keeps_what_is_written(
+    certify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Any) -> None:
+        written.append(file)
+        if len(written) == 5:  # sidecar, header, two lines
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    written: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.os, "fsync", full)
+        check_error(certify(), "No space left", "2 images already written are kept", "--resume", status=1)
+    assert certify("--resume").status == 0
+    assert certify(out="whole.tsv").status == 0
+    assert timeless(tmp_path / "run.tsv") == timeless(tmp_path / "whole.tsv")
+
+
+def test_weights_that_are_a_folder_fail(certify: Run) -> None:
+    check_error(certify(weights="."), "Is a directory", status=1)
+
+
+def test_usage(run: Run) -> None:
+    for words in (["frobnicate"], ["certify"], ["certify", "--out=x", "--n=many"], ["info", "--yaml"]):
+        assert run(*words).status == 2
+    helped = run("certify", "--help")
+    assert helped.status == 0
+    assert all(option in helped.out for option in ("--model", "--weights", "--data", "--sigma", "--out", "--resume"))
+
+
+def test_as_a_module(toys: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "smoothfast", "certify", "--n=5", "--out=run.tsv"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    check_error(Result(done.returncode, done.stdout, done.stderr), "n is 5")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ---- analyze and info ------------------------------------------------------------------------------------------------
+
+
+RADII = (0.0, 0.25, 0.5)
+
+
+@pytest.fixture
+def published(published_logs: Path) -> list[Path]:
+    return [
+        published_logs / f"certify/{name}/noise_0.25/test/sigma_0.25"
+        for name in ("cifar10/resnet110", "imagenet/resnet50")
+    ]
+
+
+@pytest.mark.parametrize("table_format", ["markdown", "latex", "csv", "json"])
+def test_analyze(run: Run, published: list[Path], table_format: str) -> None:
+    result = run("analyze", *published, f"--radii={','.join(map(str, RADII))}", f"--format={table_format}")
+    assert result.status == 0, result.err
+    if table_format == "json":
+        accuracy = [row["accuracy"] for row in json.loads(result.out)["rows"]]
+    else:
+        separator = {"markdown": "|", "latex": "&", "csv": ","}[table_format]
+        rows = [line.strip("|").split(separator) for line in result.out.splitlines() if "sigma" in line]
+        accuracy = [[float(cell) for cell in row[1:4]] for row in rows]
+    expected = [[(log.correct & (log.radius >= radius)).mean() for radius in RADII] for log in map(read_log, published)]
+    assert accuracy == [pytest.approx(row, abs=5e-4) for row in expected]
+
+
+def test_analyze_plots(run: Run, published: list[Path], tmp_path: Path) -> None:
+    assert run("analyze", *published, "--plot=curves.png").status == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_analyze_complains(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken").write_text("idx\tlabel\n1\t2\n")
+    (tmp_path / "log").write_text("idx\tlabel\tpredict\tcorrect\ttime\n0\t1\t1\t1\t0.1\n")
+    check_error(run("analyze", "broken"), "broken, line 1: expected a header")
+    check_error(run("analyze", "missing"), "No such file", "missing")
+    check_error(run("analyze", "log", "--format=yaml"), "format is 'yaml'", "markdown, latex, csv, json")
+    check_error(run("analyze", "log", "--radii=0;1"), "radii is '0;1'; it must be numbers separated by commas")
+
+
+def test_info(run: Run) -> None:
+    plain, structured = run("info"), run("info", "--json")
+    facts = json.loads(structured.out)
+    assert (plain.status, structured.status) == (0, 0)
+    assert facts["torch"] == torch.__version__
+    assert facts["precision"] in ("fp32", "bf16")
+    assert [line.split()[0] for line in plain.out.splitlines()] == list(facts)
+    assert {"smoothfast", "processor", "kernels", "extension", "instruction_sets", "cuda", "threads"} <= set(facts)

@@ -1,0 +1,69 @@
+"""What the README says is what runs: its Python example and its shell commands, as they stand there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line
+    for language, block in BLOCKS
+    if language == "sh"
+    for line in block.splitlines()
+    if line.startswith("smoothfast") and not line.startswith("smoothfast train")
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all commands: the later ones read what the earlier ones wrote."""
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_python_example(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = [block for language, block in BLOCKS if language == "python"]
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    accuracy = float(re.search(r"smoothed classifier: (\S+)", printed).group(1))
+    assert accuracy > 0.65
+    assert printed.rstrip().endswith("True")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, workplace: Path) -> None:
+    words = shlex.split(command)
+    assert words[0] == "smoothfast"
+    done = subprocess.run([sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_train_command(workplace: Path, data_root: Path) -> None:
+    """The training command on a few of the images it names, for one epoch."""
+    from zipfile import ZipFile
+
+    with ZipFile(data_root / "cifar10-jpeg.zip") as archive:
+        members = [name for name in archive.namelist() if re.search(r"/train/\w+/000[0-9]\.jpg$", name)]
+        archive.extractall(workplace, members)
+    (command,) = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith("smoothfast train")]
+    words = [*shlex.split(command), "--epochs", "1", "--batch", "50"]
+    done = subprocess.run([sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (workplace / "runs/mine/model.safetensors").exists()
+
+
+def test_make_targets() -> None:
+    targets = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", targets, re.MULTILINE), target
+
+
+def test_links() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

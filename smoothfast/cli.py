@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import analysis, data, models, ops, plots, runs
 from .engine import PRECISIONS, RUNNERS, Engine, Job, resolve_precision
-from .logs import read_log
+from .logs import read_log, require_new
 from .noise import Stream
 from .procedures import Count, FixedCertify, FixedPredict, Procedure
 from .smoothing import METHODS, NOISES, SmoothedClassifier
@@ -295,13 +295,16 @@ def _run(
     procedure()  # its arguments are checked before anything is loaded
     choice("method", settings["method"], METHODS)
     choice("runner", runner, ("auto", *RUNNERS))
-    if weights_path is None and model != "resnet20":
+    if not resume:
+        require_new(out)
+    own = ":" in model and model.partition(":")[0] not in ("torchvision", "timm")  # may come with its weights
+    if weights_path is None and model != "resnet20" and not own:
         raise ValueError(f"weights is not given; the embedded weights are of resnet20, and model is {model}")
     source = data.load(data_spec)
     if not len(source):
         raise ValueError(f"data is {data_spec!r}, which holds no images")
     indices = runs.chosen(len(source), skip, limit)
-    weights = read_weights(weights_path or DEMO_WEIGHTS)
+    weights = Weights({}) if own and weights_path is None else read_weights(weights_path or DEMO_WEIGHTS)
     num_classes = _num_classes(classes, weights.about, source)
     smoothed = _smoothed(
         model, weights, num_classes, sigma, normalize=normalize, noise=noise, seed=seed, precision=precision,
@@ -321,7 +324,8 @@ def _smoothed(
     **options: Any,
 ) -> SmoothedClassifier:  # fmt: skip
     network = models.load(model, num_classes)
-    weights.load_into(network)
+    if weights.tensors:
+        weights.load_into(network)
     statistics = weights.settings.get("normalize") if normalize is None else _statistics(normalize)
     try:
         network = network.eval().to(device)

@@ -28,11 +28,16 @@ class Smooth:
     ABSTAIN = ABSTAIN
 
     def __init__(self, base_classifier: nn.Module, num_classes: int, sigma: float, seed: int = 0) -> None:
-        self.base_classifier, self.num_classes = base_classifier, num_classes
+        self.num_classes = num_classes
         self._smoothed = SmoothedClassifier(
-            base_classifier, sigma, num_classes, noise="gaussian", precision="fp32", seed=seed
+            base_classifier, float(sigma), num_classes, noise="gaussian", precision="fp32", seed=seed
         )
         self._calls = 0  # the image id of a call, so that each draws samples of its own
+
+    @property
+    def base_classifier(self) -> nn.Module:
+        """The base classifier."""
+        return self._smoothed.base
 
     @property
     def sigma(self) -> float:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Log", "Row", "RunLog", "read_log"]
+__all__ = ["Log", "Row", "RunLog", "read_log", "require_new"]
 
 
 class Row(NamedTuple):
@@ -166,6 +166,16 @@ def read_log(path: str | os.PathLike[str]) -> Log:
     return Log(path, settings=_read_settings(sidecar) if sidecar.exists() else None, **columns)
 
 
+def require_new(path: Path) -> None:
+    """Raises FileExistsError where `RunLog` would, for callers with work to do before they open it."""
+    if path.exists():
+        raise _exists(path)
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(f"{path} exists: go on with it (--resume) or choose another --out")
+
+
 class RunLog:
     """A log that is being written, a context manager.
 
@@ -204,7 +214,7 @@ class RunLog:
         try:
             self._file = FileIO(self.path, "a+" if resume else "x")
         except FileExistsError:
-            raise FileExistsError(f"{self.path} exists: go on with it (--resume) or choose another --out") from None
+            raise _exists(self.path) from None
         try:
             self._begin(settings, sidecar_text)
         except BaseException:

@@ -6,6 +6,7 @@ inferred from the signatures in `reference`; where a device has no compiled kern
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -89,8 +90,10 @@ def affine(normalize: Statistics | None, channels: int, image_dtype: torch.dtype
     mean, std = normalize if normalize is not None else ([0.0] * channels, [1.0] * channels)
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"normalize has {len(mean)} means and {len(std)} stds; the images have {channels} channels")
-    if not all(s > 0 for s in std):
+    if not all(s > 0 and math.isfinite(s) for s in std):
         raise ValueError(f"normalize has std {list(std)}; every std must be positive")
+    if not all(map(math.isfinite, mean)):
+        raise ValueError(f"normalize has mean {list(mean)}; every mean must be finite")
     levels = 1 if image_dtype.is_floating_point else 255
     scale = torch.tensor([1 / (levels * s) for s in std], dtype=torch.float32)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)

@@ -128,7 +128,7 @@ class SmoothedClassifier(nn.Module):
             ("samples", samples, 1),
             ("max_batch", max_batch, 1),
         ):
-            if value is not None and value < least:
+            if value is not None and index(value) < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         stream_key(index(seed), Stream.PREDICT)  # checks it
         self.base = base
@@ -244,9 +244,13 @@ class SmoothedClassifier(nn.Module):
         dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
         sigma, shape = tuple(self.sigma.tolist()), tuple(images.shape[1:])
         # A compiled runner has the weights frozen in, so their versions are part of what it is.
-        weights = tuple((t.data_ptr(), t._version) for t in self.base.state_dict(keep_vars=True).values())
+        tensors = list(self.base.state_dict(keep_vars=True).values())
+        weights = [(t.data_ptr(), t._version) for t in tensors]
+        # A write through .data leaves the version as it was.
+        checksum = sum(float(t.detach().double().sum()) for t in tensors) if self.runner == "compiled" else None
         choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.runner, self.clip)
-        key = (id(self.base), shape, dtype, sigma, weights, choices)
+        threads = torch.get_num_threads()
+        key = (id(self.base), shape, dtype, sigma, weights, checksum, choices, threads)
         if self._engine is None or self._engine[0] != key:
             if self.base.training:
                 warnings.warn("the base classifier is in train mode; it runs in eval mode here", stacklevel=4)

@@ -261,7 +261,7 @@ def test_weights_tell_classes_and_normalisation(certify: Run, tmp_path: Path) ->
     assert read_log(tmp_path / "run.tsv").settings["normalize"] == settings["normalize"]
     assert certify(out="none.tsv", normalize="none", **options).status == 0
     assert read_log(tmp_path / "none.tsv").settings["normalize"] is None
-    check_error(certify(data="smoothfast_toys:unnamed"), "classes is not given")
+    check_error(certify(out="untold.tsv", data="smoothfast_toys:unnamed"), "classes is not given")
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_weights_tell_classes_and_normalisation(certify: Run, tmp_path: Path) ->
         ({"model": "builtins:dict"}, ["model is 'builtins:dict', which returned dict; it must return an nn.Module"]),
         ({"model": "smoothfast_toys:number"}, ["model is 'smoothfast_toys:number'"]),
         ({"model": "resnet20"}, ["the weights do not fit the model: conv1.weight is missing", "and 113 more"]),
-        ({"weights": None}, ["weights is not given; the embedded weights are of resnet20"]),
+        ({"weights": None, "model": "resnet32"}, ["weights is not given; the embedded weights are of resnet20"]),
         ({"weights": "none.safetensors"}, ["No such file or directory: 'none.safetensors'"]),
         ({"weights": "junk.safetensors"}, ["junk.safetensors is not a safetensors file"]),
         ({"weights": "pickle.pt"}, ["pickle.pt cannot be read with weights_only=True"]),

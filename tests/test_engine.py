@@ -377,7 +377,6 @@ def test_the_compiled_base_votes_as_the_eager_one() -> None:
     assert len({str(found) for found in seen}) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="compiled with the weights as inputs: batch norms are not folded")
 @needs_compiler
 def test_the_compiled_base_has_its_weights_frozen_in() -> None:
     base = Net(2)

@@ -14,7 +14,7 @@ from smoothfast.weights import DEMO, read_weights
 from . import baselines, harness
 
 N = 10_000
-REPEATS = 5
+REPEATS = 3
 
 
 def main(out: Path | None) -> None:

@@ -26,7 +26,7 @@ def main(out: Path | None) -> None:
             extension.use_instruction_set(name)
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for size, count, repeats in ((32, 1000, 11), (224, 100, 5)):
+            for size, count, repeats in ((32, 1000, 7), (224, 50, 5)):
                 for dtype in DTYPES:
                     for memory_format in FORMATS:
                         harness.report(_rows(size, count, dtype, memory_format, repeats), out)

@@ -19,8 +19,17 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
+#if defined(_OPENMP)
+constexpr int kOpenMp = _OPENMP;
+#else
+constexpr int kOpenMp = 0;  // at::parallel_for is a serial loop
+#endif
+
 std::map<std::string, std::string> build_info() {
-  return {{"torch", TORCH_VERSION}, {"compiler", __VERSION__}, {"cplusplus", std::to_string(__cplusplus)}};
+  return {{"torch", TORCH_VERSION},
+          {"compiler", __VERSION__},
+          {"cplusplus", std::to_string(__cplusplus)},
+          {"openmp", std::to_string(kOpenMp)}};
 }
 
 std::vector<std::string> supported_instruction_sets() {

@@ -305,10 +305,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode for the time being; afterwards every submodule is in the mode it was in."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
     try:
         yield
     finally:
-        for part, training in modes.items():
-            part.training = training
+        for part in training:
+            part.training = True

@@ -185,3 +185,8 @@ def test_backend_must_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTHFAST_BACKEND", "best")
     with pytest.raises(ValueError, match="SMOOTHFAST_BACKEND is 'best'; it must be one of auto, reference"):
         ops._load_extension()
+
+
+def test_the_kernels_are_built_with_threads(extension: Any) -> None:
+    # Without OpenMP at::parallel_for compiles to a serial loop, and only the clock tells.
+    assert int(extension.build_info()["openmp"]) > 0

@@ -31,7 +31,7 @@ from .weights import Weights, read_weights
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)  # tables go to stdout, everything else here
 
-DEMO_SECONDS = 100.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
+DEMO_SECONDS = 120.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
 DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 NORMALIZATIONS = ("none", *models.STATISTICS)
 BENCHMARKS = {"noise": "noisy_replicas", "tally": "tally", "certify": "certify"}
@@ -351,7 +351,8 @@ def _num_classes(classes: int | None, about: dict[str, str], source: data.Labell
 
 def _describe(smoothed: SmoothedClassifier) -> str:
     normalization = "none" if smoothed.normalize is None else smoothed.normalize
-    return f"{smoothed.runner} base classifier, precision {smoothed.precision}, normalisation {normalization}"
+    precision = resolve_precision(smoothed.precision, next(smoothed.parameters()).device)
+    return f"{smoothed.runner} base classifier, precision {precision}, normalisation {normalization}"
 
 
 def _seconds_per_sample(engine: Engine, images: torch.Tensor) -> float:

@@ -38,8 +38,9 @@ def extension():
     # GCC takes the undefined vectors in its own avx512fintrin.h for mistakes; Clang does not know that warning.
     warnings = ["-Wall", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
     # No -std: torch adds the one that its headers need, C++17 up to 2.9 and then C++20. The sources are C++17.
-    # Without -fopenmp at::parallel_for compiles to a serial loop, silently.
-    flags = ["-O0" if debug else "-O3", "-g" if debug else "-g0", "-fopenmp", *warnings, *exact]
+    # Without -fopenmp at::parallel_for compiles to a serial loop, silently. Apple's compiler does not know it.
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    flags = ["-O0" if debug else "-O3", "-g" if debug else "-g0", *openmp, *warnings, *exact]
     # torch asks the visible GPUs what to compile for; where there is none, for every generation that nvcc knows.
     asked = torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST")
     nvcc = ["-O3", "-fmad=false", *([] if asked else ["-arch=all-major"])]
@@ -48,7 +49,7 @@ def extension():
         sources + (cuda if with_cuda else []),
         include_dirs=[str(ROOT / "csrc")],
         depends=files("*.h") + files("*.inc") + files("*.cuh"),
-        extra_link_args=["-fopenmp"],
+        extra_link_args=openmp,
         extra_compile_args={"cxx": flags, "nvcc": nvcc} if with_cuda else flags,
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}

@@ -19,8 +19,16 @@ from . import analysis, data, models, ops, plots, runs
 from .engine import PRECISIONS, RUNNERS, Engine, Job, resolve_precision
 from .logs import read_log, require_new
 from .noise import Stream
-from .procedures import Count, FixedCertify, FixedPredict, Procedure
-from .smoothing import METHODS, NOISES, SmoothedClassifier
+from .procedures import (
+    CERTIFY_METHODS,
+    PREDICT_METHODS,
+    Count,
+    FixedCertify,
+    Procedure,
+    certify_procedure,
+    predict_procedure,
+)
+from .smoothing import NOISES, SmoothedClassifier
 from .specs import choice
 from .statistics import TOP_SHARE
 from .training import PRECISIONS as TRAINING_PRECISIONS
@@ -60,7 +68,6 @@ NormalizeOption = Annotated[
 ]
 NoiseOption = Annotated[str | None, typer.Option("--noise", help=f"{_of(NOISES)} By the images if not given.")]
 AlphaOption = Annotated[float, typer.Option("--alpha", help="Error level per image.")]
-MethodOption = Annotated[str, typer.Option("--method", help=_of(METHODS))]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of all noise.")]
 SkipOption = Annotated[int, typer.Option("--skip", help="Take every skip-th image.")]
 MaxOption = Annotated[int | None, typer.Option("--max", help="Take at most this many images.")]
@@ -102,7 +109,7 @@ def demo(
     for old in (log, log.with_name(log.name + ".json")):
         old.unlink(missing_ok=True)
     runs.log_run(
-        smoothed, data.demo(), indices, lambda: FixedCertify(100, n, 0.001, 0.25, "multiclass"), settings, log,
+        smoothed, data.demo(), indices, lambda _: FixedCertify(100, n, 0.001, 0.25, "multiclass"), settings, log,
         progress=_progress,
     )  # fmt: skip
     _show([log], out / "certify.png")
@@ -118,8 +125,17 @@ def certify(
     n0: Annotated[int, typer.Option("--n0", help="Samples that select the class.")] = 100,
     n: Annotated[int, typer.Option("--n", help="Samples that bound its probability.")] = 100_000,
     alpha: AlphaOption = 0.001,
-    method: MethodOption = "fixed",
+    method: Annotated[str, typer.Option(help=f"{_of(CERTIFY_METHODS)} All but fixed stop early.")] = "fixed",
+    radius: Annotated[
+        float | None, typer.Option(help="For sequential: is it certified at this radius, in [0, 1] pixel units?")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="For tolerance: how far below the radius of n samples, in units of sigma.")
+    ] = None,
     bound: Annotated[str, typer.Option(help=_of(TOP_SHARE))] = "multiclass",
+    labels_known: Annotated[
+        bool, typer.Option("--labels-known", help="Certify the label of the data; no samples select a class.")
+    ] = False,
     classes: ClassesOption = None,
     normalize: NormalizeOption = None,
     noise: NoiseOption = None,
@@ -133,9 +149,17 @@ def certify(
     resume: ResumeOption = False,
 ) -> None:
     """Certify images: a class and an L2 radius for each, and the table of certified accuracy."""
-    settings = {"command": "certify", "n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound}
+    settings = {
+        "command": "certify", "n0": n0, "n": n, "alpha": alpha, "method": method, "radius": radius,
+        "tolerance": tolerance, "bound": bound, "labels_known": labels_known,
+    }  # fmt: skip
+
+    def procedure(label: int) -> Procedure:
+        known = label if labels_known else None
+        return certify_procedure(method, n0, n, alpha, sigma, bound, radius, tolerance, known)
+
     _run(
-        lambda: FixedCertify(n0, n, alpha, sigma, bound), n0 + n, settings, data_spec, model, weights, sigma, classes,
+        procedure, n0 + n, settings, data_spec, model, weights, sigma, classes,
         normalize, noise, runner, precision, device, batch, seed, skip, limit, out, resume,
     )  # fmt: skip
 
@@ -149,7 +173,7 @@ def predict(
     sigma: SigmaOption = 0.25,
     n: Annotated[int, typer.Option("--n", help="Samples per image.")] = 1000,
     alpha: AlphaOption = 0.001,
-    method: MethodOption = "fixed",
+    method: Annotated[str, typer.Option(help=f"{_of(PREDICT_METHODS)} sequential stops early.")] = "fixed",
     classes: ClassesOption = None,
     normalize: NormalizeOption = None,
     noise: NoiseOption = None,
@@ -165,8 +189,8 @@ def predict(
     """Predict images with the smoothed classifier, abstaining where the votes do not decide."""
     settings = {"command": "predict", "n": n, "alpha": alpha, "method": method}
     _run(
-        lambda: FixedPredict(n, alpha), n, settings, data_spec, model, weights, sigma, classes, normalize, noise,
-        runner, precision, device, batch, seed, skip, limit, out, resume,
+        lambda _: predict_procedure(method, n, alpha), n, settings, data_spec, model, weights, sigma, classes,
+        normalize, noise, runner, precision, device, batch, seed, skip, limit, out, resume,
     )  # fmt: skip
 
 
@@ -272,7 +296,7 @@ def _complain(error: Exception) -> None:
 
 
 def _run(
-    procedure: Callable[[], Procedure],
+    procedure: Callable[[int], Procedure],
     samples: int,
     settings: dict[str, Any],
     data_spec: str,
@@ -292,8 +316,7 @@ def _run(
     out: Path,
     resume: bool,
 ) -> None:
-    procedure()  # its arguments are checked before anything is loaded
-    choice("method", settings["method"], METHODS)
+    procedure(0)  # its arguments are checked before anything is loaded
     choice("runner", runner, ("auto", *RUNNERS))
     if not resume:
         require_new(out)
@@ -306,9 +329,10 @@ def _run(
     indices = runs.chosen(len(source), skip, limit)
     weights = Weights({}) if own and weights_path is None else read_weights(weights_path or DEMO_WEIGHTS)
     num_classes = _num_classes(classes, weights.about, source)
+    chosen = runs.choose_runner(runner, _expected(settings["method"], samples) * len(indices))
     smoothed = _smoothed(
         model, weights, num_classes, sigma, normalize=normalize, noise=noise, seed=seed, precision=precision,
-        max_batch=batch, runner=runs.choose_runner(runner, samples * len(indices)), device=device,
+        max_batch=batch, runner=chosen, device=device,
     )  # fmt: skip
     settings = settings | {
         "data": data_spec, "model": model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
@@ -317,6 +341,11 @@ def _run(
     console.print(f"{len(indices):,} images, {samples:,} samples each at most; {_describe(smoothed)}")
     runs.log_run(smoothed, source, indices, procedure, settings, out, resume, _progress)
     _show([out])
+
+
+def _expected(method: str, samples: int) -> int:
+    """Forward passes an image takes in the mean, roughly: stopping early saves most of them."""
+    return samples if method == "fixed" else max(samples // 20, 200)
 
 
 def _smoothed(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .noise import Law, Stream, stream_key
-from .procedures import Decision, Draw, Procedure
+from .procedures import Decision, Draw, Procedure, Votes
 from .specs import choice
 
 RUNNERS = ("eager", "compiled")
@@ -151,12 +151,8 @@ class Engine:
                 return
             slots, image_ids, sample_ids = rows.tensors(self.micro_batch, self.device)
             ops.tally(self._logits(images, slots, image_ids, sample_ids, rows.stream), slots, counts, invalid)
-            for flight, _, _ in rows.parts:
-                if flight.left:
-                    continue
-                votes = torch.cat([counts[flight.slot], invalid[flight.slot : flight.slot + 1]]).cpu().numpy()
-                counts[flight.slot] = 0
-                invalid[flight.slot] = 0
+            drawn = [flight for flight, _, _ in rows.parts if not flight.left]
+            for flight, votes in zip(drawn, _take([flight.slot for flight in drawn], counts, invalid), strict=True):
                 answer = flight.job.procedure.update(votes)
                 if isinstance(answer, Draw):
                     flight.draw, flight.taken = answer, 0
@@ -174,10 +170,10 @@ class Engine:
         """Rows for the next micro-batch: of the stream of the oldest flight whose stream can fill it; new images enter
         until one can. A micro-batch has one stream, since the stream is in the key of the noise. Once a micro-batch of
         results is held up by the oldest flight, that flight goes first, with padding if need be."""
+        open_rows: dict[Stream, int] = {}
+        for flight in flights:
+            open_rows[flight.draw.stream] = open_rows.get(flight.draw.stream, 0) + flight.left
         while held < self.micro_batch:
-            open_rows: dict[Stream, int] = {}
-            for flight in flights:
-                open_rows[flight.draw.stream] = open_rows.get(flight.draw.stream, 0) + flight.left
             full = next((stream for stream, count in open_rows.items() if count >= self.micro_batch), None)
             entering = next(jobs, None) if full is None and free else None
             if entering is None:
@@ -185,7 +181,9 @@ class Engine:
             index, job = entering
             slot = free.pop()
             images[slot] = job.image
-            flights.append(_Flight(index, slot, job, job.procedure.begin()))
+            draw = job.procedure.begin()
+            flights.append(_Flight(index, slot, job, draw))
+            open_rows[draw.stream] = open_rows.get(draw.stream, 0) + draw.count
         else:
             full = None
         if not flights:
@@ -252,6 +250,14 @@ class Engine:
         largest = float(a.nan_to_num().abs().max()) if a.numel() else 0.0
         near = torch.allclose(a, b, rtol=0, atol=rounding * largest, equal_nan=True)
         return near and torch.equal(a.argmax(1), b.argmax(1))
+
+
+def _take(slots: list[int], counts: Tensor, invalid: Tensor) -> Votes:
+    """The votes [len(slots), K + 1] of some slots, which are set back to 0; they leave the device in one copy."""
+    index = torch.tensor(slots, dtype=torch.int64, device=counts.device)
+    votes = torch.cat([counts[index], invalid[index, None]], 1).cpu().numpy()
+    counts[index], invalid[index] = 0, 0
+    return votes
 
 
 def make_runner(base: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> Runner:

@@ -39,6 +39,7 @@ class Row(NamedTuple):
     invalid: int  # copies whose logits were not finite
     p_lower: float  # lower bound on the probability of the predicted class; 0 where unknown
     p_upper: float  # upper bound on that of every other class; 1 where unknown
+    decision: str  # predicted, certified, not certified, undecided
 
     @property
     def correct(self) -> bool:
@@ -63,6 +64,7 @@ class Log:
     invalid: NDArray[np.int64] | None = None
     p_lower: NDArray[np.float64] | None = None
     p_upper: NDArray[np.float64] | None = None
+    decision: NDArray[np.str_] | None = None
     settings: dict[str, Any] | None = None  # None where the log has no sidecar
 
     def __len__(self) -> int:
@@ -95,6 +97,19 @@ class _Column(NamedTuple):
         return value
 
 
+class _Word(NamedTuple):
+    accepted: tuple[str, ...]
+    dtype: type = np.str_
+
+    def read(self, name: str, text: str) -> str:
+        if text not in self.accepted:
+            raise ValueError(f"{name} is {text!r:.50}, expected one of {', '.join(self.accepted)}")
+        return text
+
+    def write(self, value: str) -> str:
+        return value
+
+
 # int() and float() strip NumPy's types, whose repr is not a plain number; a float's repr is exact.
 def _integer(value: Any) -> str:
     return str(int(value))
@@ -107,7 +122,7 @@ def _exact(value: Any) -> str:
 _COUNT = _Column("an integer >= 0", np.int64, int, 0, 2**63 - 1, _integer)
 _PROBABILITY = _Column("a number from 0 to 1", np.float64, float, 0, 1, _exact)
 _FINITE = sys.float_info.max
-_COLUMNS = {
+_COLUMNS: dict[str, _Column | _Word] = {
     "idx": _COUNT,
     "label": _COUNT,
     "predict": _COUNT._replace(expected="a class or -1", low=-1),
@@ -120,6 +135,7 @@ _COLUMNS = {
     "invalid": _COUNT,
     "p_lower": _PROBABILITY,
     "p_upper": _PROBABILITY,
+    "decision": _Word(("predicted", "certified", "not certified", "undecided")),
 }
 _REQUIRED = ("idx", "label", "predict", "correct", "time")  # all that a published PREDICT log has
 _HEADER = ("\t".join(_COLUMNS) + "\n").encode()
@@ -144,7 +160,7 @@ def read_log(path: str | os.PathLike[str]) -> Log:
             f"{path}, line 1: expected a header with the tab-separated columns "
             f"{' '.join(_REQUIRED)}, each once, found {' '.join(header)!r:.200}"
         )
-    values: dict[str, list[float]] = {name: [] for name in header if name in _COLUMNS}
+    values: dict[str, list[Any]] = {name: [] for name in header if name in _COLUMNS}
     seen: set[float] = set()
     for number, line in enumerate(lines[1:], start=2):
         cells = line.split("\t")

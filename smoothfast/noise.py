@@ -37,6 +37,7 @@ class Stream(IntEnum):
     ACTIVATION = 7
     TRAIN = 8
     PREDICT = 9
+    RANDOMIZE = 10
 
 
 def stream_key(seed: int, stream: Stream, device: torch.device | str = "cpu") -> Tensor:
@@ -112,6 +113,16 @@ def gaussian(
     """Gaussian noise of one image: float32 [S, *shape], in [0, 1] pixel units. Arguments as for `lattice`."""
     zeros = torch.zeros(1, 1, 1, math.prod(shape))
     return _draw(zeros, gaussian_law(sigma), seed, image_id, sample_ids, stream).view(-1, *shape)
+
+
+def uniform(seed: int, image_id: int) -> float:
+    """A uniform number in (0, 1] for the randomized bounds of an image: the stream RANDOMIZE, rounded up to 2^-53."""
+    from . import reference  # stands above noise, as ops does
+
+    key, zero = stream_key(seed, Stream.RANDOMIZE), torch.tensor(0)
+    counter = [zero, *reference._row_words(torch.tensor(image_id), zero, key[1])]
+    high, low, *_ = reference.philox(counter, reference._key_words(key))
+    return ((int(high) << 21 | int(low) >> 11) + 1) / 2**53
 
 
 def _draw(

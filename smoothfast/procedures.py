@@ -1,34 +1,61 @@
 """How many votes to draw for one image, and what they decide.
 
-A procedure is handed the votes of one draw after another and answers with the next draw or with
-its decision. It knows no devices, batches or models, so an engine can drive one procedure per image
-and pack the draws of many images into full batches.
+A procedure is handed the votes of one draw after another and answers with the next draw or with its decision. It knows
+no devices, batches or models, so an engine can drive one procedure per image and pack the draws of many images into
+full batches. Votes are looked at when a number of samples is reached that was fixed beforehand, and at no other time.
 
-Source: PREDICT and CERTIFY of Cohen et al. 2019, arXiv 1902.02918.
+Sources: PREDICT and CERTIFY of Cohen et al. 2019, arXiv 1902.02918; `statistics` for the tests.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .noise import Stream
+from .specs import choice
 from .statistics import (
+    RadiusTest,
     binomial_test,
     certified_radius,
     class_bounds,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    geometric_looks,
+    own_and_rival,
+    radius_test,
     samples_to_certify,
     samples_to_predict,
+    share_bounds,
 )
+
+Floats = NDArray[np.float64]
+Votes = NDArray[np.int64]
 
 ABSTAIN = -1
 
-Votes = NDArray[np.int64]
+PREDICT_METHODS = ("fixed", "sequential")
+CERTIFY_METHODS = ("fixed", "sequential", "tolerance")
+
+CERTIFIED, NOT_CERTIFIED, UNDECIDED, PREDICTED = "certified", "not certified", "undecided", "predicted"
+
+# Looks: the first, and the growth from one to the next. The exact test of CERTIFY pays next to nothing for a look, so
+# its looks are close: mean samples are 6 % below those of growth by sqrt(2) from 16, and 10 % below those from 64.
+# PREDICT and the tolerance pay for each with a share of alpha.
+CERTIFY_LOOKS = 16, 2**0.25
+PREDICT_LOOKS = 16, 2**0.5
+TOLERANCE_LOOKS = 512, 2.0
+
+# Of alpha, for the last look of the tolerance: costs at most 0.004 sigma of radius there.
+_LAST_SHARE = 0.9
+
+# Level of the forecast that stops the tolerance. It bears on the samples drawn and on nothing that is claimed.
+_FORECAST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,14 +71,15 @@ class Draw:
 class Decision:
     """What the votes of one image decide.
 
-    Where a procedure bounds or tests nothing, the fields keep the values that hold of any image:
-    radius 0, bounds 0 and 1, p-value 1.
+    Where a procedure bounds or tests nothing, the fields keep the values that hold of any image: radius 0, bounds 0 and
+    1, p-value 1.
 
     Attributes:
         label: the class, or ABSTAIN.
-        counts: [K] votes by class in the draw that decided.
-        invalid: rows of that draw that voted for no class.
+        counts: [K] votes by class of the samples that decided.
+        invalid: rows of these samples that voted for no class.
         samples: all samples drawn, those that selected a class included.
+        outcome: "predicted", "certified", "not certified" (shown to be less than asked for), or "undecided".
         radius: certified L2 radius, in the unit of sigma; 0 when abstaining.
         p_lower: lower bound of the probability of the class under test, also when abstaining.
         p_upper: upper bound of the probability of each other class.
@@ -62,6 +90,7 @@ class Decision:
     counts: Votes
     invalid: int
     samples: int
+    outcome: str
     radius: float = 0.0
     p_lower: float = 0.0
     p_upper: float = 1.0
@@ -78,10 +107,50 @@ class Procedure(Protocol):
         """Takes the votes of the last draw.
 
         Args:
-            votes: [K + 1] counts of the K classes, then of the invalid rows (non-finite logits). An
-                invalid row is never dropped: it stands for one more outcome, which may be a rival
-                of the classes but never the answer.
+            votes: [K + 1] counts of the K classes, then of the invalid rows (non-finite logits). An invalid row is
+                never dropped: it stands for one more outcome, which may be a rival of the classes but never the answer.
         """
+
+
+def predict_procedure(method: str, n: int, alpha: float) -> Procedure:
+    """The procedure of PREDICT of a method, "fixed" or "sequential".
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    choice("method", method, PREDICT_METHODS)
+    return (FixedPredict if method == "fixed" else SequentialPredict)(n, alpha)
+
+
+def certify_procedure(
+    method: str,
+    n0: int,
+    n: int,
+    alpha: float,
+    sigma: float,
+    bound: str,
+    radius: float | None = None,
+    tolerance: float | None = None,
+    label: int | None = None,
+    u: float = 1.0,
+) -> Procedure:
+    """The procedure of CERTIFY of a method: "fixed", "sequential" (takes `radius`) or "tolerance" (takes `tolerance`).
+
+    Raises:
+        ValueError: an argument is out of its range, is missing, or is of another method.
+    """
+    choice("method", method, CERTIFY_METHODS)
+    for name, value, needing in (("radius", radius, "sequential"), ("tolerance", tolerance, "tolerance")):
+        if (value is None) == (method == needing):
+            wanted = "needs one" if method == needing else f"takes none; {needing!r} does"
+            raise ValueError(f"{name} is {value}; method {method!r} {wanted}")
+    if radius is not None:
+        if u != 1:
+            raise ValueError("the exact boundaries of method 'sequential' are not randomized; randomize the others")
+        return SequentialCertify(n0, n, alpha, sigma, bound, radius, label)
+    if tolerance is not None:
+        return ToleranceCertify(n0, n, alpha, sigma, bound, tolerance, label, u)
+    return FixedCertify(n0, n, alpha, sigma, bound, label, u)
 
 
 class Count:
@@ -104,13 +173,56 @@ class Count:
         _require_complete(votes, self._draw)
         counts = votes[:-1].copy()
         label = int(counts.argmax()) if counts.any() else ABSTAIN
-        return Decision(label, counts, int(votes[-1]), self._draw.count)
+        return Decision(label, counts, int(votes[-1]), self._draw.count, PREDICTED if counts.any() else UNDECIDED)
 
 
-class FixedPredict:
-    """PREDICT (Cohen et al. 2019): the most probable class, wrong with probability at most alpha.
+class SequentialPredict:
+    """PREDICT that stops early: the most probable class, wrong with probability at most alpha, or an abstention.
 
-    Abstains where the two largest counts do not differ significantly.
+    The test of Hung and Fithian, winner against runner-up, at looks growing by sqrt(2), each at level alpha / looks. It
+    needs no union over classes: at each look the level holds for every law of the votes, ties included.
+
+    Args:
+        n: samples at most, at least `samples_to_predict(alpha)`; 23 at alpha 0.001 if they are to stop before n.
+        alpha: error level, 0 < alpha < 1.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, n: int, alpha: float) -> None:
+        _require_samples("n", n, samples_to_predict(alpha), f"; fewer always abstain at {alpha=}")
+        self._begin(geometric_looks(PREDICT_LOOKS[0], n, PREDICT_LOOKS[1]), alpha)
+
+    def _begin(self, looks: Sequence[int], alpha: float) -> None:
+        self.looks, self._alpha = looks, alpha
+        self._seen = _Seen(Stream.PREDICT, looks)
+        self._p_value = 1.0
+
+    def begin(self) -> Draw:
+        return self._seen.draw
+
+    def update(self, votes: Votes) -> Draw | Decision:
+        look, votes = self._seen.add(votes)
+        label, p_value = self.judge(votes)
+        self._p_value = min(self._p_value, float(p_value))
+        if label == ABSTAIN and look + 1 < len(self.looks):
+            return self._seen.draw
+        outcome = UNDECIDED if label == ABSTAIN else PREDICTED
+        counts, invalid = votes[:-1], int(votes[-1])
+        return Decision(int(label), counts, invalid, self.looks[look], outcome, p_value=self._p_value)
+
+    def judge(self, votes: Votes) -> tuple[Votes, Floats]:
+        """Labels [...] and p-values [...], adjusted for the number of looks, of votes [..., K + 1] at one look."""
+        order = np.argsort(-votes, axis=-1, kind="stable")  # stable: ties to the lowest index
+        first, second = (np.take_along_axis(votes, order[..., i : i + 1], -1)[..., 0] for i in (0, 1))
+        p_values = np.minimum(binomial_test(first, second) * len(self.looks), 1.0)
+        decided = (p_values <= self._alpha) & (order[..., 0] < votes.shape[-1] - 1)
+        return np.where(decided, order[..., 0], ABSTAIN), np.where(order[..., 0] < votes.shape[-1] - 1, p_values, 1.0)
+
+
+class FixedPredict(SequentialPredict):
+    """PREDICT (Cohen et al. 2019): the same test at one look, after n samples.
 
     Args:
         n: samples, at least `samples_to_predict(alpha)`.
@@ -122,28 +234,106 @@ class FixedPredict:
 
     def __init__(self, n: int, alpha: float) -> None:
         _require_samples("n", n, samples_to_predict(alpha), f"; fewer always abstain at {alpha=}")
-        self._draw = Draw(Stream.PREDICT, 0, n)
-        self._alpha = alpha
+        self._begin((n,), alpha)
+
+
+class _Certify:
+    """Selects a class with samples of its own, unless one is given, then judges it at one look after another."""
+
+    def __init__(self, n0: int, looks: Sequence[int], sigma: float, label: int | None) -> None:
+        if not 0 < sigma < np.inf:
+            raise ValueError(f"sigma is {sigma}; it must be positive and finite")
+        if label is None:
+            _require_samples("n0", n0, 1)
+        elif label < 0:
+            raise ValueError(f"label is {label}; it must be at least 0")
+        self.looks, self._sigma, self._label = looks, sigma, label
+        self._selection = Draw(Stream.SELECT, 0, n0) if label is None else None
+        self._selected = 0 if label is not None else n0
+        self._seen = _Seen(Stream.ESTIMATE, looks)
 
     def begin(self) -> Draw:
-        return self._draw
+        return self._selection or self._seen.draw
 
-    def update(self, votes: Votes) -> Decision:
-        _require_complete(votes, self._draw)
-        counts, invalid = votes[:-1].copy(), int(votes[-1])
-        top, second = np.argsort(-votes, kind="stable")[:2]  # stable: ties to the lowest index
-        if top == len(counts):
-            return Decision(ABSTAIN, counts, invalid, self._draw.count)
-        p_value = float(binomial_test(votes[top], votes[second]))
-        label = int(top) if p_value <= self._alpha else ABSTAIN
-        return Decision(label, counts, invalid, self._draw.count, p_value=p_value)
+    def update(self, votes: Votes) -> Draw | Decision:
+        if self._selection is not None:
+            return self._select(votes, self._selection)
+        look, votes = self._seen.add(votes)
+        assert self._label is not None
+        if self._label >= len(votes) - 1:
+            raise ValueError(f"label is {self._label}; it must be below {len(votes) - 1}, the classes")
+        return self._decide(look, votes, self._label) or self._seen.draw
+
+    def _select(self, votes: Votes, draw: Draw) -> Draw | Decision:
+        _require_complete(votes, draw)
+        counts, self._selection = votes[:-1].copy(), None
+        if not counts.any():
+            return Decision(ABSTAIN, counts, int(votes[-1]), draw.count, UNDECIDED)
+        self._label = int(counts.argmax())
+        return self._seen.draw
+
+    def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
+        """The decision at a look, None to go on; `votes` [K + 1] are those of all looks so far."""
+        raise NotImplementedError
+
+    def _decision(self, look: int, votes: Votes, label: int, outcome: str, **values: float) -> Decision:
+        answer = label if outcome == CERTIFIED else ABSTAIN
+        return Decision(answer, votes[:-1], int(votes[-1]), self._selected + self.looks[look], outcome, **values)
 
 
-class FixedCertify:
+class _RadiusCertify(_Certify):
+    """The largest radius of all looks, and the end as soon as more samples would add no more than the tolerance."""
+
+    def __init__(
+        self,
+        n0: int,
+        looks: Sequence[int],
+        levels: Sequence[float],
+        alpha: float,
+        sigma: float,
+        bound: str,
+        tolerance: float,
+        label: int | None,
+        u: float,
+    ) -> None:
+        least = samples_to_certify(alpha, bound)
+        _require_samples("n", looks[-1], least, f"; fewer always abstain at {alpha=}, {bound=}")
+        super().__init__(n0, looks, sigma, label)
+        self._levels, self._alpha, self._bound, self._tolerance, self._u = levels, alpha, bound, tolerance, u
+        self._best = _Bounds(0.0, 0.0, 1.0)
+
+    def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
+        found = self.judge(look, votes, label)
+        if self._best.radius == 0 or found.radius > self._best.radius:
+            self._best = _Bounds(*map(float, found))
+        goal = self._best.radius + self._tolerance * self._sigma
+        if look + 1 < len(self.looks) and self.forecast(look, votes, label) > goal:
+            return None
+        outcome = CERTIFIED if self._best.p_lower > self._best.p_upper else UNDECIDED
+        return self._decision(look, votes, label, outcome, **self._best._asdict())
+
+    def judge(self, look: int, votes: Votes, label: ArrayLike) -> _Bounds:
+        """Radius and bounds [...] of votes [..., K + 1] at a look, at its level."""
+        p_lower, p_upper = class_bounds(votes, label, self._levels[look], self._bound, self._u)
+        return _Bounds(certified_radius(p_lower, p_upper, self._sigma), p_lower, p_upper)
+
+    def forecast(self, look: int, votes: Votes, label: ArrayLike) -> Floats:
+        """Radius [...] at a fixed n if the samples to come are as favourable as votes [..., K + 1] allow."""
+        own, rival = own_and_rival(votes, label)
+        size, n = self.looks[look], self.looks[-1]
+        own_share = clopper_pearson_upper(own, size, _FORECAST)
+        rival_share = np.minimum(clopper_pearson_lower(rival, size, _FORECAST), 1 - own_share)
+        own = own + np.ceil((n - size) * own_share)
+        rival = rival + np.floor((n - size) * rival_share)
+        bounds = share_bounds(own, rival, n, self._alpha, self._bound, self._u)
+        return certified_radius(*bounds, self._sigma)
+
+
+class FixedCertify(_RadiusCertify):
     """CERTIFY (Cohen et al. 2019): a class and its radius, overstated with probability <= alpha.
 
-    n0 samples select the class, n other samples bound its probability. Abstains where the class is
-    not shown to beat its rivals, p_lower <= p_upper; for Cohen's bound this is p_lower <= 1/2.
+    n0 samples select the class, n other samples bound its probability. Abstains where the class is not shown to beat
+    its rivals, p_lower <= p_upper; for Cohen's bound this is p_lower <= 1/2.
 
     Args:
         n0: samples that select the class, at least 1; unused if `label` is given.
@@ -152,6 +342,7 @@ class FixedCertify:
         sigma: standard deviation of the noise, positive and finite; the radius has its unit.
         bound: "multiclass" or "cohen", see `statistics.class_bounds`.
         label: the class to certify, where it is known beforehand; nothing is drawn to select it.
+        u: for randomized bounds, see `statistics.clopper_pearson_lower`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -165,46 +356,114 @@ class FixedCertify:
         sigma: float,
         bound: str,
         label: int | None = None,
+        u: float = 1.0,
     ) -> None:
-        least = samples_to_certify(alpha, bound)
-        _require_samples("n", n, least, f"; fewer always abstain at {alpha=}, {bound=}")
-        if not 0 < sigma < math.inf:
-            raise ValueError(f"sigma is {sigma}; it must be positive and finite")
-        if label is None:
-            _require_samples("n0", n0, 1)
-        elif label < 0:
-            raise ValueError(f"label is {label}; it must be at least 0")
-        self._alpha, self._sigma, self._bound = alpha, sigma, bound
-        self._estimate = Draw(Stream.ESTIMATE, 0, n)
-        self._draw = self._estimate if label is not None else Draw(Stream.SELECT, 0, n0)
-        self._label = label
-        self._samples = 0
+        super().__init__(n0, (n,), (alpha,), alpha, sigma, bound, 0.0, label, u)
 
-    def begin(self) -> Draw:
-        return self._draw
 
-    def update(self, votes: Votes) -> Draw | Decision:
-        _require_complete(votes, self._draw)
-        counts, invalid = votes[:-1].copy(), int(votes[-1])
-        self._samples += self._draw.count
-        if self._label is None:
-            if not counts.any():
-                return Decision(ABSTAIN, counts, invalid, self._samples)
-            self._label = int(counts.argmax())
-            self._draw = self._estimate
-            return self._draw
-        if self._label >= len(counts):
-            raise ValueError(f"label is {self._label}; it must be below {len(counts)}, the classes")
-        p_lower, p_upper = map(float, class_bounds(votes, self._label, self._alpha, self._bound))
-        return Decision(
-            label=self._label if p_lower > p_upper else ABSTAIN,
-            counts=counts,
-            invalid=invalid,
-            samples=self._samples,
-            radius=float(certified_radius(p_lower, p_upper, self._sigma)),
-            p_lower=p_lower,
-            p_upper=p_upper,
-        )
+class ToleranceCertify(_RadiusCertify):
+    """CERTIFY that stops when more samples would not gain much: within a tolerance of the radius after n samples.
+
+    Looks double; 0.9 alpha is kept for the last one, the others share the rest, and the largest radius of all looks is
+    returned: by the union over looks it is overstated with probability at most alpha. It stops when a forecast of the
+    radius at a fixed n, with counts as favourable as level 0.001 allows, is at most the tolerance above the radius in
+    hand. The forecast decides how much is drawn, never what is claimed.
+
+    Args:
+        tolerance: in units of sigma, positive. The others are those of `FixedCertify`, with n as the most.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        n0: int,
+        n: int,
+        alpha: float,
+        sigma: float,
+        bound: str,
+        tolerance: float,
+        label: int | None = None,
+        u: float = 1.0,
+    ) -> None:
+        if not 0 < tolerance < np.inf:
+            raise ValueError(f"tolerance is {tolerance}; it must be positive and finite, in units of sigma")
+        _require_samples("n", n, 1)
+        *early, _ = looks = geometric_looks(TOLERANCE_LOOKS[0], n, TOLERANCE_LOOKS[1])
+        levels = [(1 - _LAST_SHARE) * alpha / len(early) for _ in early] + [_LAST_SHARE * alpha if early else alpha]
+        super().__init__(n0, looks, levels, alpha, sigma, bound, tolerance, label, u)
+
+
+class SequentialCertify(_Certify):
+    """Is the radius at least r? Certified with probability <= alpha where it is not, denied so where it is.
+
+    An exact group-sequential test at looks growing by 2^(1/4), see `statistics.radius_test`. With the multi-class bound
+    it judges the class against its largest rival, with Cohen's the class alone. The radius of a certificate is r.
+
+    Args:
+        radius: r, in the unit of sigma, positive, and less than n unanimous votes certify. The others are those of
+            `FixedCertify`, with n as the most.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self, n0: int, n: int, alpha: float, sigma: float, bound: str, radius: float, label: int | None = None
+    ) -> None:
+        _require_samples("n", n, samples_to_certify(alpha, bound), f"; fewer always abstain at {alpha=}, {bound=}")
+        super().__init__(n0, geometric_looks(CERTIFY_LOOKS[0], n, CERTIFY_LOOKS[1]), sigma, label)
+        largest = float(certified_radius(*share_bounds(n, 0, n, alpha, bound), sigma))
+        if not 0 < radius < largest:
+            raise ValueError(
+                f"radius is {radius}; it must be positive and below {largest:.4f}, what n={n} unanimous votes certify "
+                f"at {sigma=}, {alpha=}, {bound=}"
+            )
+        self._alpha, self._bound, self._radius = alpha, bound, radius
+
+    def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
+        corner, failed = self.judge(look, votes, label)
+        if corner >= 0:
+            test = self.test(len(votes) - 1)
+            p_lower, p_upper = float(test.p[corner]), float(test.q[corner])
+            return self._decision(look, votes, label, CERTIFIED, radius=self._radius, p_lower=p_lower, p_upper=p_upper)
+        if failed:
+            return self._decision(look, votes, label, NOT_CERTIFIED)
+        return None if look + 1 < len(self.looks) else self._decision(look, votes, label, UNDECIDED)
+
+    def judge(self, look: int, votes: Votes, label: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Of votes [..., K + 1] at a look: the corner that they certify or -1, and whether they deny the radius."""
+        test = self.test(votes.shape[-1] - 1)
+        own, rival = own_and_rival(votes, label)
+        return test.corner(look, own, rival), test.failed(look, own, rival)
+
+    def test(self, rivals: int) -> RadiusTest:
+        """The boundaries, computed when first needed: an invalid row is an outcome that may be a rival too."""
+        z = self._radius / self._sigma
+        return radius_test(z, tuple(self.looks), self._alpha, self._alpha, self._bound, rivals)
+
+
+class _Bounds(NamedTuple):
+    radius: Any
+    p_lower: Any
+    p_upper: Any
+
+
+class _Seen:
+    """The votes of all looks so far, and the draw that leads to the next."""
+
+    def __init__(self, stream: Stream, looks: Sequence[int]) -> None:
+        self._looks, self._look, self._votes = looks, 0, np.zeros(1, np.int64)
+        self.draw = Draw(stream, 0, looks[0])
+
+    def add(self, votes: Votes) -> tuple[int, Votes]:
+        """The look that these votes complete, and the votes up to it; `draw` is then the next one, if there is any."""
+        _require_complete(votes, self.draw)
+        look, self._look, self._votes = self._look, self._look + 1, self._votes + votes
+        if self._look < len(self._looks):
+            self.draw = Draw(self.draw.stream, self._looks[look], self._looks[look + 1] - self._looks[look])
+        return look, self._votes
 
 
 def _require_samples(name: str, value: int, least: int, reason: str = "") -> None:

@@ -48,7 +48,7 @@ def log_run(
     smoothed: SmoothedClassifier,
     data: Labelled,
     indices: list[int],
-    procedure: Callable[[], Procedure],
+    procedure: Callable[[int], Procedure],
     settings: dict[str, Any],
     path: Path,
     resume: bool = False,
@@ -60,7 +60,7 @@ def log_run(
         smoothed: the classifier.
         data: images and labels; the index of an image is the id its noise is drawn under.
         indices: which of them.
-        procedure: makes the procedure of one image.
+        procedure: makes the procedure of one image from its label.
         settings: what else the results depend on; the choices of the engine are added.
         path: the log.
         resume: go on with the log if there is one.
@@ -80,11 +80,11 @@ def log_run(
 
 
 def _jobs(
-    data: Labelled, indices: list[int], procedure: Callable[[], Procedure], labels: dict[int, int], engine: Engine
+    data: Labelled, indices: list[int], procedure: Callable[[int], Procedure], labels: dict[int, int], engine: Engine
 ) -> Iterator[Job]:
     for index in indices:
         image, labels[index] = data[index]
-        yield Job(_checked(image, index, engine), index, procedure())
+        yield Job(_checked(image, index, engine), index, procedure(labels[index]))
 
 
 def _checked(image: Tensor, index: int, engine: Engine) -> Tensor:
@@ -113,6 +113,7 @@ def _row(index: int, label: int, decision: Decision, seconds: float) -> Row:
         invalid=decision.invalid,
         p_lower=decision.p_lower,
         p_upper=decision.p_upper,
+        decision=decision.outcome,
     )
 
 

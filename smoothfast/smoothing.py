@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from . import ops
 from .engine import Engine, Job
-from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key
-from .procedures import Count, Decision, FixedCertify, FixedPredict, Procedure
+from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
+from .procedures import Count, Decision, Procedure, certify_procedure, predict_procedure
 from .specs import choice
 
 VOTINGS = ("prediction",)
 NOISES = ("lattice", "gaussian")
-METHODS = ("fixed",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +51,8 @@ class Certificate:
         counts: int64 [N, K] votes of the estimation samples.
         invalid: int64 [N] of them without a class (logits that are not finite); they count as a rival.
         samples: int64 [N] noisy copies drawn, selection included.
+        decisions: [N] "certified", "undecided" (nothing shown with the samples allowed), or, by method "sequential",
+            "not certified" (the radius is shown to be less than the one asked for).
         alpha, sigma, seed: what the certificate holds for.
         sound: whether it holds in the arithmetic actually used: lattice noise on uint8 images, a base classifier that
             is one fixed function of each noisy image, every rounding directed.
@@ -65,6 +66,7 @@ class Certificate:
     counts: Tensor
     invalid: Tensor
     samples: Tensor
+    decisions: list[str]
     alpha: float
     sigma: float
     seed: int
@@ -157,13 +159,13 @@ class SmoothedClassifier(nn.Module):
         """
         first = 0 if self.deterministic else self._next_sample
         self._next_sample = first + self.samples
-        decisions = self._decide(_finite(images), None, lambda: Count(self.samples, first))
+        decisions = self._decide(_finite(images), None, lambda *_: Count(self.samples, first))
         counts = self._stack(decisions, "counts").to(images.device)
         return torch.log((counts + 0.5) / (self.samples + self.num_classes / 2)).float()
 
     def votes(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
         """Votes by class, int64 [N, K], of the first `samples` noisy copies of each image."""
-        return self._stack(self._decide(checked_images(images), image_ids, lambda: Count(samples)), "counts")
+        return self._stack(self._decide(checked_images(images), image_ids, lambda *_: Count(samples)), "counts")
 
     def predict(
         self,
@@ -177,13 +179,12 @@ class SmoothedClassifier(nn.Module):
 
         Args:
             images: uint8 (0..255) or float (0..1) [N, C, H, W].
-            n: samples per image, at least 11 at alpha 0.001.
+            n: samples per image, the most of them for "sequential"; at least 11 at alpha 0.001.
             alpha: error level per image.
-            method: "fixed".
+            method: "fixed", or "sequential": stops as soon as the votes decide, after 16 samples at the least.
             image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
         """
-        choice("method", method, METHODS)
-        decisions = self._decide(checked_images(images), image_ids, lambda: FixedPredict(n, alpha))
+        decisions = self._decide(checked_images(images), image_ids, lambda *_: predict_procedure(method, n, alpha))
         return Prediction(
             self._stack(decisions, "label"),
             self._stack(decisions, "counts"),
@@ -200,24 +201,53 @@ class SmoothedClassifier(nn.Module):
         method: str = "fixed",
         bound: str = "multiclass",
         image_ids: Sequence[int] | Tensor | None = None,
+        *,
+        radius: float | None = None,
+        tolerance: float | None = None,
+        labels: Sequence[int] | Tensor | None = None,
+        randomize: bool = False,
     ) -> Certificate:
         """CERTIFY: a class and an L2 radius within which it stays the prediction, wrong with probability at most alpha.
 
         Args:
             images: uint8 (0..255) or float (0..1) [N, C, H, W]. Only uint8 images give sound certificates.
             n0: samples that select the class.
-            n: other samples that bound its probability.
+            n: other samples that bound its probability; the most of them where the method stops early.
             alpha: error level per image.
-            method: "fixed".
+            method: "fixed": the radius after n samples; "sequential": is it at least `radius`?; "tolerance": a radius
+                at most `tolerance` below the one of "fixed".
             bound: "multiclass" (sigma/2 (Phi^-1(p_A) - Phi^-1(p_B))) or "cohen" (p_B = 1 - p_A).
             image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
+            radius: for "sequential", in [0, 1] pixel units.
+            tolerance: for "tolerance", in units of sigma.
+            labels: [N] classes to certify, known beforehand, in place of those that n0 samples select. None of them may
+                come from a look at the same samples.
+            randomize: bounds after Stevens 1950, which depend on one uniform number an image (stream RANDOMIZE): less
+                than 0.005 sigma more radius from n = 10,000 on.
         """
-        choice("method", method, METHODS)
         sigma = min(self.sigma.tolist())
-        decisions = self._decide(checked_images(images), image_ids, lambda: FixedCertify(n0, n, alpha, sigma, bound))
-        engine = self.engine(images)
         ids = _checked_ids(image_ids, len(images))
-        settings = {"n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound, "image_ids": ids}
+        classes = None if labels is None else _checked_labels(labels, len(images), self.num_classes)
+
+        def procedure(position: int = 0, image_id: int = 0) -> Procedure:
+            label = None if classes is None else classes[position] if classes else 0
+            u = uniform(self.seed, image_id) if randomize else 1.0
+            return certify_procedure(method, n0, n, alpha, sigma, bound, radius, tolerance, label, u)
+
+        decisions = self._decide(checked_images(images), ids, procedure)
+        engine = self.engine(images)
+        settings = {
+            "n0": n0,
+            "n": n,
+            "alpha": alpha,
+            "method": method,
+            "bound": bound,
+            "radius": radius,
+            "tolerance": tolerance,
+            "labels": classes,
+            "randomize": randomize,
+            "image_ids": ids,
+        }
         return Certificate(
             labels=self._stack(decisions, "label"),
             radii=self._stack(decisions, "radius"),
@@ -226,6 +256,7 @@ class SmoothedClassifier(nn.Module):
             counts=self._stack(decisions, "counts"),
             invalid=self._stack(decisions, "invalid"),
             samples=self._stack(decisions, "samples"),
+            decisions=[decision.outcome for decision in decisions],
             alpha=alpha,
             sigma=sigma,
             seed=self.seed,
@@ -279,13 +310,17 @@ class SmoothedClassifier(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _decide(
-        self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[[], Procedure]
+        self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[..., Procedure]
     ) -> list[Decision]:
+        """The decisions on images; `procedure` makes that of the image at a position, with an id."""
         procedure()  # its arguments are checked even where there is no image
         ids = _checked_ids(image_ids, len(images))
         if len(images) == 0:
             return []
-        jobs = (Job(image, image_id, procedure()) for image, image_id in zip(images, ids, strict=True))
+        jobs = (
+            Job(image, image_id, procedure(position, image_id))
+            for position, (image, image_id) in enumerate(zip(images, ids, strict=True))
+        )
         return list(self.engine(images).run(jobs))
 
     def _stack(self, decisions: list[Decision], name: str) -> Tensor:
@@ -354,3 +389,13 @@ def _checked_ids(image_ids: Sequence[int] | Tensor | None, count: int) -> list[i
         if not 0 <= image_id <= MAX_IMAGE_ID:
             raise ValueError(f"image_ids holds {image_id}; ids must lie in 0 .. 2**44 - 1")
     return ids
+
+
+def _checked_labels(labels: Sequence[int] | Tensor, count: int, num_classes: int) -> list[int]:
+    classes = [index(label) for label in (labels.tolist() if isinstance(labels, Tensor) else labels)]
+    if len(classes) != count:
+        raise ValueError(f"labels has {len(classes)} entries; there are {count} images")
+    for label in classes:
+        if not 0 <= label < num_classes:
+            raise ValueError(f"labels holds {label}; labels must lie in 0 .. {num_classes - 1}")
+    return classes

@@ -161,7 +161,8 @@ def test_certify_writes_a_log_a_sidecar_and_a_table(certify: Run, tmp_path: Path
     sidecar = json.loads((tmp_path / "deep/run.tsv.json").read_text())
     expected = {
         "command": "certify", "n0": 16, "n": 100, "alpha": 0.001, "method": "fixed", "bound": "multiclass",
-        "data": "smoothfast_toys:images", "model": "smoothfast_toys:model", "sigma": [0.3], "normalize": None,
+        "radius": None, "tolerance": None, "labels_known": False, "data": "smoothfast_toys:images",
+        "model": "smoothfast_toys:model", "sigma": [0.3], "normalize": None,
         "seed": 3, "skip": 1, "max": None, "runner": "eager", "precision": "fp32", "micro_batch": 16, "device": "cpu",
         "threads": 1, "law": "lattice", "clip": False, "row_function": True,
     }  # fmt: skip

@@ -47,7 +47,7 @@ class Scripted:
         done = len(self.votes)
         if done < len(self.draws):
             return self.draws[done]
-        return Decision(0, np.stack(self.votes), 0, sum(draw.count for draw in self.draws))
+        return Decision(0, np.stack(self.votes), 0, sum(draw.count for draw in self.draws), "predicted")
 
 
 # Draws of the images in turn: long and short ones, of several streams, with sample ids that pass 2^32.

@@ -30,6 +30,7 @@ def row(idx: int, **changes: Any) -> Row:
         invalid=0,
         p_lower=math.nextafter(0.99, 0.0),
         p_upper=1 / 3,
+        decision="certified",
     )
     return base._replace(**changes)
 
@@ -60,7 +61,7 @@ def test_round_trip_is_exact(path: Path) -> None:
     assert log.settings == SETTINGS | {"mean": [0.1, 0.2]}
     assert path.read_text().splitlines()[0].split("\t") == [
         *("idx", "label", "predict", "radius", "correct", "time"),
-        *("samples", "nA", "nB", "invalid", "p_lower", "p_upper"),
+        *("samples", "nA", "nB", "invalid", "p_lower", "p_upper", "decision"),
     ]
     assert "\t0.000010\t" in path.read_text()  # plain decimal seconds
 
@@ -200,7 +201,7 @@ def test_a_killed_process_loses_only_the_line_in_flight(path: Path) -> None:
 import os, signal, sys
 from smoothfast.logs import Row, RunLog
 log = RunLog(sys.argv[1], {})
-log.append(Row(0, 3, 3, 0.5, 1.5, 100, 99, 1, 0, 0.9, 0.1))
+log.append(Row(0, 3, 3, 0.5, 1.5, 100, 99, 1, 0, 0.9, 0.1, "certified"))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     child = subprocess.run([sys.executable, "-c", code, str(path)], check=False)

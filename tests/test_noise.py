@@ -395,6 +395,7 @@ def test_every_argument_makes_new_noise(draw: Draw) -> None:
 
 def test_streams_are_numbered_for_good() -> None:
     names = ["SELECT", "ESTIMATE", "REFINE", "ATTACK", "ATTACK_START", "WEIGHT", "ACTIVATION", "TRAIN", "PREDICT"]
+    names.append("RANDOMIZE")
     assert {stream.name: int(stream) for stream in Stream} == {name: i for i, name in enumerate(names, 1)}
 
 

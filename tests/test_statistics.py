@@ -103,7 +103,7 @@ def test_clopper_pearson_does_not_trust_the_quantile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     right = clopper_pearson_lower(600, 1000, 0.001)  # 0.551
-    monkeypatch.setattr("smoothfast.statistics.betaincinv", lambda a, b, q: np.full(q.shape, guess))
+    monkeypatch.setattr("smoothfast.statistics.bounds.betaincinv", lambda a, b, q: np.full(q.shape, guess))
     lower = clopper_pearson_lower(600, 1000, 0.001)
     assert exact_tail(600, 1000, mp.mpf(lower)) <= 0.001
     assert 0.2 < lower <= right

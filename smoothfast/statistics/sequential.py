@@ -1,0 +1,268 @@
+"""Tests that look at growing numbers of samples and stop as soon as they may.
+
+Sources: Armitage, McPherson and Rowe 1969 (exact boundaries of repeated binomial tests); Robbins 1970 and Howard et al.
+2021, arXiv 1810.08240 (mixture martingales); Hung and Fithian 2019, arXiv 1610.03944 (one look of PREDICT).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaincc, betaln, ndtri
+from scipy.stats import beta, binom
+
+from .bounds import top_level
+from .checks import Floats, positive, probability, require, require_level, whole
+from .radii import gaussian_probability_lower, gaussian_probability_upper
+
+Counts = NDArray[np.int64]
+
+# Relative. A path's probability is a sum of products of SciPy's, all positive and each true to 1e-12, so rounding moves
+# a tail by far less; so does the mass that `_window` leaves out.
+_MARGIN = 1e-9
+
+_CORNER_STEP = 0.05  # in standard normal quantiles: a radius is resolved to 0.025 sigma at worst
+
+
+def geometric_looks(first: int, n: int, ratio: float) -> tuple[int, ...]:
+    """Sample numbers round(first * ratio^j) below n, then n itself; a number comes once."""
+    looks = {n}
+    size = float(first)
+    while round(size) < n:
+        looks.add(round(size))
+        size *= ratio
+    return tuple(sorted(looks))
+
+
+class Boundaries(NamedTuple):
+    """Where a sequential test of a binomial probability stops, by look.
+
+    Attributes:
+        looks: [J] cumulative sample numbers.
+        efficacy: [J] the probability is shown to exceed p0 at k >= efficacy (n + 1 where no count shows it).
+        futility: [J] it is shown not to at k <= futility (-1 where no count shows it).
+    """
+
+    looks: Counts
+    efficacy: Counts
+    futility: Counts
+
+
+def sequential_boundaries(p0: float, looks: ArrayLike, alpha: float = 0.001, beta: float | None = None) -> Boundaries:
+    """Exact boundaries of a group-sequential test of a binomial probability against p0.
+
+    They carry the law of the count under p0 from look to look, without what has stopped, so that no level is lost to a
+    union over looks. Each look gets alpha / J and what the looks before it could not spend. The two boundaries are
+    computed apart: to stop for futility can only lower the risk of a false efficacy.
+
+    Args:
+        p0: the probability under test, in (0, 1).
+        looks: [J] cumulative sample numbers, increasing. They must not depend on the votes.
+        alpha: for every probability <= p0, the risk that efficacy is crossed at any look.
+        beta: for every probability >= p0, the risk that futility is crossed; alpha if not given.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if not 0 < p0 < 1:
+        raise ValueError(f"p0 is {p0}; it must lie between 0 and 1")
+    sizes = _checked_looks(looks)
+    efficacy = _crossing(p0, sizes, float(require_level(alpha)))
+    failures = _crossing(float(_complement(p0)), sizes, float(require_level(alpha if beta is None else beta)))
+    n = np.array(sizes)
+    return Boundaries(n, efficacy, n - failures)
+
+
+def evidence(k: ArrayLike, n: ArrayLike, p: ArrayLike) -> Floats:
+    """Logarithm of the evidence of k successes in n that a probability exceeds p, valid at every n at once.
+
+    The e-process of the one-sided mixture Beta(1/2, 1/2) on (p, 1): under any probability <= p it ever reaches
+    log(1 / alpha) with probability at most alpha, however often one looks and whenever one stops.
+
+    Args:
+        k: successes, 0..n.
+        n: samples, at least 0.
+        p: the probability in question, in (0, 1).
+
+    Returns:
+        log E; shape of the arguments broadcast together.
+    """
+    n, p = whole("n", n, 0), probability("p", p)
+    k = np.asarray(k, np.float64)
+    require((k >= 0) & (k <= n) & (k == np.floor(k)), "k", k, "a whole number in 0..n")
+    require((p > 0) & (p < 1), "p", p, "between 0 and 1")
+    a, b = k + 0.5, n - k + 0.5
+    mixture = betaln(a, b) - betaln(0.5, 0.5) + _log_upper_beta(a, b, p) - np.log(betaincc(0.5, 0.5, p))
+    return mixture - k * np.log(p) - (n - k) * np.log1p(-p)
+
+
+def anytime_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Floats:
+    """Lower bound of a binomial probability that holds at all n at once: the least p that `evidence` does not refute.
+
+    Wider than Clopper-Pearson at a fixed n, but one may look after every sample and stop at will.
+
+    Returns:
+        The bound in [0, 1), 0 where k = 0; shape of the arguments broadcast together.
+    """
+    k, n, alpha = np.broadcast_arrays(np.asarray(k, np.float64), whole("n", n, 1), require_level(alpha))
+    threshold = -np.log(alpha) * (1 + _MARGIN)
+    low, high = np.full(k.shape, 1e-9), np.clip(k / n, 2e-9, 1 - 1e-9)
+    refuted_at_all = evidence(k, n, low) >= threshold
+    for _ in range(60):
+        middle = (low + high) / 2
+        refuted = evidence(k, n, middle) >= threshold
+        low, high = np.where(refuted, middle, low), np.where(refuted, high, middle)
+    # Bisection finds a crossing; the bound is the first one, and the normaliser leaves no proof that there is but one.
+    for share in np.linspace(0, 1, 65)[1:-1][::-1]:
+        below = np.maximum(low * share, 1e-9)
+        low = np.where(evidence(k, n, below) >= threshold, low, below)
+    return np.where(refuted_at_all, low, 0.0)[()]
+
+
+class RadiusTest(NamedTuple):
+    """A group-sequential test whether the certified radius is at least r; J looks, I corners.
+
+    A corner is a pair of probabilities (p, q) at which a class with p and a rival with q have radius r. The radius
+    exceeds r where the class is above p and every rival below q, for any one corner; it is less where the class is
+    below p and some rival above q.
+
+    Attributes:
+        looks: [J] cumulative sample numbers.
+        p, q: [I] the corners, p falling. The first has q = 1 - p: there the class alone decides, as in Cohen's bound.
+        certified_own, certified_rival: [J, I] votes: at least for the class, and at most for its largest rival.
+        failed_own, failed_rival: [J, I] votes: at most for the class, and at least for its largest rival.
+    """
+
+    looks: Counts
+    p: Floats
+    q: Floats
+    certified_own: Counts
+    certified_rival: Counts
+    failed_own: Counts
+    failed_rival: Counts
+
+    def corner(self, look: int, own: ArrayLike, rival: ArrayLike) -> Counts:
+        """The first corner that these votes certify; -1 if there is none."""
+        own, rival = np.asarray(own)[..., None], np.asarray(rival)[..., None]
+        holds = (own >= self.certified_own[look]) & (rival <= self.certified_rival[look])
+        return np.where(holds.any(-1), holds.argmax(-1), -1)
+
+    def failed(self, look: int, own: ArrayLike, rival: ArrayLike) -> NDArray[np.bool_]:
+        """Whether these votes show that the radius is less."""
+        own, rival = np.asarray(own)[..., None], np.asarray(rival)[..., None]
+        shown: NDArray[np.bool_] = ((own <= self.failed_own[look]) & (rival >= self.failed_rival[look])).any(-1)
+        return shown
+
+
+@lru_cache(maxsize=32)
+def radius_test(z: float, looks: tuple[int, ...], alpha: float, beta: float, bound: str, rivals: int) -> RadiusTest:
+    """The test whether the radius is at least z sigma, from exact boundaries of its corners.
+
+    Levels hold for all corners together. Say the radius is less than z sigma. Then no corner has both its p below the
+    class's probability and its q above the true rival's; so a false answer takes votes that show the class above a p
+    that is not below its own probability, or the rival below a q that is not above its own. Boundaries are monotone
+    along the corners, so each of these takes a crossing of one boundary, that of the nearest corner: 0.9 alpha for the
+    class, 0.1 alpha for the rival. As in `class_bounds`, the largest count bounds every rival from above; from below
+    it takes a union, beta / (rivals + 1) for each class.
+
+    Args:
+        z: radius / sigma, positive.
+        looks: cumulative sample numbers, increasing.
+        alpha: risk to certify where the radius is less.
+        beta: risk to deny where it is not.
+        bound: "multiclass", or "cohen": the one corner where the class alone decides.
+        rivals: number of other classes.
+    """
+    n = _checked_looks(looks)
+    z = float(positive("radius / sigma", z))
+    own_level = float(top_level(alpha, bound))
+    risk = float(require_level(beta))
+    shift = np.zeros(1)
+    if bound == "multiclass":
+        risk /= rivals + 1
+        shift = _corner_shifts(z, n[-1], alpha - own_level)
+    p_above, q_below = gaussian_probability_upper(z - shift), gaussian_probability_lower(-z - shift)
+    p_below, q_above = gaussian_probability_lower(z - shift), gaussian_probability_upper(-z - shift)
+
+    sizes = np.array(n)[:, None]
+    certified_own = _falling(_crossings(p_above, n, own_level))
+    failed_own = sizes - _rising(_crossings(_complement(p_below), n, risk))
+    certified_rival, failed_rival = np.broadcast_to(sizes, failed_own.shape).copy(), np.zeros_like(failed_own)
+    if bound == "multiclass":
+        # At the first corner the class leaves no more than q to its rival, which needs no proof of its own.
+        certified_rival[:, 1:] = sizes - _rising(_crossings(_complement(q_below[1:]), n, alpha - own_level))
+        failed_rival = _falling(_crossings(q_above, n, risk))
+    return RadiusTest(np.array(n), p_above, q_below, certified_own, certified_rival, failed_own, failed_rival)
+
+
+def _corner_shifts(z: float, n: int, alpha: float) -> Floats:
+    """From the corner (Phi(z), Phi(-z)) down to where no votes of n samples show a rival to be below q."""
+    least: float = -ndtri(-math.log(alpha) / n) if n > -2 * math.log(alpha) else 0.0
+    return np.arange(0, max(least - z, 0) + _CORNER_STEP, _CORNER_STEP)
+
+
+def _crossings(p: Floats, looks: tuple[int, ...], alpha: float) -> Counts:
+    """[J, I] the efficacy boundary of each probability."""
+    return np.stack([_crossing(float(each), looks, alpha) for each in p], 1)
+
+
+@lru_cache(maxsize=1024)
+def _crossing(p0: float, looks: tuple[int, ...], alpha: float) -> Counts:
+    """[J] the least counts that show a probability above p0, at level alpha over all looks; n + 1 if there is none."""
+    lowest, law = 0, np.ones(1)  # law[i]: probability of lowest + i successes, and of not having stopped
+    spent, before = 0.0, 0
+    boundary = []
+    for look, n in enumerate(looks, 1):
+        first, last = _window(n - before, p0, alpha)
+        law = np.convolve(law, binom.pmf(np.arange(first, last + 1), n - before, p0))
+        lowest, before = lowest + first, n
+        cut = max(_window(n, p0, alpha)[0] - lowest, 0)
+        lowest, law = lowest + cut, law[cut:]
+        tail = np.append(law[::-1].cumsum()[::-1], 0.0)
+        stop = int(np.argmax(tail <= alpha * look / len(looks) * (1 - _MARGIN) - spent))
+        boundary.append(lowest + stop)
+        spent += tail[stop]
+        law = law[:stop]
+    return np.array(boundary)
+
+
+def _window(n: int, p: float, alpha: float) -> tuple[int, int]:
+    """Counts outside have probability below 1e-13 alpha on either side (Bernstein's inequality): less than the margin
+    allows for, on thousands of looks."""
+    bits = math.log(1e13 / alpha)
+    reach = bits / 3 + math.sqrt(bits * bits / 9 + 2 * bits * n * p * (1 - p))
+    return max(math.floor(n * p - reach), 0), min(math.ceil(n * p + reach), n)
+
+
+def _falling(boundary: Counts) -> Counts:
+    """The least boundary above this one that falls along the corners."""
+    return np.maximum.accumulate(boundary[:, ::-1], 1)[:, ::-1]
+
+
+def _rising(boundary: Counts) -> Counts:
+    return np.maximum.accumulate(boundary, 1)
+
+
+def _complement(p: ArrayLike) -> Floats:
+    """1 - p, rounded up."""
+    return np.nextafter(1 - np.asarray(p, np.float64), 1)
+
+
+def _log_upper_beta(a: Floats, b: Floats, p: Floats) -> Floats:
+    """log of the mass of Beta(a, b) above p, also where it underflows."""
+    mass = betaincc(a, b, p)
+    with np.errstate(divide="ignore"):
+        plain = np.log(mass)
+    return np.where(mass > 1e-290, plain, beta.logsf(p, a, b)) if np.any(mass <= 1e-290) else plain
+
+
+def _checked_looks(looks: ArrayLike) -> tuple[int, ...]:
+    sizes = whole("looks", looks, 1)
+    require(np.diff(sizes, prepend=0) > 0, "looks", sizes, "more than the one before it")
+    if sizes.ndim != 1 or not sizes.size:
+        raise ValueError(f"looks have shape {sizes.shape}; they must be [J], with J at least 1")
+    return tuple(int(size) for size in sizes)

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from smoothfast.noise import Stream
+from smoothfast.procedures import CERTIFIED, NOT_CERTIFIED, UNDECIDED, Decision, Draw
+from smoothfast.statistics import clopper_pearson_lower, clopper_pearson_upper
 
 
 def torch_replicas(
@@ -38,3 +43,27 @@ def cohen_counts(base: nn.Module, image: Tensor, n: int, sigma: float, batch: in
         for vote in base(replicas + noise).argmax(1).cpu().numpy():
             counts[vote] += 1
     return counts
+
+
+class FourLooks:
+    """The four looks of Voracek 2024, "Treatment of statistical estimation problems in randomized smoothing": is the
+    probability of class 0 above p0? Clopper-Pearson bounds on either side, each at level alpha / 4."""
+
+    LOOKS = (100, 1_000, 10_000, 100_000)
+
+    def __init__(self, p0: float, alpha: float) -> None:
+        self._p0, self._alpha, self._look, self._votes = p0, alpha, 0, np.zeros(1, np.int64)
+
+    def begin(self) -> Draw:
+        return Draw(Stream.ESTIMATE, 0, self.LOOKS[0])
+
+    def update(self, votes: NDArray[np.int64]) -> Draw | Decision:
+        self._votes = self._votes + votes
+        n, k, level = self.LOOKS[self._look], self._votes[0], self._alpha / len(self.LOOKS)
+        certified = clopper_pearson_lower(k, n, level) > self._p0
+        refuted = clopper_pearson_upper(k, n, level) < self._p0
+        self._look += 1
+        if certified or refuted or self._look == len(self.LOOKS):
+            outcome = CERTIFIED if certified else NOT_CERTIFIED if refuted else UNDECIDED
+            return Decision(0 if certified else -1, self._votes[:-1], int(self._votes[-1]), n, outcome)
+        return Draw(Stream.ESTIMATE, n, self.LOOKS[self._look] - n)

@@ -23,7 +23,6 @@ from .statistics import (
     RadiusTest,
     binomial_test,
     certified_radius,
-    class_bounds,
     clopper_pearson_lower,
     clopper_pearson_upper,
     geometric_looks,
@@ -46,15 +45,18 @@ CERTIFIED, NOT_CERTIFIED, UNDECIDED, PREDICTED = "certified", "not certified", "
 
 # Looks: the first, and the growth from one to the next. The exact test of CERTIFY pays next to nothing for a look, so
 # its looks are close: mean samples are 6 % below those of growth by sqrt(2) from 16, and 10 % below those from 64.
-# PREDICT and the tolerance pay for each with a share of alpha.
+# PREDICT pays for each with its share of alpha.
 CERTIFY_LOOKS = 16, 2**0.25
 PREDICT_LOOKS = 16, 2**0.5
-TOLERANCE_LOOKS = 512, 2.0
 
-# Of alpha, for the last look of the tolerance: costs at most 0.004 sigma of radius there.
-_LAST_SHARE = 0.9
+# The tolerance method plans its looks with so many samples of their own: m, 2 m and n, with these shares of alpha. Half
+# of alpha at n costs at most 0.024 sigma of radius (at p = 1), less than a tolerance worth having.
+PILOT = 512
+_SHARES = 0.4, 0.1, 0.5
+_PLANS = 64, 2**0.25  # the sizes m that are considered
+_WORTH = 0.7  # of n: a first look later than this saves too little to pay for
 
-# Level of the forecast that stops the tolerance. It bears on the samples drawn and on nothing that is claimed.
+# Level of the forecasts of the tolerance. They bear on the samples drawn and on nothing that is claimed.
 _FORECAST = 1e-3
 
 
@@ -238,39 +240,44 @@ class FixedPredict(SequentialPredict):
 
 
 class _Certify:
-    """Selects a class with samples of its own, unless one is given, then judges it at one look after another."""
+    """Judges a class at one look after another. Samples of their own select the class, unless it is given."""
 
-    def __init__(self, n0: int, looks: Sequence[int], sigma: float, label: int | None) -> None:
+    def __init__(self, planning: int, looks: Sequence[int], sigma: float, label: int | None) -> None:
         if not 0 < sigma < np.inf:
             raise ValueError(f"sigma is {sigma}; it must be positive and finite")
-        if label is None:
-            _require_samples("n0", n0, 1)
-        elif label < 0:
+        if label is not None and label < 0:
             raise ValueError(f"label is {label}; it must be at least 0")
-        self.looks, self._sigma, self._label = looks, sigma, label
-        self._selection = Draw(Stream.SELECT, 0, n0) if label is None else None
-        self._selected = 0 if label is not None else n0
-        self._seen = _Seen(Stream.ESTIMATE, looks)
+        self._sigma, self._label, self._planning = sigma, label, planning
+        self._planned = planning == 0
+        self._look_at(looks)
+
+    def _look_at(self, looks: Sequence[int]) -> None:
+        self.looks, self._seen = looks, _Seen(Stream.ESTIMATE, looks)
 
     def begin(self) -> Draw:
-        return self._selection or self._seen.draw
+        return self._seen.draw if self._planned else Draw(Stream.SELECT, 0, self._planning)
 
     def update(self, votes: Votes) -> Draw | Decision:
-        if self._selection is not None:
-            return self._select(votes, self._selection)
+        if not self._planned:
+            return self._plan(votes)
         look, votes = self._seen.add(votes)
+        return self._decide(look, votes, self._known(votes)) or self._seen.draw
+
+    def _plan(self, votes: Votes) -> Draw | Decision:
+        """Takes the votes of the samples that select the class."""
+        _require_complete(votes, self.begin())
+        counts, self._planned = votes[:-1].copy(), True
+        if self._label is None:
+            if not counts.any():
+                return Decision(ABSTAIN, counts, int(votes[-1]), self._planning, UNDECIDED)
+            self._label = int(counts.argmax())
+        return self._seen.draw
+
+    def _known(self, votes: Votes) -> int:
         assert self._label is not None
         if self._label >= len(votes) - 1:
             raise ValueError(f"label is {self._label}; it must be below {len(votes) - 1}, the classes")
-        return self._decide(look, votes, self._label) or self._seen.draw
-
-    def _select(self, votes: Votes, draw: Draw) -> Draw | Decision:
-        _require_complete(votes, draw)
-        counts, self._selection = votes[:-1].copy(), None
-        if not counts.any():
-            return Decision(ABSTAIN, counts, int(votes[-1]), draw.count, UNDECIDED)
-        self._label = int(counts.argmax())
-        return self._seen.draw
+        return self._label
 
     def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
         """The decision at a look, None to go on; `votes` [K + 1] are those of all looks so far."""
@@ -278,58 +285,10 @@ class _Certify:
 
     def _decision(self, look: int, votes: Votes, label: int, outcome: str, **values: float) -> Decision:
         answer = label if outcome == CERTIFIED else ABSTAIN
-        return Decision(answer, votes[:-1], int(votes[-1]), self._selected + self.looks[look], outcome, **values)
+        return Decision(answer, votes[:-1], int(votes[-1]), self._planning + self.looks[look], outcome, **values)
 
 
-class _RadiusCertify(_Certify):
-    """The largest radius of all looks, and the end as soon as more samples would add no more than the tolerance."""
-
-    def __init__(
-        self,
-        n0: int,
-        looks: Sequence[int],
-        levels: Sequence[float],
-        alpha: float,
-        sigma: float,
-        bound: str,
-        tolerance: float,
-        label: int | None,
-        u: float,
-    ) -> None:
-        least = samples_to_certify(alpha, bound)
-        _require_samples("n", looks[-1], least, f"; fewer always abstain at {alpha=}, {bound=}")
-        super().__init__(n0, looks, sigma, label)
-        self._levels, self._alpha, self._bound, self._tolerance, self._u = levels, alpha, bound, tolerance, u
-        self._best = _Bounds(0.0, 0.0, 1.0)
-
-    def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
-        found = self.judge(look, votes, label)
-        if self._best.radius == 0 or found.radius > self._best.radius:
-            self._best = _Bounds(*map(float, found))
-        goal = self._best.radius + self._tolerance * self._sigma
-        if look + 1 < len(self.looks) and self.forecast(look, votes, label) > goal:
-            return None
-        outcome = CERTIFIED if self._best.p_lower > self._best.p_upper else UNDECIDED
-        return self._decision(look, votes, label, outcome, **self._best._asdict())
-
-    def judge(self, look: int, votes: Votes, label: ArrayLike) -> _Bounds:
-        """Radius and bounds [...] of votes [..., K + 1] at a look, at its level."""
-        p_lower, p_upper = class_bounds(votes, label, self._levels[look], self._bound, self._u)
-        return _Bounds(certified_radius(p_lower, p_upper, self._sigma), p_lower, p_upper)
-
-    def forecast(self, look: int, votes: Votes, label: ArrayLike) -> Floats:
-        """Radius [...] at a fixed n if the samples to come are as favourable as votes [..., K + 1] allow."""
-        own, rival = own_and_rival(votes, label)
-        size, n = self.looks[look], self.looks[-1]
-        own_share = clopper_pearson_upper(own, size, _FORECAST)
-        rival_share = np.minimum(clopper_pearson_lower(rival, size, _FORECAST), 1 - own_share)
-        own = own + np.ceil((n - size) * own_share)
-        rival = rival + np.floor((n - size) * rival_share)
-        bounds = share_bounds(own, rival, n, self._alpha, self._bound, self._u)
-        return certified_radius(*bounds, self._sigma)
-
-
-class FixedCertify(_RadiusCertify):
+class FixedCertify(_Certify):
     """CERTIFY (Cohen et al. 2019): a class and its radius, overstated with probability <= alpha.
 
     n0 samples select the class, n other samples bound its probability. Abstains where the class is not shown to beat
@@ -358,16 +317,35 @@ class FixedCertify(_RadiusCertify):
         label: int | None = None,
         u: float = 1.0,
     ) -> None:
-        super().__init__(n0, (n,), (alpha,), alpha, sigma, bound, 0.0, label, u)
+        _require_estimate(n, alpha, bound)
+        super().__init__(_selection(n0, label), (n,), sigma, label)
+        self._n, self._alpha, self._bound, self._u = n, alpha, bound, u
+        self.levels: Sequence[float] = (alpha,)
+
+    def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
+        return self._conclude(look, votes, label, self.judge(look, votes, label))
+
+    def _conclude(self, look: int, votes: Votes, label: int, found: _Bounds) -> Decision:
+        outcome = CERTIFIED if found.p_lower > found.p_upper else UNDECIDED
+        values = {name: float(value) for name, value in found._asdict().items()}
+        return self._decision(look, votes, label, outcome, **values)
+
+    def judge(self, look: int, votes: Votes, label: ArrayLike) -> _Bounds:
+        """Radius and bounds [...] of votes [..., K + 1] at a look, at its level."""
+        return self._bounds(*own_and_rival(votes, label), self.looks[look], self.levels[look])
+
+    def _bounds(self, own: ArrayLike, rival: ArrayLike, n: ArrayLike, alpha: float) -> _Bounds:
+        bounds = share_bounds(own, rival, n, alpha, self._bound, self._u)
+        return _Bounds(certified_radius(*bounds, self._sigma), *bounds)
 
 
-class ToleranceCertify(_RadiusCertify):
+class ToleranceCertify(FixedCertify):
     """CERTIFY that stops when more samples would not gain much: within a tolerance of the radius after n samples.
 
-    Looks double; 0.9 alpha is kept for the last one, the others share the rest, and the largest radius of all looks is
-    returned: by the union over looks it is overstated with probability at most alpha. It stops when a forecast of the
-    radius at a fixed n, with counts as favourable as level 0.001 allows, is at most the tolerance above the radius in
-    hand. The forecast decides how much is drawn, never what is claimed.
+    512 samples, beside the n0 that select the class, forecast the number m that is enough. Then it looks after m, 2 m
+    and n other samples, and returns the largest radius: by the union over the looks it is overstated with probability
+    at most alpha. It stops where the radius that a fixed n would give, with counts to come as favourable as level 0.001
+    allows, is within the tolerance of the radius in hand. Forecasts decide how much is drawn, never what is claimed.
 
     Args:
         tolerance: in units of sigma, positive. The others are those of `FixedCertify`, with n as the most.
@@ -389,10 +367,46 @@ class ToleranceCertify(_RadiusCertify):
     ) -> None:
         if not 0 < tolerance < np.inf:
             raise ValueError(f"tolerance is {tolerance}; it must be positive and finite, in units of sigma")
-        _require_samples("n", n, 1)
-        *early, _ = looks = geometric_looks(TOLERANCE_LOOKS[0], n, TOLERANCE_LOOKS[1])
-        levels = [(1 - _LAST_SHARE) * alpha / len(early) for _ in early] + [_LAST_SHARE * alpha if early else alpha]
-        super().__init__(n0, looks, levels, alpha, sigma, bound, tolerance, label, u)
+        super().__init__(n0, n, alpha, sigma, bound, label, u)
+        self._planning, self._planned = self._planning + PILOT, False
+        self._slack = tolerance * sigma
+        self._best = _Bounds(0.0, 0.0, 1.0)
+
+    def _plan(self, votes: Votes) -> Draw | Decision:
+        answer = super()._plan(votes)
+        if isinstance(answer, Decision):
+            return answer
+        shares = np.array(own_and_rival(votes, self._known(votes))) / votes.sum()
+        sizes = np.array([m for m in geometric_looks(_PLANS[0], self._n, _PLANS[1]) if m < _WORTH * self._n])
+        if len(sizes):
+            own, rival = np.floor(np.multiply.outer(shares, sizes))
+            radii = self._bounds(own, rival, sizes, _SHARES[0] * self._alpha).radius
+            enough = self.forecast(own, rival, sizes) <= radii + self._slack
+            if enough.any():
+                self.look_at_multiples(int(sizes[enough.argmax()]))
+        return self._seen.draw
+
+    def look_at_multiples(self, m: int) -> None:
+        """Looks after m, 2 m and n samples; without 2 m where that is not well below n."""
+        middle = 2 * m < _WORTH * self._n
+        self.levels = [share * self._alpha for share in (_SHARES if middle else (sum(_SHARES[:2]), _SHARES[2]))]
+        self._look_at((m, 2 * m, self._n) if middle else (m, self._n))
+
+    def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
+        found = self.judge(look, votes, label)
+        if self._best.radius == 0 or found.radius > self._best.radius:
+            self._best = found
+        more = self.forecast(*own_and_rival(votes, label), self.looks[look]) > self._best.radius + self._slack
+        return None if more and look + 1 < len(self.looks) else self._conclude(look, votes, label, self._best)
+
+    def forecast(self, own: ArrayLike, rival: ArrayLike, size: ArrayLike) -> Floats:
+        """Radius [...] that a fixed n would give if the samples to come are as favourable as the first `size` allow."""
+        own_share = clopper_pearson_upper(own, size, _FORECAST)
+        rival_share = np.minimum(clopper_pearson_lower(rival, size, _FORECAST), 1 - own_share)
+        left = self._n - np.asarray(size)
+        return self._bounds(
+            own + np.ceil(left * own_share), rival + np.floor(left * rival_share), self._n, self._alpha
+        ).radius
 
 
 class SequentialCertify(_Certify):
@@ -412,8 +426,9 @@ class SequentialCertify(_Certify):
     def __init__(
         self, n0: int, n: int, alpha: float, sigma: float, bound: str, radius: float, label: int | None = None
     ) -> None:
-        _require_samples("n", n, samples_to_certify(alpha, bound), f"; fewer always abstain at {alpha=}, {bound=}")
-        super().__init__(n0, geometric_looks(CERTIFY_LOOKS[0], n, CERTIFY_LOOKS[1]), sigma, label)
+        _require_estimate(n, alpha, bound)
+        looks = geometric_looks(CERTIFY_LOOKS[0], n, CERTIFY_LOOKS[1])
+        super().__init__(_selection(n0, label), looks, sigma, label)
         largest = float(certified_radius(*share_bounds(n, 0, n, alpha, bound), sigma))
         if not 0 < radius < largest:
             raise ValueError(
@@ -470,6 +485,18 @@ def _require_samples(name: str, value: int, least: int, reason: str = "") -> Non
     if not isinstance(value, Integral) or value < least:
         wanted = f"a whole number of at least {least}{reason}"
         raise ValueError(f"{name} is {value}; it must be {wanted}")
+
+
+def _require_estimate(n: int, alpha: float, bound: str) -> None:
+    _require_samples("n", n, samples_to_certify(alpha, bound), f"; fewer always abstain at {alpha=}, {bound=}")
+
+
+def _selection(n0: int, label: int | None) -> int:
+    """Samples that select the class."""
+    if label is not None:
+        return 0
+    _require_samples("n0", n0, 1)
+    return n0
 
 
 def _require_complete(votes: Votes, draw: Draw) -> None:

@@ -1,0 +1,120 @@
+"""Samples until a decision, on votes of known probabilities in place of a network.
+
+No timing: means over repetitions, each through the procedure itself, at alpha = beta = 0.001 and n = 100,000.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import norm
+
+from smoothfast.procedures import (
+    Decision,
+    Draw,
+    FixedPredict,
+    Procedure,
+    SequentialCertify,
+    SequentialPredict,
+    ToleranceCertify,
+)
+
+from .baselines import FourLooks
+
+N, ALPHA, REPETITIONS = 100_000, 0.001, 2_000
+
+# radius / sigma, and true probabilities of the class; those of statistics' tables.
+CERTIFY = {1.0: (0.5, 0.75, 0.82, 0.835, 0.85, 0.87, 0.92, 0.97, 0.999), 2.0: (0.9, 0.97, 0.985, 0.99, 0.999)}
+PREDICT = ((0.98, 0.01), (0.8, 0.1), (0.6, 0.3), (0.5, 0.4), (0.45, 0.40), (0.36, 0.34))
+TOLERANCE = (0.999, 0.99, 0.95, 0.9, 0.8, 0.6)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Mean samples of one procedure on votes of one law, and how often it came to an answer."""
+
+    benchmark: str
+    setting: str
+    procedure: str
+    samples: float
+    standard_error: float
+    answered: float
+    repetitions: int
+    date: str
+
+
+def main(out: Path | None) -> None:
+    rows = []
+    for row in (*certify(), *predict(), *tolerance()):
+        print(
+            f"{row.setting:46} {row.procedure:34} {row.samples:10.0f} +- {row.standard_error:<8.1f} {row.answered:.3f}"
+        )
+        rows.append(row)
+    if out is not None:
+        new = not out.exists()
+        with out.open("a", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+            if new:
+                writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+
+
+def certify() -> Iterator[Row]:
+    """Is the radius at least r? With a single rival, and with what is left spread over ten."""
+    for z, probabilities in CERTIFY.items():
+        for p in probabilities:
+            for rivals in (1, 10):
+                contenders: dict[str, Callable[[], Procedure]] = {
+                    "sequential, Cohen's bound": partial(SequentialCertify, 1, N, ALPHA, 1.0, "cohen", z, 0),
+                    "sequential, multi-class bound": partial(SequentialCertify, 1, N, ALPHA, 1.0, "multiclass", z, 0),
+                    "four looks (Voracek 2024)": partial(FourLooks, float(norm.cdf(z)), ALPHA),
+                }
+                law = [p, *[(1 - p) / rivals] * rivals, 0.0]
+                for name, make in contenders.items():
+                    yield _row("certify", f"radius {z} sigma, p = {p}, {rivals} rivals", name, make, law)
+
+
+def predict() -> Iterator[Row]:
+    """The most probable class; the two largest probabilities, the rest spread evenly."""
+    for classes in (10, 1000):
+        for first, second in PREDICT:
+            law = [first, second, *[(1 - first - second) / (classes - 2)] * (classes - 2), 0.0]
+            setting = f"p = {first}, {second}, {classes} classes"
+            yield _row("predict", setting, "sequential", partial(SequentialPredict, N, ALPHA), law)
+            yield _row("predict", setting, "fixed n = 1,000", partial(FixedPredict, 1000, ALPHA), law)
+
+
+def tolerance() -> Iterator[Row]:
+    """A radius at most 0.05 sigma below that of n samples."""
+    for p in TOLERANCE:
+        law = [p, 1 - p, 0.0]
+        for bound in ("cohen", "multiclass"):
+            make = partial(ToleranceCertify, 1, N, ALPHA, 1.0, bound, 0.05, 0)
+            yield _row("tolerance", f"p = {p}", f"tolerance 0.05, {bound}", make, law)
+
+
+def _row(benchmark: str, setting: str, name: str, make: Callable[[], Procedure], law: list[float]) -> Row:
+    rng = np.random.default_rng(0)
+    decisions = [decide(make(), law, rng) for _ in range(REPETITIONS)]
+    samples = np.array([decision.samples for decision in decisions])
+    error = float(samples.std() / math.sqrt(REPETITIONS))
+    answered = float(np.mean([decision.outcome != "undecided" for decision in decisions]))
+    return Row(
+        benchmark, setting, name, round(float(samples.mean()), 1), round(error, 1), round(answered, 4), REPETITIONS,
+        date.today().isoformat(),
+    )  # fmt: skip
+
+
+def decide(procedure: Procedure, law: list[float], rng: np.random.Generator) -> Decision:
+    """The decision of a procedure on votes of a law [K + 1], the last entry being that of no class."""
+    answer: Draw | Decision = procedure.begin()
+    while not isinstance(answer, Decision):
+        answer = procedure.update(rng.multinomial(answer.count, law))
+    return answer

@@ -50,6 +50,7 @@ class FourLooks:
     probability of class 0 above p0? Clopper-Pearson bounds on either side, each at level alpha / 4."""
 
     LOOKS = (100, 1_000, 10_000, 100_000)
+    most = LOOKS[-1]
 
     def __init__(self, p0: float, alpha: float) -> None:
         self._p0, self._alpha, self._look, self._votes = p0, alpha, 0, np.zeros(1, np.int64)

@@ -159,7 +159,7 @@ def certify(
         return certify_procedure(method, n0, n, alpha, sigma, bound, radius, tolerance, known)
 
     _run(
-        procedure, n0 + n, settings, data_spec, model, weights, sigma, classes,
+        procedure, settings, data_spec, model, weights, sigma, classes,
         normalize, noise, runner, precision, device, batch, seed, skip, limit, out, resume,
     )  # fmt: skip
 
@@ -189,7 +189,7 @@ def predict(
     """Predict images with the smoothed classifier, abstaining where the votes do not decide."""
     settings = {"command": "predict", "n": n, "alpha": alpha, "method": method}
     _run(
-        lambda _: predict_procedure(method, n, alpha), n, settings, data_spec, model, weights, sigma, classes,
+        lambda _: predict_procedure(method, n, alpha), settings, data_spec, model, weights, sigma, classes,
         normalize, noise, runner, precision, device, batch, seed, skip, limit, out, resume,
     )  # fmt: skip
 
@@ -297,7 +297,6 @@ def _complain(error: Exception) -> None:
 
 def _run(
     procedure: Callable[[int], Procedure],
-    samples: int,
     settings: dict[str, Any],
     data_spec: str,
     model: str,
@@ -316,7 +315,7 @@ def _run(
     out: Path,
     resume: bool,
 ) -> None:
-    procedure(0)  # its arguments are checked before anything is loaded
+    samples = procedure(0).most  # its arguments are checked before anything is loaded
     choice("runner", runner, ("auto", *RUNNERS))
     if not resume:
         require_new(out)

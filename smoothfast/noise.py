@@ -119,6 +119,8 @@ def uniform(seed: int, image_id: int) -> float:
     """A uniform number in (0, 1] for the randomized bounds of an image: the stream RANDOMIZE, rounded up to 2^-53."""
     from . import reference  # stands above noise, as ops does
 
+    if not 0 <= image_id <= MAX_IMAGE_ID:
+        raise ValueError(f"image_id is {image_id}; it must lie in 0 .. 2**44 - 1")
     key, zero = stream_key(seed, Stream.RANDOMIZE), torch.tensor(0)
     counter = [zero, *reference._row_words(torch.tensor(image_id), zero, key[1])]
     high, low, *_ = reference.philox(counter, reference._key_words(key))

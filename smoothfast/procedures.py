@@ -9,6 +9,7 @@ Sources: PREDICT and CERTIFY of Cohen et al. 2019, arXiv 1902.02918; `statistics
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -86,6 +87,7 @@ class Decision:
         p_lower: lower bound of the probability of the class under test, also when abstaining.
         p_upper: upper bound of the probability of each other class.
         p_value: of the two largest counts being equally probable.
+        tested: the class under test, also when abstaining; ABSTAIN where there was none.
     """
 
     label: int
@@ -97,10 +99,15 @@ class Decision:
     p_lower: float = 0.0
     p_upper: float = 1.0
     p_value: float = 1.0
+    tested: int = ABSTAIN
 
 
 class Procedure(Protocol):
     """One image's procedure; `begin` once, then `update` until it returns a Decision."""
+
+    @property
+    def most(self) -> int:
+        """Samples that it draws at most."""
 
     def begin(self) -> Draw:
         """The first draw."""
@@ -168,6 +175,10 @@ class Count:
         _require_samples("samples", n, 1)
         self._draw = Draw(stream, first, n)
 
+    @property
+    def most(self) -> int:
+        return self._draw.count
+
     def begin(self) -> Draw:
         return self._draw
 
@@ -200,6 +211,10 @@ class SequentialPredict:
         self.looks, self._alpha = looks, alpha
         self._seen = _Seen(Stream.PREDICT, looks)
         self._p_value = 1.0
+
+    @property
+    def most(self) -> int:
+        return self.looks[-1]
 
     def begin(self) -> Draw:
         return self._seen.draw
@@ -254,6 +269,10 @@ class _Certify:
     def _look_at(self, looks: Sequence[int]) -> None:
         self.looks, self._seen = looks, _Seen(Stream.ESTIMATE, looks)
 
+    @property
+    def most(self) -> int:
+        return self._planning + self.looks[-1]
+
     def begin(self) -> Draw:
         return self._seen.draw if self._planned else Draw(Stream.SELECT, 0, self._planning)
 
@@ -283,9 +302,9 @@ class _Certify:
         """The decision at a look, None to go on; `votes` [K + 1] are those of all looks so far."""
         raise NotImplementedError
 
-    def _decision(self, look: int, votes: Votes, label: int, outcome: str, **values: float) -> Decision:
-        answer = label if outcome == CERTIFIED else ABSTAIN
-        return Decision(answer, votes[:-1], int(votes[-1]), self._planning + self.looks[look], outcome, **values)
+    def _decision(self, look: int, votes: Votes, label: int, outcome: str, **bounds: float) -> Decision:
+        answer, samples = label if outcome == CERTIFIED else ABSTAIN, self._planning + self.looks[look]
+        return Decision(answer, votes[:-1], int(votes[-1]), samples, outcome, tested=label, **bounds)
 
 
 class FixedCertify(_Certify):
@@ -431,9 +450,10 @@ class SequentialCertify(_Certify):
         super().__init__(_selection(n0, label), looks, sigma, label)
         largest = float(certified_radius(*share_bounds(n, 0, n, alpha, bound), sigma))
         if not 0 < radius < largest:
+            below = math.floor(largest * 1e4) / 1e4
             raise ValueError(
-                f"radius is {radius}; it must be positive and below {largest:.4f}, what n={n} unanimous votes certify "
-                f"at {sigma=}, {alpha=}, {bound=}"
+                f"radius is {radius}; it must be positive and below {below}, what n={n} unanimous votes certify at "
+                f"{sigma=}, {alpha=}, {bound=}"
             )
         self._alpha, self._bound, self._radius = alpha, bound, radius
 

@@ -99,7 +99,8 @@ def _checked(image: Tensor, index: int, engine: Engine) -> Tensor:
 
 def _row(index: int, label: int, decision: Decision, seconds: float) -> Row:
     counts = decision.counts
-    top = decision.label if decision.label >= 0 else int(counts.argmax())
+    tested = decision.label if decision.label >= 0 else decision.tested
+    top = tested if tested >= 0 else int(counts.argmax())
     others = np.delete(counts, top)
     return Row(
         idx=index,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 
 from smoothfast import cli, logs
 from smoothfast.logs import read_log
+from smoothfast.procedures import PILOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,6 +120,13 @@ def arguments(command: str, toys: Path, out: str = "run.tsv", **options: Any) ->
     return [command, *(f"--{name}={value}" for name, value in chosen.items() if value is not None)]
 
 
+# The methods of certify that stop early. Every toy has a radius far from 0.3.
+EARLY: dict[str, dict[str, Any]] = {
+    "sequential": {"method": "sequential", "radius": 0.3},
+    "tolerance": {"method": "tolerance", "tolerance": 0.4, "n": 4000},
+}
+
+
 @pytest.fixture
 def certify(run: Run, toys: Path) -> Run:
     return lambda *flags, **options: run(*arguments("certify", toys, **options), *flags)
@@ -157,6 +167,7 @@ def test_certify_writes_a_log_a_sidecar_and_a_table(certify: Run, tmp_path: Path
     assert log.radius[6] == 0
     assert log.samples.tolist() == [116] * 7
     assert (log.nA + log.nB).tolist() == [100] * 7
+    assert log.decision.tolist() == ["certified"] * 6 + ["undecided"]
 
     sidecar = json.loads((tmp_path / "deep/run.tsv.json").read_text())
     expected = {
@@ -180,8 +191,105 @@ def test_predict(run: Run, toys: Path, tmp_path: Path) -> None:
     assert log.samples.tolist() == [100] * 7
     assert log.settings["command"] == "predict"
     assert "n0" not in log.settings
+    assert log.decision.tolist() == ["predicted"] * 6 + ["undecided"]
     assert run(*arguments("predict", toys, out="bold.tsv", alpha=0.99)).status == 0
     assert read_log(tmp_path / "bold.tsv").predict[6] in (0, 2)
+
+
+def test_predict_sequential(run: Run, toys: Path, tmp_path: Path) -> None:
+    result = run(*arguments("predict", toys, method="sequential", n=400))
+    assert result.status == 0, result.err
+    assert run(*arguments("predict", toys, n=400, out="fixed.tsv")).status == 0
+    log, fixed = (read_log(tmp_path / name) for name in ("run.tsv", "fixed.tsv"))
+    assert log.predict.tolist() == fixed.predict.tolist() == [0, 1, 2, 0, 1, 2, -1]
+    assert log.decision.tolist() == fixed.decision.tolist() == ["predicted"] * 6 + ["undecided"]
+    assert log.samples.tolist() == [16] * 6 + [400]
+    assert (log.nA + log.nB).tolist() == log.samples.tolist()
+    assert (log.settings["method"], fixed.settings["method"]) == ("sequential", "fixed")
+    assert not {"radius", "tolerance", "bound", "labels_known"} & set(log.settings)
+
+
+def test_certify_sequential(certify: Run, tmp_path: Path) -> None:
+    result = certify(**EARLY["sequential"], n=400)
+    assert result.status == 0, result.err
+    assert "416 samples each at most" in result.err
+    log = read_log(tmp_path / "run.tsv")
+    assert log.decision.tolist() == ["certified"] * 6 + ["not certified"]
+    assert log.predict.tolist() == [0, 1, 2, 0, 1, 2, -1]
+    assert log.radius.tolist() == [0.3] * 6 + [0.0]
+    assert (log.samples < 416).all()
+    assert len(set(log.samples.tolist())) > 1
+    assert (log.nA + log.nB + 16).tolist() == log.samples.tolist()
+    assert (log.p_lower > log.p_upper).tolist() == [True] * 6 + [False]
+    told = {name: log.settings[name] for name in ("method", "radius", "tolerance", "bound", "labels_known", "n0", "n")}
+    assert told == {
+        "method": "sequential", "radius": 0.3, "tolerance": None, "bound": "multiclass", "labels_known": False,
+        "n0": 16, "n": 400,
+    }  # fmt: skip
+
+
+def test_certify_within_a_tolerance(certify: Run, tmp_path: Path) -> None:
+    assert certify(**EARLY["tolerance"]).status == 0
+    assert certify(n=4000, out="fixed.tsv").status == 0
+    log, fixed = (read_log(tmp_path / name) for name in ("run.tsv", "fixed.tsv"))
+    assert log.decision.tolist() == fixed.decision.tolist() == ["certified"] * 6 + ["undecided"]
+    assert log.predict.tolist() == fixed.predict.tolist()
+    assert (log.radius >= fixed.radius - 0.4 * 0.3).all()
+    assert (log.samples <= fixed.samples + PILOT).all()
+    assert log.samples.sum() < fixed.samples.sum()
+    assert (log.settings["method"], log.settings["tolerance"], log.settings["radius"]) == ("tolerance", 0.4, None)
+
+
+def test_certify_by_the_bound_of_cohen(certify: Run, tmp_path: Path) -> None:
+    assert certify(bound="cohen").status == 0
+    assert certify(out="multiclass.tsv").status == 0
+    assert certify(bound="cohen", out="sequential.tsv", **EARLY["sequential"]).status == 0
+    cohen, multiclass, sequential = (read_log(tmp_path / f"{name}.tsv") for name in ("run", "multiclass", "sequential"))
+    assert cohen.settings["bound"] == sequential.settings["bound"] == "cohen"
+    assert cohen.nA.tolist() == multiclass.nA.tolist()
+    assert (cohen.p_lower > multiclass.p_lower)[:6].all()  # all of alpha, not 0.9 of it
+    assert cohen.p_lower + cohen.p_upper == pytest.approx(1)
+    assert sequential.decision.tolist() == ["certified"] * 6 + ["not certified"]
+
+
+@pytest.mark.parametrize("method", ["fixed", *EARLY])
+def test_labels_known(certify: Run, tmp_path: Path, method: str) -> None:
+    options = EARLY.get(method, {})
+    assert certify("--labels-known", **options).status == 0
+    assert certify(out="selected.tsv", **options).status == 0
+    known, selected = (read_log(tmp_path / name) for name in ("run.tsv", "selected.tsv"))
+    assert (known.settings["labels_known"], selected.settings["labels_known"]) == (True, False)
+    # The label of image 5 is not the class that the network sees there.
+    assert known.predict.tolist() == [0, 1, 2, 0, 1, -1, -1]
+    assert known.decision[:5].tolist() == ["certified"] * 5
+    assert known.decision[5] == ("not certified" if method == "sequential" else "undecided")
+    if method != "tolerance":  # which plans with the samples that select
+        assert known.radius[:5].tolist() == selected.radius[:5].tolist()
+        assert known.samples[:5].tolist() == (selected.samples[:5] - 16).tolist()
+    assert known.correct.tolist() == [True] * 5 + [False] * 2
+
+
+def test_labels_known_draw_no_selection_samples(certify: Run, tmp_path: Path) -> None:
+    assert certify("--labels-known").status == 0
+    assert certify("--labels-known", out="none.tsv", n0=0).status == 0
+    assert read_log(tmp_path / "run.tsv").samples.tolist() == [100] * 7
+    assert timeless(tmp_path / "run.tsv") == timeless(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize("options", [{}, EARLY["sequential"], EARLY["tolerance"] | {"tolerance": 0.01}])
+def test_no_image_takes_more_samples_than_announced(certify: Run, tmp_path: Path, options: dict[str, Any]) -> None:
+    result = certify(max=2, **options)
+    announced = re.search(r"([\d,]+) samples each at most", result.err)
+    assert announced
+    assert read_log(tmp_path / "run.tsv").samples.max() <= int(announced[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("method", EARLY)
+def test_analyze_reads_the_logs_of_methods_that_stop_early(certify: Run, run: Run, method: str) -> None:
+    assert certify(**EARLY[method]).status == 0
+    result = run("analyze", "run.tsv", "--radii=0,0.2", "--format=json")
+    assert result.status == 0, result.err
+    assert json.loads(result.out)["rows"][0]["accuracy"] == pytest.approx([5 / 7, 5 / 7])
 
 
 def test_some_of_the_images(certify: Run, tmp_path: Path) -> None:
@@ -191,42 +299,49 @@ def test_some_of_the_images(certify: Run, tmp_path: Path) -> None:
     assert some == [every[0], every[1], every[3], every[5]]
 
 
-def test_the_same_seed_gives_the_same_bytes(certify: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["fixed", *EARLY])
+def test_the_same_seed_gives_the_same_bytes(certify: Run, tmp_path: Path, method: str) -> None:
     # Neither the state of torch's generator nor the rows per forward pass matter.
     with torch.random.fork_rng():
         for seed, batch, out in ((3, 16, "a.tsv"), (3, 7, "b.tsv"), (4, 16, "c.tsv")):
             torch.manual_seed(batch)
-            assert certify(out=out, seed=seed, batch=batch).status == 0
+            assert certify(out=out, seed=seed, batch=batch, **EARLY.get(method, {})).status == 0
     a, b, c = (timeless(tmp_path / name) for name in ("a.tsv", "b.tsv", "c.tsv"))
     assert a == b != c
 
 
+@pytest.mark.parametrize("method", ["fixed", *EARLY])
 def test_an_interrupted_run_resumes_to_the_same_bytes(
-    certify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    certify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    assert certify(out="whole.tsv").status == 0
+    options = EARLY.get(method, {})
+    assert certify(out="whole.tsv", **options).status == 0
     for index in (3, 6):
         monkeypatch.setenv("INTERRUPT_AT", str(index))
-        assert certify("--resume").status == 130
-        assert 0 < len(read_log(tmp_path / "run.tsv")) <= index
+        assert certify("--resume", **options).status == 130
+        assert len(read_log(tmp_path / "run.tsv")) <= index
+    assert len(read_log(tmp_path / "run.tsv")) > 0
     monkeypatch.delenv("INTERRUPT_AT")
-    assert certify("--resume").status == 0
+    assert certify("--resume", **options).status == 0
     assert timeless(tmp_path / "run.tsv") == timeless(tmp_path / "whole.tsv")
     before = (tmp_path / "run.tsv").read_bytes()
-    assert certify("--resume").status == 0  # nothing is left to do
+    assert certify("--resume", **options).status == 0  # nothing is left to do
     assert (tmp_path / "run.tsv").read_bytes() == before
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(certify: Run, toys: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "smoothfast", *arguments("certify", toys)]
+@pytest.mark.parametrize("options", [{}, EARLY["sequential"]], ids=["fixed", "sequential"])
+def test_a_killed_run_resumes_to_the_same_bytes(
+    certify: Run, toys: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    command = [sys.executable, "-m", "smoothfast", *arguments("certify", toys, **options)]
     # The number of threads is among the settings.
     environment = os.environ | {"KILL_AT": "4", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True).returncode == 9
     assert 0 < len(read_log(tmp_path / "run.tsv")) <= 4
     with (tmp_path / "run.tsv").open("a") as file:
         file.write("4\t1\t1\t0.2")  # a line that was not finished
-    assert certify("--resume").status == 0
-    assert certify(out="whole.tsv").status == 0
+    assert certify("--resume", **options).status == 0
+    assert certify(out="whole.tsv", **options).status == 0
     assert timeless(tmp_path / "run.tsv") == timeless(tmp_path / "whole.tsv")
 
 
@@ -239,6 +354,12 @@ def test_a_log_is_never_overwritten_or_mixed(certify: Run, tmp_path: Path) -> No
         check_error(certify("--resume", **{option: value}), f"other settings: {option} was {old}, is now {new}")
     check_error(certify("--resume", n=99, batch=8), "micro_batch was 16, is now 8; n was 100, is now 99")
     check_error(certify("--resume", weights="other.safetensors"), "weights was ")
+    check_error(certify("--resume", bound="cohen"), 'bound was "multiclass", is now "cohen"')
+    check_error(certify("--resume", "--labels-known"), "labels_known was false, is now true")
+    check_error(
+        certify("--resume", **EARLY["sequential"]),
+        'method was "fixed", is now "sequential"; radius was null, is now 0.3',
+    )
     check_error(certify("--resume", data="smoothfast_toys:unnamed", classes=3), "data was ")
     assert [(tmp_path / name).read_bytes() for name in ("run.tsv", "run.tsv.json")] == before
 
@@ -324,6 +445,71 @@ def test_bad_usage_is_one_line_before_any_log(
     assert not (tmp_path / "run.tsv").exists()
 
 
+SEQUENTIAL, TOLERANCE = EARLY["sequential"], EARLY["tolerance"]
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "part"),
+    [
+        ("certify", {"method": "sequential"}, "radius is None; method 'sequential' needs one"),
+        ("certify", {"method": "tolerance"}, "tolerance is None; method 'tolerance' needs one"),
+        ("certify", {"radius": 0.2}, "radius is 0.2; method 'fixed' takes none; 'sequential' does"),
+        ("certify", {"tolerance": 0.4}, "tolerance is 0.4; method 'fixed' takes none; 'tolerance' does"),
+        ("certify", TOLERANCE | {"radius": 0.2}, "radius is 0.2; method 'tolerance' takes none"),
+        ("certify", SEQUENTIAL | {"tolerance": 0.4}, "tolerance is 0.4; method 'sequential' takes none"),
+        ("certify", SEQUENTIAL | {"radius": 0}, "radius is 0.0; it must be positive and below"),
+        ("certify", SEQUENTIAL | {"radius": -0.2}, "radius is -0.2; it must be positive and below"),
+        ("certify", SEQUENTIAL | {"radius": "nan"}, "radius is nan; it must be positive and below"),
+        ("certify", SEQUENTIAL | {"radius": 3}, "radius is 3.0; it must be positive and below 0.447"),
+        ("certify", SEQUENTIAL | {"n": 10}, "n is 10; it must be a whole number of at least 11"),
+        ("certify", SEQUENTIAL | {"n0": 0}, "n0 is 0; it must be a whole number of at least 1"),
+        ("certify", SEQUENTIAL | {"sigma": 0}, "sigma is 0.0; it must be positive and finite"),
+        ("certify", SEQUENTIAL | {"sigma": "nan"}, "sigma is nan; it must be positive and finite"),
+        ("certify", SEQUENTIAL | {"bound": "best"}, "bound is 'best'; it must be one of multiclass, cohen"),
+        ("certify", TOLERANCE | {"tolerance": 0}, "tolerance is 0.0; it must be positive and finite"),
+        ("certify", TOLERANCE | {"tolerance": -1}, "tolerance is -1.0; it must be positive and finite"),
+        ("certify", TOLERANCE | {"tolerance": "nan"}, "tolerance is nan; it must be positive and finite"),
+        ("certify", TOLERANCE | {"n": 10}, "n is 10; it must be a whole number of at least 11"),
+        ("certify", {"method": "magic"}, "method is 'magic'; it must be one of fixed, sequential, tolerance"),
+        ("predict", {"method": "magic"}, "method is 'magic'; it must be one of fixed, sequential"),
+        ("predict", {"method": "tolerance"}, "method is 'tolerance'; it must be one of fixed, sequential"),
+        ("predict", {"method": "sequential", "n": 10}, "n is 10; it must be a whole number of at least 11"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_before_anything_is_loaded(
+    run: Run,
+    toys: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: dict[str, Any],
+    part: str,
+) -> None:
+    def untouchable(*_: Any) -> None:
+        raise AssertionError("loaded before the settings were checked")
+
+    for module, name in ((cli.models, "load"), (cli.data, "load"), (cli, "read_weights")):
+        monkeypatch.setattr(module, name, untouchable)
+    result = run(*arguments(command, toys, out="deep/run.tsv", **options))
+    check_error(result, part)
+    assert len(result.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_takes_no_options_of_certify(run: Run, toys: Path, tmp_path: Path) -> None:
+    for option in ("--radius=0.2", "--tolerance=0.4", "--bound=cohen", "--labels-known", "--n0=5"):
+        assert run(*arguments("predict", toys), option).status == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n", [16, 100])
+def test_certify_sequential_at_the_largest_radius_of_n(certify: Run, tmp_path: Path, n: int) -> None:
+    largest = 0.3 * NormalDist().inv_cdf(0.0009 ** (1 / n))
+    result = certify(method="sequential", radius=f"{0.999 * largest:.6f}", n=n)
+    assert result.status == 0, result.err
+    assert read_log(tmp_path / "run.tsv").decision[0] == "certified"
+
+
 def test_images_of_two_sizes(certify: Run) -> None:
     check_error(certify(data="smoothfast_toys:uneven"), "image 1 is torch.uint8 (3, 3, 4)", "needs images of one kind")
 
@@ -355,6 +541,8 @@ def test_usage(run: Run) -> None:
     helped = run("certify", "--help")
     assert helped.status == 0
     assert all(option in helped.out for option in ("--model", "--weights", "--data", "--sigma", "--out", "--resume"))
+    assert all(option in helped.out for option in ("--method", "--radius", "--tolerance", "--bound", "--labels-known"))
+    assert "--method" in run("predict", "--help").out
 
 
 def test_as_a_module(toys: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -15,10 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import smoothfast.engine
 from smoothfast import ops
 from smoothfast.engine import Engine, Job, default_micro_batch, evaluating, resolve_precision
 from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key
-from smoothfast.procedures import ABSTAIN, Count, Decision, Draw, FixedCertify, Votes
+from smoothfast.procedures import (
+    ABSTAIN,
+    Count,
+    Decision,
+    Draw,
+    FixedCertify,
+    FixedPredict,
+    Procedure,
+    SequentialCertify,
+    SequentialPredict,
+    ToleranceCertify,
+    Votes,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE, CLASSES, SEED = (3, 4, 4), 5, 2**40 + 7
@@ -200,6 +213,111 @@ def test_logits_of_another_shape_are_named(flatten: int, shape: str) -> None:
     base(torch.zeros(1, *SHAPE))
     with pytest.raises(ValueError, match=rf"num_classes is 5; the base classifier turns 16 images into \({shape}\)"):
         make(base)
+
+
+# ---- procedures that stop early --------------------------------------------------------------------------------------
+
+CERTIFY = (20, 600, 0.001, 0.3, "multiclass")
+MIX: list[Callable[[], Procedure]] = [
+    lambda: SequentialPredict(300, 0.001),
+    lambda: SequentialCertify(*CERTIFY, radius=0.05),
+    lambda: ToleranceCertify(20, 1100, *CERTIFY[2:], tolerance=0.5),
+    lambda: FixedCertify(*CERTIFY),
+    lambda: Count(37),
+    lambda: SequentialCertify(*CERTIFY, radius=0.1, label=2),
+    lambda: SequentialCertify(*CERTIFY[:-1], "cohen", radius=0.05),
+    lambda: FixedPredict(50, 0.001),
+    lambda: ToleranceCertify(20, 1100, *CERTIFY[2:], tolerance=0.1, label=0, u=0.4),
+]
+
+
+def clear_images(count: int) -> Tensor:
+    """Of class i % CLASSES, which gets about 97 % of the votes at sigma 0.3."""
+    images = torch.zeros(count, SHAPE[0] * SHAPE[1] * SHAPE[2], dtype=torch.uint8)
+    images[torch.arange(count), torch.arange(count) % CLASSES] = 255
+    return images.view(-1, *SHAPE)
+
+
+MIXED = torch.cat([IMAGES, clear_images(6), IMAGES.flip(3)])  # clear votes and close ones
+
+
+def mixed_jobs(order: list[int]) -> Iterator[Job]:
+    return (Job(MIXED[i], 1000 + i, MIX[i % len(MIX)]()) for i in order)
+
+
+def told(decisions: Iterator[Decision]) -> list[dict[str, Any]]:
+    return [vars(decision) | {"counts": decision.counts.tolist()} for decision in decisions]
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[dict[str, Any]]:
+    """The decision of each job of the mix, run alone."""
+    engine = make()
+    return [told(engine.run(mixed_jobs([i])))[0] for i in range(len(MIXED))]
+
+
+def test_the_mix_has_every_outcome(mixed: list[dict[str, Any]]) -> None:
+    assert {decision["outcome"] for decision in mixed} == {"predicted", "certified", "not certified", "undecided"}
+    assert len({decision["samples"] for decision in mixed}) > 10
+
+
+@pytest.mark.parametrize("micro_batch", [3, 16, 57, 512])
+def test_a_mix_of_procedures_decides_as_each_alone(micro_batch: int, mixed: list[dict[str, Any]]) -> None:
+    engine, every = make(micro_batch=micro_batch), list(range(len(MIXED)))
+    assert told(engine.run(mixed_jobs(every))) == mixed
+    shuffled = np.random.default_rng(micro_batch).permutation(len(MIXED)).tolist()
+    assert told(engine.run(mixed_jobs(shuffled))) == [mixed[i] for i in shuffled]
+
+
+class Watch:
+    """Counts forward passes, rows handed to the noise, rows of padding among them, and transfers of votes."""
+
+    def __init__(self, engine: Engine, patch: pytest.MonkeyPatch) -> None:
+        self.forwards = self.rows = self.padding = self.transfers = 0
+        noisy_replicas, take, run_base = ops.noisy_replicas, smoothfast.engine._take, engine.run_base
+
+        def replicas(images: Tensor, slots: Tensor, *arguments: Any) -> Tensor:
+            self.rows += len(slots)
+            self.padding += int((slots == -1).sum())
+            return noisy_replicas(images, slots, *arguments)
+
+        def taken(*arguments: Any) -> Votes:
+            self.transfers += 1
+            return take(*arguments)
+
+        def forward(replicas: Tensor) -> Tensor:
+            assert self.transfers <= self.forwards  # before this pass, at most one each
+            self.forwards += 1
+            return run_base(replicas)
+
+        patch.setattr("smoothfast.engine.ops.noisy_replicas", replicas)
+        patch.setattr("smoothfast.engine._take", taken)
+        patch.setattr(engine, "run_base", forward)
+
+
+@pytest.mark.parametrize(("micro_batch", "most"), [(64, 0.03), (128, 0.06)])
+def test_little_is_padding_while_many_images_are_in_flight(
+    micro_batch: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, engine = clear_images(300), make(micro_batch=micro_batch)
+    watch = Watch(engine, monkeypatch)
+    jobs = (Job(image, i, SequentialCertify(100, 100_000, *CERTIFY[2:], radius=0.3)) for i, image in enumerate(images))
+    decisions = list(engine.run(jobs))
+    assert {decision.outcome for decision in decisions} == {"certified"}
+    assert watch.rows == watch.forwards * micro_batch
+    assert watch.rows - watch.padding == sum(decision.samples for decision in decisions)
+    assert watch.padding <= most * watch.rows
+    assert watch.transfers <= watch.forwards
+
+
+def test_votes_leave_the_device_once_per_micro_batch(
+    monkeypatch: pytest.MonkeyPatch, mixed: list[dict[str, Any]]
+) -> None:
+    engine = make(micro_batch=64)
+    watch = Watch(engine, monkeypatch)
+    assert told(engine.run(mixed_jobs(list(range(len(MIXED)))))) == mixed
+    assert watch.rows - watch.padding == sum(decision["samples"] for decision in mixed)
+    assert watch.transfers <= watch.forwards
 
 
 # ---- whether a row is judged alone -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A classifier that reads low-order bits breaks certificates under float noise, and none under lattice noise.
 
-In the spirit of Voracek and Hein 2023, "Sound randomized smoothing in floating-point arithmetics": which floats x + noise
-can take depends on x, so a classifier can tell two images apart that are as close as floats allow.
+In the spirit of Voracek and Hein 2023, "Sound randomized smoothing in floating-point arithmetics": which floats
+x + noise can take depends on x, so a classifier can tell two images apart that are as close as floats allow.
 """
 
 from __future__ import annotations

@@ -66,6 +66,79 @@ def test_round_trip_is_exact(path: Path) -> None:
     assert "\t0.000010\t" in path.read_text()  # plain decimal seconds
 
 
+DECISIONS = ["predicted", "certified", "not certified", "undecided"]
+
+
+def test_every_decision_round_trips(path: Path) -> None:
+    write(path, *(row(idx, decision=decision) for idx, decision in enumerate(DECISIONS)))
+    log = read_log(path)
+    assert log.decision is not None
+    assert log.decision.tolist() == DECISIONS
+    assert (log.decision == "not certified").tolist() == [False, False, True, False]
+    assert [line.split("\t")[-1] for line in path.read_text().splitlines()] == ["decision", *DECISIONS]
+
+
+def test_a_log_without_images_has_no_decisions(path: Path) -> None:
+    write(path)
+    log = read_log(path)
+    assert log.decision is not None
+    assert log.decision.tolist() == []
+
+
+@pytest.mark.parametrize("word", ["", "maybe", "Certified", "certified ", "not certified\n", "not\tcertified", "1"])
+def test_a_decision_of_another_word_is_not_written(path: Path, word: str) -> None:
+    with RunLog(path, SETTINGS) as log:
+        log.append(row(0))
+        with pytest.raises(ValueError, match=r"decision is .*, expected one of predicted, certified, not certified, "):
+            log.append(row(1, decision=word))
+        assert log.done == {0}
+    assert read_log(path).idx.tolist() == [0]
+
+
+@pytest.mark.parametrize("word", ["", "maybe", "CERTIFIED", " certified", "nan", "0"])
+def test_a_decision_of_another_word_is_named(path: Path, word: str) -> None:
+    write(path, row(0), row(1))
+    lines = path.read_text().splitlines()
+    cells = lines[2].split("\t")
+    path.write_text("\n".join([*lines[:2], "\t".join([*cells[:-1], word]), ""]))
+    message = f"decision is '{word}', expected one of {', '.join(DECISIONS)}"
+    with pytest.raises(ValueError, match=rf"run\.tsv, line 3: {message}"):
+        read_log(path)
+
+
+@pytest.mark.parametrize("end", ["\tcertified", "\tnot", "\tundecided\r"])
+def test_resume_cuts_a_torn_decision_away(path: Path, end: str) -> None:
+    write(path, row(0), row(1))
+    whole = path.read_bytes()
+    line = whole.splitlines()[-1].decode().replace("1\t3", "2\t3", 1)
+    path.write_bytes(whole + (line.rpartition("\t")[0] + end).encode())
+    with RunLog(path, SETTINGS, resume=True) as log:
+        assert log.done == {0, 1}
+        log.append(row(2, decision="undecided"))
+    decision = read_log(path).decision
+    assert decision is not None
+    assert decision.tolist() == ["certified", "certified", "undecided"]
+
+
+def older(path: Path) -> str:
+    """Takes the column `decision` out of a log, as logs of before it are."""
+    text = "".join(line.rpartition("\t")[0] + "\n" for line in path.read_text().splitlines())
+    path.write_text(text)
+    return text
+
+
+def test_a_log_from_before_decisions_reads(path: Path) -> None:
+    write(path, row(0), row(1, predict=-1, radius=0.0))
+    now, text = read_log(path), older(path)
+    log = read_log(path)
+    assert log.decision is None
+    for name in set(Row._fields) - {"decision"}:
+        assert getattr(log, name).tolist() == getattr(now, name).tolist()
+    with pytest.raises(ValueError, match=r"run\.tsv cannot be resumed: its columns are not idx .* decision"):
+        RunLog(path, SETTINGS, resume=True)
+    assert path.read_text() == text
+
+
 def test_numpy_values_are_written_as_numbers(path: Path) -> None:
     write(path, row(np.int64(4), radius=np.float64(0.1), samples=np.int32(5)))  # type: ignore[arg-type]
     log = read_log(path)
@@ -217,6 +290,7 @@ def test_both_ways_of_writing_time(path: Path) -> None:
     np.testing.assert_allclose(log.time, [151.238689, 3600, 15.4, 7, 1.5], rtol=1e-15)
     assert log.samples is None
     assert log.p_lower is None
+    assert log.decision is None
     assert log.settings is None
 
 
@@ -265,8 +339,10 @@ def test_published_logs(published_logs: Path) -> None:
     assert certified.time.mean() == pytest.approx(16.882, abs=5e-4)
     assert certified.predict[1] == -1
     assert not certified.correct[1]
+    assert certified.decision is None
 
     predicted = read_log(published_logs / "predict/imagenet/N_1000")
     assert len(predicted) == 500
     assert predicted.time.mean() == pytest.approx(1.503, abs=5e-4)
     assert not predicted.radius.any()
+    assert predicted.decision is None

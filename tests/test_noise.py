@@ -393,6 +393,64 @@ def test_every_argument_makes_new_noise(draw: Draw) -> None:
         assert correlation.abs().max() < 5 / math.sqrt(n)
 
 
+# seed, image: on both sides of 2^32, and the last ones.
+UNIFORM_PLACES = [
+    (0, 0),
+    (1, 0),
+    (0, 1),
+    (2**32 + 5, 2**32 - 1),
+    (2**63, 2**32),
+    (12345, 2**43 + 1),
+    (2**64 - 1, 2**44 - 1),
+]
+
+
+@pytest.mark.parametrize(("seed", "image"), UNIFORM_PLACES)
+def test_uniform_is_the_first_two_words_of_its_stream(seed: int, image: int) -> None:
+    high, low, *_ = (int(word[0, 0]) for word in keyed(seed, image, [0], 10, np.zeros(1)))
+    number = sf.noise.uniform(seed, image)
+    assert Fraction(number) == Fraction((high << 32 | low) // 2**11 + 1, 2**53)
+    # The 53 bits are the upper ones, and the number is the next one up.
+    assert 0 < Fraction(number) - Fraction(high << 32 | low, 2**64) <= Fraction(1, 2**53)
+
+
+@pytest.mark.parametrize(("seed", "image"), UNIFORM_PLACES)
+def test_uniform_by_compiled_philox(instruction_set: str, extension: Any, seed: int, image: int) -> None:
+    counter = [0, 0, image & WORD, (image >> 32) << 20 | Stream.RANDOMIZE << 4 | 1]
+    high, low, *_ = extension.philox_words(counter, [seed & WORD, seed >> 32], 16)[::16].tolist()
+    assert sf.noise.uniform(seed, image) == ((high << 21 | low >> 11) + 1) / 2**53
+
+
+@pytest.mark.parametrize(("word", "number"), [(0, 2.0**-53), (WORD, 1.0)])
+def test_uniform_at_its_ends(word: int, number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "philox", lambda *_: [torch.tensor(word)] * 4)
+    assert sf.noise.uniform(0, 0) == number
+
+
+def test_uniform_depends_on_seed_and_image_alone() -> None:
+    places = [(seed, image) for seed in (0, 1, 2**32, 2**63) for image in (0, 1, 2**32, 2**43)]
+    numbers = [sf.noise.uniform(*place) for place in places]
+    assert len(set(numbers)) == len(places)
+    assert all(0 < number <= 1 for number in numbers)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        state = torch.get_rng_state()
+        assert [sf.noise.uniform(*place) for place in places] == numbers
+        assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match="seed is -1; it must lie in"):
+        sf.noise.uniform(-1, 0)
+
+
+def test_uniform_looks_uniform() -> None:
+    by_image = np.array([sf.noise.uniform(7, image) for image in range(2000)])
+    by_seed = np.array([sf.noise.uniform(seed, 7) for seed in range(2000)])
+    for numbers in (by_image, by_seed):
+        assert scipy.stats.kstest(numbers, "uniform").pvalue > 1e-4
+        neighbours = np.corrcoef(numbers[:-1], numbers[1:])[0, 1]
+        assert abs(neighbours) < 5 / math.sqrt(2000)
+    assert abs(np.corrcoef(by_image, by_seed)[0, 1]) < 5 / math.sqrt(2000)
+
+
 def test_streams_are_numbered_for_good() -> None:
     names = ["SELECT", "ESTIMATE", "REFINE", "ATTACK", "ATTACK_START", "WEIGHT", "ACTIVATION", "TRAIN", "PREDICT"]
     names.append("RANDOMIZE")

@@ -191,10 +191,10 @@ def radius_test(z: float, looks: tuple[int, ...], alpha: float, beta: float, bou
     sizes = np.array(n)[:, None]
     certified_own = _falling(_crossings(p_above, n, own_level))
     failed_own = sizes - _rising(_crossings(_complement(p_below), n, risk))
-    certified_rival, failed_rival = np.broadcast_to(sizes, failed_own.shape).copy(), np.zeros_like(failed_own)
+    certified_rival, failed_rival = sizes, np.zeros_like(failed_own)
     if bound == "multiclass":
-        # At the first corner the class leaves no more than q to its rival, which needs no proof of its own.
-        certified_rival[:, 1:] = sizes - _rising(_crossings(_complement(q_below[1:]), n, alpha - own_level))
+        certified_rival = sizes - _rising(_crossings(_complement(q_below), n, alpha - own_level))
+        certified_rival[:, 0] = n  # a class above the first p leaves its rivals no more than q: nothing to show
         failed_rival = _falling(_crossings(q_above, n, risk))
     return RadiusTest(np.array(n), p_above, q_below, certified_own, certified_rival, failed_own, failed_rival)
 

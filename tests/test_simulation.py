@@ -1,7 +1,8 @@
-"""Error rates counted: 200,000 runs a row on votes of known probabilities, through the rules that the procedures use.
+"""Error rates and samples counted, on votes of known probabilities, through the rules that the procedures use.
 
-Many runs of one procedure go at once through its method that judges a look; a test shows that this decides run by
-run as the procedure itself does. A rate above its level must be so rare that it would show once in a million rows.
+Many runs of one procedure go at once through its method that judges a look; a test shows that this decides run by run
+as the procedure itself does. Errors are counted in 200,000 runs a row; a rate above its level must be so rare that it
+would show once in a million rows.
 """
 
 from __future__ import annotations
@@ -48,21 +49,23 @@ def selected(n0: int, probabilities: list[float], rng: np.random.Generator) -> N
     return rng.multinomial(n0, probabilities, RUNS)[:, :-1].argmax(1)
 
 
-def predicted(procedure: SequentialPredict, votes: Iterator[Votes], runs: int) -> NDArray[np.int64]:
-    """The labels [runs] at the first look that decides."""
-    labels = np.full(runs, ABSTAIN)
-    for seen in votes:
+def predicted(procedure: SequentialPredict, votes: Iterator[Votes], runs: int) -> tuple[Votes, Votes]:
+    """The labels [runs] at the first look that decides, and the samples until then [runs]."""
+    labels, samples = np.full(runs, ABSTAIN), np.zeros(runs, np.int64)
+    for size, seen in zip(procedure.looks, votes, strict=True):
+        samples = np.where(labels == ABSTAIN, size, samples)
         labels = np.where(labels == ABSTAIN, procedure.judge(seen)[0], labels)
-    return labels
+    return labels, samples
 
 
-def certified(procedure: SequentialCertify, votes: Iterator[Votes], labels: Any, runs: int) -> NDArray[np.int64]:
-    """1 certified, -1 not certified, 0 undecided; [runs]."""
-    outcome = np.zeros(runs, np.int64)
+def certified(procedure: SequentialCertify, votes: Iterator[Votes], labels: Any, runs: int) -> tuple[Votes, Votes]:
+    """1 certified, -1 not certified, 0 undecided [runs], and the samples until then [runs]."""
+    outcome, samples = np.zeros(runs, np.int64), np.zeros(runs, np.int64)
     for look, seen in enumerate(votes):
         corner, failed = procedure.judge(look, seen, labels)
+        samples = np.where(outcome == 0, procedure.looks[look], samples)
         outcome = np.where(outcome == 0, np.where(corner >= 0, 1, -failed.astype(int)), outcome)
-    return outcome
+    return outcome, samples
 
 
 def largest_radius(procedure: Any, votes: Iterator[Votes], labels: Any) -> NDArray[np.float64]:
@@ -116,10 +119,11 @@ LAW = [0.55, 0.3, 0.1, 0.05]
 def test_predictions_are_those_of_the_procedure() -> None:
     runs, law = 500, [0.4, 0.34, 0.2, 0.06]
     fixed = np.array(list(looks(SequentialPredict(2000, 0.05), law, runs, np.random.default_rng(1))))
-    labels = predicted(SequentialPredict(2000, 0.05), iter(fixed), runs)
+    labels, samples = predicted(SequentialPredict(2000, 0.05), iter(fixed), runs)
     increments = np.diff(fixed, axis=0, prepend=0)
     for i in range(runs):
-        assert replayed(SequentialPredict(2000, 0.05), increments[:, i]).label == labels[i]
+        decision = replayed(SequentialPredict(2000, 0.05), increments[:, i])
+        assert (decision.label, decision.samples) == (labels[i], samples[i])
     assert {ABSTAIN, 0} <= set(labels)
 
 
@@ -130,11 +134,12 @@ def test_certificates_are_those_of_the_procedure(bound: str) -> None:
 
     runs = 500
     fixed = np.array(list(looks(make(), LAW, runs, np.random.default_rng(2))))
-    outcome = certified(make(), iter(fixed), 0, runs)
+    outcome, samples = certified(make(), iter(fixed), 0, runs)
     increments = np.diff(fixed, axis=0, prepend=0)
     words = {1: "certified", 0: "undecided", -1: "not certified"}
     for i in range(runs):
-        assert replayed(make(), increments[:, i]).outcome == words[outcome[i]]
+        decision = replayed(make(), increments[:, i])
+        assert (decision.outcome, decision.samples) == (words[outcome[i]], samples[i])
     assert len(set(outcome)) >= 2
 
 
@@ -155,7 +160,7 @@ TIES = {
 @pytest.mark.parametrize("law", TIES.values(), ids=TIES)
 def test_predict_errs_at_most_at_its_level(method: Any, law: list[float]) -> None:
     procedure = method(2000, ALPHA)
-    labels = predicted(procedure, looks(procedure, law, RUNS, np.random.default_rng(3)), RUNS)
+    labels, _ = predicted(procedure, looks(procedure, law, RUNS, np.random.default_rng(3)), RUNS)
     mode = 0 if law[0] > max(law[1:]) else ABSTAIN
     assert ((labels != mode) & (labels != ABSTAIN)).sum() <= most_errors(ALPHA)
 
@@ -178,7 +183,7 @@ BOUNDARIES = {
 def test_certify_at_a_radius_errs_at_most_at_its_levels(z: float, law: list[float], bound: str) -> None:
     """At the boundary the radius is the one asked for: "certified" (not above) and "not certified" both are errors."""
     procedure = SequentialCertify(1, 2000, ALPHA, SIGMA, bound, z * SIGMA, label=0)
-    outcome = certified(procedure, looks(procedure, law, RUNS, np.random.default_rng(4)), 0, RUNS)
+    outcome, _ = certified(procedure, looks(procedure, law, RUNS, np.random.default_rng(4)), 0, RUNS)
     assert (outcome == 1).sum() <= most_errors(ALPHA)
     binary = max(law[1:]) > 1 - law[0] - 1e-9
     if bound == "multiclass" or binary:
@@ -190,7 +195,7 @@ def test_certify_at_a_radius_errs_at_most_at_its_levels(z: float, law: list[floa
 def test_certify_at_a_radius_errs_at_most_at_its_level_up_to_100_000_samples() -> None:
     procedure = SequentialCertify(1, 100_000, ALPHA, SIGMA, "cohen", SIGMA, label=0)
     law = [norm.cdf(1), norm.sf(1), 0]
-    outcome = certified(procedure, looks(procedure, law, RUNS, np.random.default_rng(5)), 0, RUNS)
+    outcome, _ = certified(procedure, looks(procedure, law, RUNS, np.random.default_rng(5)), 0, RUNS)
     for answer in (1, -1):
         assert 0.8 * ALPHA * RUNS <= (outcome == answer).sum() <= most_errors(ALPHA)
 
@@ -200,7 +205,7 @@ def test_certify_at_a_radius_with_selection() -> None:
     law, rng = [0.34, 0.33, 0.33, 0], np.random.default_rng(6)
     procedure = SequentialCertify(100, 2000, ALPHA, SIGMA, "multiclass", 0.05 * SIGMA)
     labels = selected(100, law, rng)
-    outcome = certified(procedure, looks(procedure, law, RUNS, rng), labels, RUNS)
+    outcome, _ = certified(procedure, looks(procedure, law, RUNS, rng), labels, RUNS)
     assert (outcome == 1).sum() <= most_errors(ALPHA)
 
 
@@ -251,9 +256,9 @@ def test_selection_samples_used_again_are_found_out() -> None:
 def test_looking_at_every_sample_is_found_out() -> None:
     """A fixed boundary that is looked at again and again."""
     law, rng = [0.5, 0.5, 0], np.random.default_rng(9)
-    made = FixedPredict(2000, ALPHA)
     peeking = SequentialPredict(2000, ALPHA)
-    labels = predicted(made, looks(peeking, law, RUNS, rng), RUNS)
+    peeking.judge = FixedPredict(2000, ALPHA).judge
+    labels, _ = predicted(peeking, looks(peeking, law, RUNS, rng), RUNS)
     assert (labels != ABSTAIN).sum() > most_errors(ALPHA)
 
 
@@ -274,3 +279,52 @@ def test_levels_of_looks_add_up() -> None:
         assert made.looks == looks
         assert len(made.levels) == len(looks)
         assert sum(made.levels) == pytest.approx(ALPHA, rel=1e-12)
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+# Mean samples at alpha = beta = 0.001, n = 100,000, of an exact test at looks growing by sqrt(2) from 64; 120 runs
+# each. By radius / sigma, then by the probability of the class.
+EXACT = {
+    1.0: {0.5: 64, 0.75: 333, 0.82: 5380, 0.835: 60500, 0.85: 33600, 0.87: 2782, 0.92: 323, 0.97: 109, 0.999: 67},
+    2.0: {0.9: 126, 0.97: 7955, 0.985: 5439, 0.99: 1924, 0.999: 477},
+}
+# The same for the test of Hung and Fithian at looks growing by sqrt(2) from 16; 200 runs each. By number of classes,
+# then by the two largest probabilities.
+HUNG_FITHIAN = {
+    10: {(0.98, 0.01): 18, (0.8, 0.1): 38, (0.6, 0.3): 213, (0.5, 0.4): 1872, (0.45, 0.4): 7065, (0.36, 0.34): 38200},
+    1000: {(0.98, 0.01): 18, (0.8, 0.1): 37, (0.6, 0.3): 220, (0.5, 0.4): 2000, (0.45, 0.4): 7421, (0.36, 0.34): 36000},
+}
+
+
+def assert_at_most(samples: NDArray[np.int64], published: float, runs: int) -> None:
+    """Within 5 % of a published mean, and the error that it has itself."""
+    assert samples.mean() <= 1.05 * published + 2 * samples.std() / np.sqrt(runs)
+
+
+@pytest.mark.parametrize(("z", "p"), [(z, p) for z, row in EXACT.items() for p in row])
+def test_samples_to_certify_at_a_radius(z: float, p: float) -> None:
+    procedure = SequentialCertify(1, 100_000, ALPHA, SIGMA, "cohen", z * SIGMA, label=0)
+    votes = looks(procedure, [p, 1 - p, 0], 2000, np.random.default_rng(11))
+    outcome, samples = certified(procedure, votes, 0, 2000)
+    assert_at_most(samples, EXACT[z][p], 120)
+    assert (outcome == (-1 if p > norm.cdf(z) else 1)).mean() <= 0.005
+
+
+def test_samples_to_certify_where_what_is_left_is_spread() -> None:
+    """The class alone has not the radius (p0 = 0.841), against each of ten rivals it has: the corners show it."""
+    procedure = SequentialCertify(1, 100_000, ALPHA, SIGMA, "multiclass", SIGMA, label=0)
+    votes = looks(procedure, [0.75, *[0.025] * 10, 0], 2000, np.random.default_rng(12))
+    outcome, samples = certified(procedure, votes, 0, 2000)
+    assert (outcome == 1).mean() >= 0.998
+    assert samples.mean() < 1500
+
+
+@pytest.mark.parametrize(("classes", "largest"), [(k, pair) for k, row in HUNG_FITHIAN.items() for pair in row])
+def test_samples_to_predict(classes: int, largest: tuple[float, float]) -> None:
+    runs = 2000 if classes == 10 else 200  # the draws of a thousand classes take the time
+    procedure = SequentialPredict(100_000, ALPHA)
+    law = [*largest, *[(1 - sum(largest)) / (classes - 2)] * (classes - 2), 0]
+    labels, samples = predicted(procedure, looks(procedure, law, runs, np.random.default_rng(13)), runs)
+    assert_at_most(samples, HUNG_FITHIAN[classes][largest], 200)
+    assert ((labels != 0) & (labels != ABSTAIN)).mean() <= 0.005

@@ -1,0 +1,71 @@
+"""The embedded network: certificates do not depend on company, and votes hardly on the shape of the micro-batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import smoothfast as sf
+from smoothfast import data
+from smoothfast.models import CIFAR10_STATISTICS
+from smoothfast.noise import Stream
+from smoothfast.weights import DEMO, read_weights
+
+pytestmark = pytest.mark.slow
+
+
+def make(precision: str = "fp32", max_batch: int | None = None) -> sf.SmoothedClassifier:
+    base = sf.models.resnet20().eval()
+    read_weights(DEMO).load_into(base)
+    return sf.SmoothedClassifier(
+        base, 0.25, 10, normalize=CIFAR10_STATISTICS, precision=precision, max_batch=max_batch, runner="compiled"
+    )
+
+
+def test_certificates_do_not_depend_on_company() -> None:
+    """One, seven or all of 49 images at a time, shuffled: the same bits."""
+    smoothed, images = make(), data.demo().images[:49]
+    settings = {"method": "sequential", "radius": 0.25, "n": 2000}
+    whole = smoothed.certify(images, **settings)
+    order = torch.randperm(49, generator=torch.Generator().manual_seed(0))
+    for size in (1, 7, 49):
+        for chunk in order.split(size):
+            part = smoothed.certify(images[chunk], image_ids=chunk, **settings)
+            for name in ("labels", "radii", "p_lower", "p_upper", "counts", "samples"):
+                assert torch.equal(getattr(part, name), getattr(whole, name)[chunk]), name
+
+
+def votes(smoothed: sf.SmoothedClassifier, rows: int) -> tuple[Tensor, Tensor]:
+    """Logits and votes of the first `rows` (image, sample) pairs, a micro-batch at a time; 64 samples an image."""
+    images = data.demo().images
+    engine = smoothed.engine(images[:1])
+    ids = torch.arange(rows)
+    parts = [
+        engine._logits(images, chunk // 64, chunk // 64, chunk % 64, Stream.ESTIMATE)
+        for chunk in ids.split(engine.micro_batch)
+    ]
+    logits = torch.cat(parts).float()
+    return logits, logits.argmax(1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_votes_that_other_shapes_and_threads_move(precision: str) -> None:
+    rows = 12_800
+    logits, expected = votes(make(precision), rows)
+    gap = logits.topk(2, 1).values.diff(dim=1).abs()[:, 0]
+    threads = torch.get_num_threads()
+    moved = {}
+    for name, max_batch, count in (
+        ("micro-batch 64", 64, threads),
+        ("micro-batch 256", 256, threads),
+        ("micro-batch 100", 100, threads),
+        ("one thread", None, 1),
+    ):
+        torch.set_num_threads(count)
+        _, seen = votes(make(precision, max_batch), rows)
+        torch.set_num_threads(threads)
+        moved[name] = int((seen != expected).sum())
+        assert gap[seen != expected].numel() == 0 or gap[seen != expected].max() < 0.1 * logits.abs().max()
+    print(f"\n{precision}: of {rows:,} votes moved {moved}")
+    assert max(moved.values()) <= 0.005 * rows

@@ -23,6 +23,7 @@ __all__ = [
     "abstention",
     "average_certified_radius",
     "certified_accuracy",
+    "effort",
     "named",
     "render",
     "summary",
@@ -64,6 +65,21 @@ def abstention(log: Log) -> float:
         ValueError: the log holds no images.
     """
     return int(np.count_nonzero(log.predict == -1)) / _images(log)
+
+
+def effort(log: Log) -> str:
+    """How many samples the images of a log took and how often each decision was come to, in a sentence.
+
+    Raises:
+        ValueError: the log holds no images, or not their samples and decisions.
+    """
+    if log.samples is None or log.decision is None:
+        raise ValueError(f"{log.path} has no columns samples and decision")
+    _images(log)
+    decisions = ", ".join(f"{count:,} {decision}" for decision, count in Counter(log.decision.tolist()).most_common())
+    return (
+        f"{np.mean(log.samples):,.0f} samples an image in the mean, {np.median(log.samples):,.0f} median: {decisions}"
+    )
 
 
 def named(logs: Iterable[Log]) -> dict[str, Log]:

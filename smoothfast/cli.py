@@ -395,6 +395,8 @@ def _seconds_per_sample(engine: Engine, images: torch.Tensor) -> float:
 def _show(logs: list[Path], picture: Path | None = None) -> None:
     named = analysis.named([read_log(path) for path in logs])
     print(analysis.render(analysis.summary(named), "markdown"))
+    for log in named.values():
+        console.print(analysis.effort(log), soft_wrap=True)
     written = [str(path) for path in logs]
     if picture is not None:
         plots.certified_accuracy_curve(named, picture)

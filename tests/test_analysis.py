@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from smoothfast.analysis import (
     abstention,
     average_certified_radius,
     certified_accuracy,
+    effort,
     named,
     render,
     summary,
@@ -46,6 +48,15 @@ def test_figures(log: Log) -> None:
     assert certified_accuracy(log, 0.25) == 0.5
     assert average_certified_radius(log) == pytest.approx(0.85 / 4)
     assert abstention(log) == 0.25
+
+
+def test_effort(log: Log) -> None:
+    samples, decision = np.array([100, 200, 3000, 5100]), np.array(["certified", "certified", "undecided", "certified"])
+    assert effort(replace(log, samples=samples, decision=decision)) == (
+        "2,100 samples an image in the mean, 1,600 median: 3 certified, 1 undecided"
+    )
+    with pytest.raises(ValueError, match="has no columns samples and decision"):
+        effort(log)
 
 
 def test_a_log_without_images_has_no_figures() -> None:

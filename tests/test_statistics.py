@@ -19,10 +19,17 @@ from smoothfast.statistics import (
     class_bounds,
     clopper_pearson_lower,
     clopper_pearson_upper,
+    converted_radius,
+    gaussian_probability_lower,
+    gaussian_probability_upper,
     gaussian_quantile_lower,
     gaussian_quantile_upper,
+    laplace_radius,
+    own_and_rival,
     samples_to_certify,
     samples_to_predict,
+    share_bounds,
+    uniform_radius,
 )
 
 mp.mp.prec = 200
@@ -161,6 +168,97 @@ def test_narrow_types_are_computed_in_float64() -> None:
     assert certified_radius(alpha, 0, alpha) == certified_radius(float(alpha), 0, float(alpha))
 
 
+# Randomized Clopper-Pearson
+
+
+def randomized_tail(k: int, n: int, p: mp.mpf, u: float) -> mp.mpf:
+    """P(X > k) + u P(X = k) for X ~ Binomial(n, p)."""
+    at_k = mp.binomial(n, k) * p**k * (1 - p) ** (n - k)
+    return exact_tail(k, n, p) - (1 - mp.mpf(u)) * at_k
+
+
+def test_randomized_bound_of_u_1_is_the_plain_one(rng: np.random.Generator) -> None:
+    n = np.floor(10 ** rng.uniform(0, 6, 300)).astype(int)
+    k = rng.integers(0, n + 1)
+    alpha = 10 ** rng.uniform(-12, -0.1, 300)
+    np.testing.assert_array_equal(clopper_pearson_lower(k, n, alpha, 1.0), clopper_pearson_lower(k, n, alpha))
+    # Also beside others: an array that is 1 in places takes another way.
+    u = rng.choice([1.0, 0.3], 300)
+    mixed = clopper_pearson_lower(k, n, alpha, u)
+    np.testing.assert_allclose(mixed[u == 1], clopper_pearson_lower(k, n, alpha)[u == 1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 37, 1000, 100_000])
+def test_randomized_bound_holds_and_is_tight_at_200_bits(n: int, rng: np.random.Generator) -> None:
+    k = np.concatenate([[1, n, n, n - 1, n // 2], rng.integers(0, n + 1, 10)]).clip(0, n)
+    alpha = np.concatenate([[0.001, 0.5, 0.01, 0.001, 0.9], 10 ** rng.uniform(-12, -0.5, 10)])
+    u = np.concatenate([[0.5, 0.7, 0.999, 1e-6, 0.95], rng.random(10)])
+    lower = clopper_pearson_lower(k, n, alpha, u)
+    for k_, alpha_, u_, lower_ in zip(k.tolist(), alpha, u, lower, strict=True):
+        if (k_ == 0 and u_ >= alpha_) or lower_ == 0:
+            assert lower_ == 0 == k_
+        elif k_ < n or u_ > alpha_:  # else every probability below 1 is refuted
+            assert alpha_ * (1 - 1e-7) < randomized_tail(k_, n, mp.mpf(lower_), u_) <= alpha_
+
+
+@settings(deadline=None)
+@given(shares(), levels, st.floats(1e-6, 1), st.floats(1e-6, 1))
+def test_randomized_bound_grows_as_u_falls(k_of_n: tuple[int, int], alpha: float, u: float, v: float) -> None:
+    """From the bound of k votes to at most that of k + 1."""
+    k, n = k_of_n
+    lower = [clopper_pearson_lower(k, n, alpha, each) for each in (1.0, max(u, v), min(u, v))]
+    # Each is proven on its own, to within a billionth of its tail.
+    assert lower[0] <= lower[1] * (1 + 1e-8)
+    assert lower[1] <= lower[2] * (1 + 1e-8)
+    assert lower[2] < 1
+    if k < n:
+        assert lower[2] <= clopper_pearson_lower(k + 1, n, alpha) * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.3])
+@pytest.mark.parametrize(("n", "p"), [(1, 0.5), (5, 0.03), (5, 0.6), (12, 0.25), (12, 0.97)])
+def test_randomized_bound_errs_exactly_at_its_level(n: int, p: float, alpha: float) -> None:
+    """Over all counts and the midpoints of 2000 intervals of u; the plain bound errs less often."""
+    k = np.arange(n + 1)
+    u = (np.arange(2000) + 0.5) / 2000
+    law = scipy.stats.binom.pmf(k, n, p)
+    above = clopper_pearson_lower(k[:, None], n, alpha, u) > p
+    assert law @ above.mean(1) == pytest.approx(alpha, abs=3e-4)
+    assert law @ (clopper_pearson_lower(k, n, alpha) > p) < alpha - 0.001
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 100_000])
+@pytest.mark.parametrize("u", [1e-300, 1e-12, 1e-3, 0.5])
+def test_randomized_bound_at_the_ends(n: int, u: float) -> None:
+    for alpha in (0.001, 0.05, 1e-100):
+        lower = clopper_pearson_lower([0, n], n, alpha, u)
+        assert ((lower >= 0) & (lower < 1)).all()
+        assert lower[0] == 0 or u < alpha
+        assert lower[1] >= clopper_pearson_lower(n, n, alpha)
+        assert np.isfinite(certified_radius(lower, np.nextafter(1 - lower, 1), 1)).all()
+
+
+# p, n, randomized bound at alpha = 0.001 and u = 0.5 of k = round(p n), computed apart to within 1e-5.
+RANDOMIZED = [
+    (0.99, 100, 0.91749), (0.99, 1000, 0.97662), (0.99, 10_000, 0.98659), (0.99, 100_000, 0.98899),
+    (0.9, 100, 0.78048), (0.9, 1000, 0.86798), (0.9, 10_000, 0.89046), (0.9, 100_000, 0.89704),
+    (0.6, 100, 0.44519), (0.6, 1000, 0.55156), (0.6, 10_000, 0.58480), (0.6, 100_000, 0.59521),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("p", "n", "lower"), RANDOMIZED)
+def test_randomized_bound_of_the_table(p: float, n: int, lower: float) -> None:
+    assert clopper_pearson_lower(round(p * n), n, 0.001, 0.5) == pytest.approx(lower, abs=1e-5)
+
+
+def test_randomized_bound_broadcasts() -> None:
+    u = np.array([0.2, 1.0])
+    lower = clopper_pearson_lower(np.arange(11)[:, None], 10, 0.05, u)
+    assert lower.shape == (11, 2)
+    assert lower[7, 0] == pytest.approx(clopper_pearson_lower(7, 10, 0.05, 0.2), rel=1e-9)
+    assert np.ndim(clopper_pearson_lower(7, 10, 0.05, 0.2)) == 0
+
+
 # Quantiles and radii
 
 
@@ -238,6 +336,112 @@ def test_radius_at_a_share_of_alpha(share: float, radii: list[float]) -> None:
     np.testing.assert_allclose(certified_radius(p_lower, 1 - p_lower, 1), radii, atol=5.1e-5)
 
 
+# Probabilities
+
+
+def exact_probability(z: mp.mpf) -> mp.mpf:
+    return mp.erfc(-z / mp.sqrt(2)) / 2
+
+
+def test_gaussian_probabilities_enclose_the_exact_one(rng: np.random.Generator) -> None:
+    z = np.concatenate([[-12, -1, 0, 1, 9], rng.uniform(-12, 9, 500), rng.normal(0, 1, 200), rng.normal(0, 1e-9, 20)])
+    lower, upper = gaussian_probability_lower(z), gaussian_probability_upper(z)
+    for z_, lower_, upper_ in zip(z, lower, upper, strict=True):
+        assert mp.mpf(lower_) <= exact_probability(mp.mpf(z_)) <= mp.mpf(upper_)
+    assert ((lower > 0) & (upper <= 1)).all()
+    np.testing.assert_allclose(lower, upper, rtol=1e-12)
+
+
+def test_gaussian_probabilities_enclose_that_of_a_rounded_ratio(rng: np.random.Generator) -> None:
+    radius, sigma = rng.uniform(-12, 9, 700), rng.uniform(0.1, 1, 700)
+    radius *= sigma
+    z = radius / sigma
+    lower, upper = gaussian_probability_lower(z), gaussian_probability_upper(z)
+    for radius_, sigma_, lower_, upper_ in zip(radius, sigma, lower, upper, strict=True):
+        assert mp.mpf(lower_) <= exact_probability(mp.mpf(radius_) / mp.mpf(sigma_)) <= mp.mpf(upper_)
+
+
+def test_gaussian_probabilities_grow_and_reach_their_limits() -> None:
+    for bound in (gaussian_probability_lower, gaussian_probability_upper):
+        assert (np.diff(bound(np.linspace(-12, 6, 1000))) > 0).all()
+    assert gaussian_probability_upper(40) == 1
+    assert gaussian_probability_lower(-40) == 0
+    assert 1 - 2e-12 < gaussian_probability_lower(30) < 1
+
+
+# Radii of other noise and norms
+
+
+def test_uniform_radius_is_rounded_down_and_tight(rng: np.random.Generator) -> None:
+    p_lower, p_upper = rng.uniform(0.3, 1, 300), rng.uniform(0, 0.3, 300)
+    half_width = 10 ** rng.uniform(-3, 3, 300)
+    radii = uniform_radius(p_lower, p_upper, half_width)
+    for radius, p, q, width in zip(radii, p_lower, p_upper, half_width, strict=True):
+        exact = mp.mpf(width) * (mp.mpf(p) - mp.mpf(q))
+        assert exact * (1 - 2e-15) <= mp.mpf(radius) <= exact
+
+
+def test_uniform_radius_of_complements_is_that_of_the_class(rng: np.random.Generator) -> None:
+    p = rng.uniform(0.5, 1, 1000)
+    np.testing.assert_allclose(uniform_radius(p, 1 - p, 0.4), 2 * 0.4 * (p - 0.5), rtol=1e-13, atol=1e-16)
+
+
+def test_uniform_radius_at_its_limits() -> None:
+    np.testing.assert_array_equal(uniform_radius([0.5, 0.2, 0, 1], [0.5, 0.3, 1, 1], 2), 0)
+    assert uniform_radius(1, 0, 2) == pytest.approx(2)  # never more than half of the law's width
+    assert uniform_radius(0.9, 0.1, [[0.25], [0.5]]).shape == (2, 1)
+
+
+def test_laplace_radius_is_rounded_down_and_tight(rng: np.random.Generator) -> None:
+    p_lower = np.concatenate([rng.uniform(0.5, 1, 300), 1 - 10 ** rng.uniform(-15, -1, 200)])
+    p_lower = np.concatenate([p_lower, 0.5 + 10 ** rng.uniform(-15, -1, 200)])
+    scale = 10 ** rng.uniform(-3, 3, 700)
+    radii = laplace_radius(p_lower, scale)
+    for radius, p, b in zip(radii, p_lower, scale, strict=True):
+        exact = -mp.mpf(b) * mp.log(2 * (1 - mp.mpf(p)))
+        assert exact * (1 - 3e-15) <= mp.mpf(radius) <= exact
+
+
+def test_laplace_radius_at_its_limits() -> None:
+    np.testing.assert_array_equal(laplace_radius([0, 0.1, 0.3, 0.4999, 0.5], 1.0), 0)
+    assert laplace_radius(np.nextafter(0.5, 1), 1.0) > 0
+    assert laplace_radius(1, 1.0) == math.inf
+    assert laplace_radius(0.9, [[0.25], [0.5]]).shape == (2, 1)
+
+
+@pytest.mark.parametrize(("norm", "to"), [(1, 1), (2, 1), (2, 2), (math.inf, 2), (math.inf, math.inf), (3, 1.5)])
+def test_converted_radius_is_the_same_in_a_smaller_norm(norm: float, to: float) -> None:
+    np.testing.assert_array_equal(converted_radius([0, 0.7, math.inf], norm, to, 3072), [0, 0.7, math.inf])
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3072, 150_528, 10**9])
+@pytest.mark.parametrize(("norm", "to"), [(1, 2), (2, math.inf), (1, math.inf), (1.5, 3), (2, 2.0000001), (3, 7)])
+def test_converted_radius_is_rounded_down_and_tight(norm: float, to: float, dimension: int) -> None:
+    exponent = 1 / mp.mpf(norm) - (0 if math.isinf(to) else 1 / mp.mpf(to))
+    for radius in (1.0, 0.3, 1e-9, 12345.678):
+        exact = mp.mpf(radius) / mp.power(dimension, exponent)
+        converted = mp.mpf(converted_radius(radius, norm, to, dimension))
+        assert exact * (1 - 3e-14) <= converted <= exact
+
+
+def test_converted_radius_of_known_cases() -> None:
+    assert converted_radius(0.5, 2, math.inf, 3072) == pytest.approx(0.5 / math.sqrt(3072), rel=1e-14)
+    assert converted_radius(0.5, 1, 2, 3072) == pytest.approx(0.5 / math.sqrt(3072), rel=1e-14)
+    assert converted_radius(0.5, 1, math.inf, 3072) == pytest.approx(0.5 / 3072, rel=1e-14)
+    assert converted_radius(0, 1, 2, 3072) == 0
+    assert converted_radius(math.inf, 2, math.inf, 3072) == math.inf
+    assert converted_radius(np.ones((2, 3)), 1, 2, 4).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("norm", "to"), [(1, 2), (2, math.inf), (1, math.inf), (2, 1), (math.inf, 1)])
+def test_converted_ball_lies_within_the_ball(norm: float, to: float, rng: np.random.Generator) -> None:
+    """The diagonal and the axes are where the balls touch."""
+    points = np.concatenate([np.ones((1, 12)), np.eye(12), rng.normal(size=(50, 12))])
+    points *= converted_radius(1.0, norm, to, 12) / np.linalg.norm(points, to, axis=1)[:, None]
+    reach = np.linalg.norm(points, norm, axis=1)
+    assert reach.max() == pytest.approx(1, rel=1e-13)
+
+
 # Bounds of a class and its rival
 
 # Shares of the two classes; radius / sigma at n = 1e5, alpha = 0.001: Cohen's, and the multi-class
@@ -307,6 +511,49 @@ def test_class_bounds_of_an_abstention_certify_nothing() -> None:
         assert p_lower == 0 < p_upper
 
 
+def test_own_and_rival() -> None:
+    own, rival = own_and_rival([[5, 3, 2], [1, 9, 9], [0, 0, 4]], [0, 1, 0])
+    np.testing.assert_array_equal(own, [5, 9, 0])
+    np.testing.assert_array_equal(rival, [3, 9, 4])
+    assert own_and_rival([5, 3, 2], 2) == (2, 5)
+    assert own_and_rival([5, 3, 2], -1) == own_and_rival([5, 3, 2], 3) == (0, 5)
+    assert own_and_rival([7], 0) == (7, 0)
+    own, rival = own_and_rival(np.arange(24).reshape(2, 3, 4), 3)
+    np.testing.assert_array_equal(own, [[3, 7, 11], [15, 19, 23]])
+    np.testing.assert_array_equal(rival, own - 1)
+
+
+@pytest.mark.parametrize("bound", ["multiclass", "cohen"])
+def test_share_bounds_are_class_bounds(bound: str, rng: np.random.Generator) -> None:
+    counts = rng.multinomial(1000, [0.7, 0.2, 0.05, 0.05], 20)
+    labels, u = rng.integers(0, 4, 20), rng.random(20)
+    for u_ in (1.0, u):
+        bounds = share_bounds(*own_and_rival(counts, labels), 1000, 0.01, bound, u_)
+        np.testing.assert_array_equal(bounds, class_bounds(counts, labels, 0.01, bound, u_))
+
+
+def test_share_bounds_of_cohen_ignore_the_rival() -> None:
+    p_lower, p_upper = share_bounds(700, [0, 300], 1000, 0.01, "cohen")
+    assert p_lower == clopper_pearson_lower(700, 1000, 0.01)
+    assert np.ndim(p_upper) == 0
+
+
+def test_share_bounds_grow_with_the_rival() -> None:
+    p_lower, p_upper = share_bounds(500, np.arange(501), 1000, 0.01, "multiclass")
+    assert p_lower == clopper_pearson_lower(500, 1000, 0.009)
+    assert (np.diff(p_upper) >= 0).all()
+    assert p_upper[-1] == np.nextafter(1 - p_lower, 1)  # what the class leaves
+
+
+def test_u_moves_the_lower_bound_alone() -> None:
+    plain, random = (class_bounds([600, 100, 300], 0, 0.001, "multiclass", u) for u in (1.0, 0.25))
+    assert random[0] == clopper_pearson_lower(600, 1000, 0.0009, 0.25) > plain[0]
+    assert random[1] == plain[1] == clopper_pearson_upper(300, 1000, 0.001 - 0.0009)
+    plain, random = (class_bounds([600, 100, 300], 0, 0.001, "cohen", u) for u in (1.0, 0.25))
+    assert random[0] == clopper_pearson_lower(600, 1000, 0.001, 0.25) > plain[0]
+    assert random[1] == np.nextafter(1 - random[0], 1)
+
+
 # Tests and sample sizes
 
 
@@ -372,6 +619,22 @@ def test_unanimous_votes_certify_from_the_least_sample_size_on(bound: str) -> No
             (1, 10, [0.5, 1.0]),
             "alpha is 1; it must be at least 1e-100 and below 1",
         ),
+        (clopper_pearson_lower, (1, 10, 0.1, 0), "u is 0; it must be above 0 and at most 1"),
+        (clopper_pearson_lower, (1, 10, 0.1, [0.5, 1.5]), "u is 1.5; it must be above 0 and at most 1"),
+        (clopper_pearson_lower, (1, 10, 0.1, math.nan), "u is nan; it must be above 0 and at most 1"),
+        (class_bounds, ([9, 1], 0, 0.1, "cohen", -0.1), "u is -0.1; it must be above 0 and at most 1"),
+        (share_bounds, (11, 0, 10, 0.1, "cohen"), "k is 11; it must be a whole number in 0..n"),
+        (share_bounds, (9, 1, 10, 0.1, "exact"), "bound is 'exact'; it must be one of multiclass"),
+        (uniform_radius, (1.1, 0.1, 1), "p_lower is 1.1; it must be in [0, 1]"),
+        (uniform_radius, (0.9, math.nan, 1), "p_upper is nan; it must be in [0, 1]"),
+        (uniform_radius, (0.9, 0.1, [1, 0]), "half_width is 0; it must be positive and finite"),
+        (laplace_radius, (-0.1, 1), "p_lower is -0.1; it must be in [0, 1]"),
+        (laplace_radius, (0.9, -1), "scale is -1; it must be positive and finite"),
+        (converted_radius, (-1, 2, 1, 4), "radius is -1; it must be at least 0"),
+        (converted_radius, (math.nan, 2, 1, 4), "radius is nan; it must be at least 0"),
+        (converted_radius, (1, 0.5, 1, 4), "norm is 0.5; it must be at least 1"),
+        (converted_radius, (1, 2, math.nan, 4), "to is nan; it must be at least 1"),
+        (converted_radius, (1, 2, 1, 0), "dimension is 0; it must be at least 1"),
         (gaussian_quantile_lower, (1.1,), "p is 1.1; it must be in [0, 1]"),
         (certified_radius, (math.nan, 0.1, 1), "p_lower is nan; it must be in [0, 1]"),
         (certified_radius, (0.9, -0.1, 1), "p_upper is -0.1; it must be in [0, 1]"),

@@ -56,7 +56,7 @@ def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Float
         The bound in (0, 1], 1 where k = n; shape of the arguments broadcast together.
     """
     k, n, alpha = _binomial(k, n, alpha)
-    return _complement(_clopper_pearson_lower(n - k, n, alpha, np.float64(1)))
+    return complement(_clopper_pearson_lower(n - k, n, alpha, np.float64(1)))
 
 
 def class_bounds(
@@ -98,7 +98,7 @@ def share_bounds(
     """`class_bounds` of the votes for the class and for its largest rival, of n samples."""
     level = top_level(alpha, bound)
     p_lower = clopper_pearson_lower(own, n, level, u)
-    p_upper = _complement(p_lower)
+    p_upper = complement(p_lower)
     if bound == "multiclass":
         p_upper = np.minimum(p_upper, clopper_pearson_upper(rival, n, np.asarray(alpha) - level))
     return p_lower, p_upper
@@ -151,6 +151,11 @@ def samples_to_predict(alpha: float) -> int:
     """
     require_level(alpha)
     return math.ceil(-math.log2(alpha)) + 1
+
+
+def complement(p: ArrayLike) -> Floats:
+    """1 - p, rounded up but not above 1."""
+    return np.nextafter(1 - np.asarray(p, np.float64), 1)
 
 
 def top_level(alpha: ArrayLike, bound: str) -> Floats:
@@ -209,8 +214,3 @@ def _tail(k: Floats, n: Floats, p: Floats, u: Floats) -> Floats:
         return at_least
     more = np.where(k < n, betainc(np.minimum(k + 1, n), np.maximum(n - k, 1), p), 0.0)
     return u * at_least + (1 - u) * more
-
-
-def _complement(p: Floats) -> Floats:
-    """1 - p, rounded up but not above 1."""
-    return np.nextafter(1 - p, 1)

@@ -18,11 +18,11 @@ def require(holds: NDArray[np.bool_], name: str, values: Floats, wanted: str) ->
         raise ValueError(f"{name} is {first:.12g}; it must be {wanted}")
 
 
-def require_level(alpha: ArrayLike) -> Floats:
+def require_level(values: ArrayLike, name: str = "alpha") -> Floats:
     """Error levels: at least 1e-100 and below 1."""
-    alpha = np.asarray(alpha, np.float64)
-    require((alpha >= LEAST_ALPHA) & (alpha < 1), "alpha", alpha, f"at least {LEAST_ALPHA} and below 1")
-    return alpha
+    level = np.asarray(values, np.float64)
+    require((level >= LEAST_ALPHA) & (level < 1), name, level, f"at least {LEAST_ALPHA} and below 1")
+    return level
 
 
 def probability(name: str, values: ArrayLike) -> Floats:
@@ -42,5 +42,6 @@ def positive(name: str, values: ArrayLike) -> Floats:
 def whole(name: str, values: ArrayLike, least: int) -> Floats:
     """Whole numbers of at least `least`."""
     number = np.asarray(values, np.float64)
-    require((number >= least) & (number == np.floor(number)), name, number, f"a whole number of at least {least}")
+    fits = (number >= least) & (number == np.floor(number)) & np.isfinite(number)
+    require(fits, name, number, f"a whole number of at least {least}")
     return number

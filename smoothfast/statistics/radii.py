@@ -93,8 +93,7 @@ def laplace_radius(p_lower: ArrayLike, scale: ArrayLike) -> Floats:
     """
     p_lower, scale = probability("p_lower", p_lower), positive("scale", scale)
     with np.errstate(divide="ignore"):
-        # Near 1/2 the logarithm is small and 2 (1 - p) is exact: log1p of an exact argument keeps its digits.
-        radius = -scale * np.log1p(1 - 2 * p_lower)
+        radius = -scale * np.log(2 * (1 - p_lower))  # 1 - p is exact where the radius is positive
     return np.maximum(radius * _ROUND_DOWN, 0.0)
 
 
@@ -119,7 +118,7 @@ def converted_radius(radius: ArrayLike, norm: float, to: float, dimension: int) 
     if dimension < 1:
         raise ValueError(f"dimension is {dimension}; it must be at least 1")
     if to <= norm:
-        return radius
+        return radius[()]
     exponent = 1 / norm - (0.0 if math.isinf(to) else 1 / to)
     # An exponent that is rounded by an epsilon moves the power by log(dimension) epsilon.
     return radius / dimension**exponent * (1 - (4 + 2 * math.log(dimension)) * np.finfo(np.float64).eps)
@@ -127,4 +126,4 @@ def converted_radius(radius: ArrayLike, norm: float, to: float, dimension: int) 
 
 def _probability_margin(z: ArrayLike) -> Floats:
     # An argument that is rounded by an epsilon moves the function by at most (1 + z^2) epsilon of itself.
-    return (2 + np.square(np.asarray(z, np.float64))) * _QUANTILE_MARGIN
+    return np.minimum((2 + np.square(np.asarray(z, np.float64))) * _QUANTILE_MARGIN, 1.0)

@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincc, betaln, ndtri
-from scipy.stats import beta, binom
+from scipy.stats import binom
 
-from .bounds import top_level
+from .bounds import complement, top_level
 from .checks import Floats, positive, probability, require, require_level, whole
 from .radii import gaussian_probability_lower, gaussian_probability_upper
 
 Counts = NDArray[np.int64]
 
-# Relative. A path's probability is a sum of products of SciPy's, all positive and each true to 1e-12, so rounding moves
-# a tail by far less; so does the mass that `_window` leaves out.
+# Relative. A tail is a sum of products of SciPy's probabilities, all positive and each true to 2e-12 up to n = 1e6, so
+# rounding moves it by far less; so does the mass that `_window` leaves out.
 _MARGIN = 1e-9
 
 _CORNER_STEP = 0.05  # in standard normal quantiles: a radius is resolved to 0.025 sigma at worst
 
 
 def geometric_looks(first: int, n: int, ratio: float) -> tuple[int, ...]:
-    """Sample numbers round(first * ratio^j) below n, then n itself; a number comes once."""
+    """Sample numbers round(first * ratio^j) below n, then n itself; a number comes once. first >= 1, ratio > 1."""
+    if not (first >= 1 and ratio > 1):
+        raise ValueError(f"first is {first} and ratio {ratio}; they must be at least 1 and above 1")
     looks = {n}
     size = float(first)
     while round(size) < n:
@@ -43,8 +45,9 @@ class Boundaries(NamedTuple):
 
     Attributes:
         looks: [J] cumulative sample numbers.
-        efficacy: [J] the probability is shown to exceed p0 at k >= efficacy (n + 1 where no count shows it).
-        futility: [J] it is shown not to at k <= futility (-1 where no count shows it).
+        efficacy: [J] the probability is shown to exceed p0 at k >= efficacy, which no path reaches where no count
+            shows it.
+        futility: [J] it is shown not to at k <= futility, likewise.
     """
 
     looks: Counts
@@ -72,7 +75,7 @@ def sequential_boundaries(p0: float, looks: ArrayLike, alpha: float = 0.001, bet
         raise ValueError(f"p0 is {p0}; it must lie between 0 and 1")
     sizes = _checked_looks(looks)
     efficacy = _crossing(p0, sizes, float(require_level(alpha)))
-    failures = _crossing(float(_complement(p0)), sizes, float(require_level(alpha if beta is None else beta)))
+    failures = _crossing(float(complement(p0)), sizes, float(require_level(alpha if beta is None else beta, "beta")))
     n = np.array(sizes)
     return Boundaries(n, efficacy, n - failures)
 
@@ -96,8 +99,17 @@ def evidence(k: ArrayLike, n: ArrayLike, p: ArrayLike) -> Floats:
     require((k >= 0) & (k <= n) & (k == np.floor(k)), "k", k, "a whole number in 0..n")
     require((p > 0) & (p < 1), "p", p, "between 0 and 1")
     a, b = k + 0.5, n - k + 0.5
-    mixture = betaln(a, b) - betaln(0.5, 0.5) + _log_upper_beta(a, b, p) - np.log(betaincc(0.5, 0.5, p))
-    return mixture - k * np.log(p) - (n - k) * np.log1p(-p)
+    mass = betaincc(a, b, p)
+    rare = mass < 1e-290
+    with np.errstate(divide="ignore"):
+        mixture = betaln(a, b) - betaln(0.5, 0.5) + np.log(mass) - np.log(betaincc(0.5, 0.5, p))
+    plain: Floats = mixture - k * np.log(p) - (n - k) * np.log1p(-p)
+    if not rare.any():
+        return plain
+    k, n, p, rare, plain = np.broadcast_arrays(k, n, p, rare, plain)
+    likely = plain.copy()
+    likely[rare] = _log_unlikely(k[rare], n[rare], p[rare])
+    return likely[()]
 
 
 def anytime_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Floats:
@@ -106,10 +118,10 @@ def anytime_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Floats:
     Wider than Clopper-Pearson at a fixed n, but one may look after every sample and stop at will.
 
     Returns:
-        The bound in [0, 1), 0 where k = 0; shape of the arguments broadcast together.
+        The bound in [0, 1), 0 where it would be below 1e-9; shape of the arguments broadcast together.
     """
     k, n, alpha = np.broadcast_arrays(np.asarray(k, np.float64), whole("n", n, 1), require_level(alpha))
-    threshold = -np.log(alpha) * (1 + _MARGIN)
+    threshold = -np.log(alpha) + _MARGIN + 1e-14 * n  # betaln errs by 2e-10 at n = 1e5, 4e-7 at 1e8
     low, high = np.full(k.shape, 1e-9), np.clip(k / n, 2e-9, 1 - 1e-9)
     refuted_at_all = evidence(k, n, low) >= threshold
     for _ in range(60):
@@ -180,7 +192,7 @@ def radius_test(z: float, looks: tuple[int, ...], alpha: float, beta: float, bou
     n = _checked_looks(looks)
     z = float(positive("radius / sigma", z))
     own_level = float(top_level(alpha, bound))
-    risk = float(require_level(beta))
+    risk = float(require_level(beta, "beta"))
     shift = np.zeros(1)
     if bound == "multiclass":
         risk /= rivals + 1
@@ -190,13 +202,14 @@ def radius_test(z: float, looks: tuple[int, ...], alpha: float, beta: float, bou
 
     sizes = np.array(n)[:, None]
     certified_own = _falling(_crossings(p_above, n, own_level))
-    failed_own = sizes - _rising(_crossings(_complement(p_below), n, risk))
+    failed_own = sizes - _rising(_crossings(complement(p_below), n, risk))
     certified_rival, failed_rival = sizes, np.zeros_like(failed_own)
     if bound == "multiclass":
-        certified_rival = sizes - _rising(_crossings(_complement(q_below), n, alpha - own_level))
+        certified_rival = sizes - _rising(_crossings(complement(q_below), n, alpha - own_level))
         certified_rival[:, 0] = n  # a class above the first p leaves its rivals no more than q: nothing to show
         failed_rival = _falling(_crossings(q_above, n, risk))
-    return RadiusTest(np.array(n), p_above, q_below, certified_own, certified_rival, failed_own, failed_rival)
+    arrays = (np.array(n), p_above, q_below, certified_own, certified_rival, failed_own, failed_rival)
+    return RadiusTest(*map(_shared, arrays))
 
 
 def _corner_shifts(z: float, n: int, alpha: float) -> Floats:
@@ -227,7 +240,13 @@ def _crossing(p0: float, looks: tuple[int, ...], alpha: float) -> Counts:
         boundary.append(lowest + stop)
         spent += tail[stop]
         law = law[:stop]
-    return np.array(boundary)
+    return _shared(np.array(boundary))
+
+
+def _shared(values: NDArray[Any]) -> NDArray[Any]:
+    """What a cache hands out again and again must not be written to."""
+    values.setflags(write=False)
+    return values
 
 
 def _window(n: int, p: float, alpha: float) -> tuple[int, int]:
@@ -247,22 +266,21 @@ def _rising(boundary: Counts) -> Counts:
     return np.maximum.accumulate(boundary, 1)
 
 
-def _complement(p: ArrayLike) -> Floats:
-    """1 - p, rounded up."""
-    return np.nextafter(1 - np.asarray(p, np.float64), 1)
-
-
-def _log_upper_beta(a: Floats, b: Floats, p: Floats) -> Floats:
-    """log of the mass of Beta(a, b) above p, also where it underflows."""
-    mass = betaincc(a, b, p)
-    with np.errstate(divide="ignore"):
-        plain = np.log(mass)
-    return np.where(mass > 1e-290, plain, beta.logsf(p, a, b)) if np.any(mass <= 1e-290) else plain
+def _log_unlikely(k: Floats, n: Floats, p: Floats) -> Floats:
+    """`evidence` where the mass of Beta(k + 1/2, n - k + 1/2) above p underflows. That takes a k far below n p, where a
+    series of positive terms falls fast."""
+    b = n - k + 0.5
+    term = 1 / b
+    total, j = term, 0
+    while np.any(term > total * 2.0**-60):
+        term = term * (1 - p) * (n + 1 + j) / (b + j + 1)
+        total, j = total + term, j + 1
+    return np.log(total * np.sqrt(p * (1 - p)) / (2 * np.arccos(np.sqrt(p))))
 
 
 def _checked_looks(looks: ArrayLike) -> tuple[int, ...]:
     sizes = whole("looks", looks, 1)
-    require(np.diff(sizes, prepend=0) > 0, "looks", sizes, "more than the one before it")
     if sizes.ndim != 1 or not sizes.size:
         raise ValueError(f"looks have shape {sizes.shape}; they must be [J], with J at least 1")
+    require(np.diff(sizes, prepend=0) > 0, "looks", sizes, "more than the one before it")
     return tuple(int(size) for size in sizes)

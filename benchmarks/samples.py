@@ -78,7 +78,7 @@ def certify() -> Iterator[Row]:
                 }
                 law = [p, *[(1 - p) / rivals] * rivals, 0.0]
                 for name, make in contenders.items():
-                    yield _row("certify", f"radius {z} sigma, p = {p}, {rivals} rivals", name, make, law)
+                    yield measured("certify", f"radius {z} sigma, p = {p}, {rivals} rivals", name, make, law)
 
 
 def predict() -> Iterator[Row]:
@@ -87,8 +87,8 @@ def predict() -> Iterator[Row]:
         for first, second in PREDICT:
             law = [first, second, *[(1 - first - second) / (classes - 2)] * (classes - 2), 0.0]
             setting = f"p = {first}, {second}, {classes} classes"
-            yield _row("predict", setting, "sequential", partial(SequentialPredict, N, ALPHA), law)
-            yield _row("predict", setting, "fixed n = 1,000", partial(FixedPredict, 1000, ALPHA), law)
+            yield measured("predict", setting, "sequential", partial(SequentialPredict, N, ALPHA), law)
+            yield measured("predict", setting, "fixed n = 1,000", partial(FixedPredict, 1000, ALPHA), law)
 
 
 def tolerance() -> Iterator[Row]:
@@ -97,10 +97,11 @@ def tolerance() -> Iterator[Row]:
         law = [p, 1 - p, 0.0]
         for bound in ("cohen", "multiclass"):
             make = partial(ToleranceCertify, 1, N, ALPHA, 1.0, bound, 0.05, 0)
-            yield _row("tolerance", f"p = {p}", f"tolerance 0.05, {bound}", make, law)
+            yield measured("tolerance", f"p = {p}", f"tolerance 0.05, {bound}", make, law)
 
 
-def _row(benchmark: str, setting: str, name: str, make: Callable[[], Procedure], law: list[float]) -> Row:
+def measured(benchmark: str, setting: str, name: str, make: Callable[[], Procedure], law: list[float]) -> Row:
+    """The mean over repetitions of the procedure that `make` makes, on votes of a law."""
     rng = np.random.default_rng(0)
     decisions = [decide(make(), law, rng) for _ in range(REPETITIONS)]
     samples = np.array([decision.samples for decision in decisions])

@@ -42,7 +42,7 @@ console = Console(stderr=True)  # tables go to stdout, everything else here
 DEMO_SECONDS = 120.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
 DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 NORMALIZATIONS = ("none", *models.STATISTICS)
-BENCHMARKS = {"noise": "noisy_replicas", "tally": "tally", "certify": "certify"}
+BENCHMARKS = {"noise": "noisy_replicas", "tally": "tally", "samples": "samples", "certify": "certify"}
 
 Item = TypeVar("Item")
 
@@ -258,7 +258,7 @@ def bench(
     what: Annotated[str, typer.Argument(help=_of(BENCHMARKS))],
     out: Annotated[Path | None, typer.Option(help="CSV file to append the rows to.")] = None,
 ) -> None:
-    """Time a part of the package beside what people use today; rows with ratios and the machine's description."""
+    """Measure a part of the package beside what people use today."""
     choice("benchmark", what, BENCHMARKS)
     import_module(f"{__package__}.benchmarks.{BENCHMARKS[what]}").main(out)
 

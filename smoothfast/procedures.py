@@ -196,7 +196,7 @@ class SequentialPredict:
     needs no union over classes: at each look the level holds for every law of the votes, ties included.
 
     Args:
-        n: samples at most, at least `samples_to_predict(alpha)`; 23 at alpha 0.001 if they are to stop before n.
+        n: samples at most, at least `samples_to_predict(alpha)`.
         alpha: error level, 0 < alpha < 1.
 
     Raises:
@@ -231,11 +231,11 @@ class SequentialPredict:
 
     def judge(self, votes: Votes) -> tuple[Votes, Floats]:
         """Labels [...] and p-values [...], adjusted for the number of looks, of votes [..., K + 1] at one look."""
-        order = np.argsort(-votes, axis=-1, kind="stable")  # stable: ties to the lowest index
-        first, second = (np.take_along_axis(votes, order[..., i : i + 1], -1)[..., 0] for i in (0, 1))
+        winner = votes.argmax(-1)  # ties to the lowest index
+        second, first = np.moveaxis(np.partition(votes, -2, -1)[..., -2:], -1, 0)
         p_values = np.minimum(binomial_test(first, second) * len(self.looks), 1.0)
-        decided = (p_values <= self._alpha) & (order[..., 0] < votes.shape[-1] - 1)
-        return np.where(decided, order[..., 0], ABSTAIN), np.where(order[..., 0] < votes.shape[-1] - 1, p_values, 1.0)
+        p_values = np.where(winner < votes.shape[-1] - 1, p_values, 1.0)  # the invalid are never the answer
+        return np.where(p_values <= self._alpha, winner, ABSTAIN), p_values
 
 
 class FixedPredict(SequentialPredict):
@@ -361,10 +361,11 @@ class FixedCertify(_Certify):
 class ToleranceCertify(FixedCertify):
     """CERTIFY that stops when more samples would not gain much: within a tolerance of the radius after n samples.
 
-    512 samples, beside the n0 that select the class, forecast the number m that is enough. Then it looks after m, 2 m
-    and n other samples, and returns the largest radius: by the union over the looks it is overstated with probability
-    at most alpha. It stops where the radius that a fixed n would give, with counts to come as favourable as level 0.001
-    allows, is within the tolerance of the radius in hand. Forecasts decide how much is drawn, never what is claimed.
+    512 samples, beside the n0 that select the class, forecast the number m that is enough (where n is at most 1,024
+    there are none, and one look). It looks after m, 2 m and n other samples, and returns the largest radius: by the
+    union over the looks it is overstated with probability at most alpha. It stops where the radius that a fixed n would
+    give, with counts to come as favourable as level 0.001 allows, is within the tolerance of the radius in hand.
+    Forecasts decide how much is drawn, never what is claimed.
 
     Args:
         tolerance: in units of sigma, positive. The others are those of `FixedCertify`, with n as the most.
@@ -387,22 +388,23 @@ class ToleranceCertify(FixedCertify):
         if not 0 < tolerance < np.inf:
             raise ValueError(f"tolerance is {tolerance}; it must be positive and finite, in units of sigma")
         super().__init__(n0, n, alpha, sigma, bound, label, u)
-        self._planning, self._planned = self._planning + PILOT, False
+        self._pilot = PILOT if n > 2 * PILOT else 0  # too few samples to save any
+        self._planning += self._pilot
+        self._planned = self._planning == 0
         self._slack = tolerance * sigma
         self._best = _Bounds(0.0, 0.0, 1.0)
 
     def _plan(self, votes: Votes) -> Draw | Decision:
         answer = super()._plan(votes)
-        if isinstance(answer, Decision):
+        if isinstance(answer, Decision) or not self._pilot:
             return answer
         shares = np.array(own_and_rival(votes, self._known(votes))) / votes.sum()
         sizes = np.array([m for m in geometric_looks(_PLANS[0], self._n, _PLANS[1]) if m < _WORTH * self._n])
-        if len(sizes):
-            own, rival = np.floor(np.multiply.outer(shares, sizes))
-            radii = self._bounds(own, rival, sizes, _SHARES[0] * self._alpha).radius
-            enough = self.forecast(own, rival, sizes) <= radii + self._slack
-            if enough.any():
-                self.look_at_multiples(int(sizes[enough.argmax()]))
+        own, rival = np.floor(np.multiply.outer(shares, sizes))
+        radii = self._bounds(own, rival, sizes, _SHARES[0] * self._alpha).radius
+        enough = self.forecast(own, rival, sizes) <= radii + self._slack
+        if enough.any():
+            self.look_at_multiples(int(sizes[enough.argmax()]))
         return self._seen.draw
 
     def look_at_multiples(self, m: int) -> None:

@@ -7,13 +7,16 @@ would show once in a million rows.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
+from smoothfast.benchmarks import samples as benchmark
 
 from smoothfast.procedures import (
     ABSTAIN,
@@ -328,3 +331,17 @@ def test_samples_to_predict(classes: int, largest: tuple[float, float]) -> None:
     labels, samples = predicted(procedure, looks(procedure, law, runs, np.random.default_rng(13)), runs)
     assert_at_most(samples, HUNG_FITHIAN[classes][largest], 200)
     assert ((labels != 0) & (labels != ABSTAIN)).mean() <= 0.005
+
+
+def test_the_benchmark_counts_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "REPETITIONS", 2)
+    benchmark.main(tmp_path / "rows.csv")
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    assert {row["benchmark"] for row in rows} == {"certify", "predict", "tolerance"}
+    monkeypatch.setattr(benchmark, "REPETITIONS", 300)
+    row = benchmark.measured(
+        "certify", "", "", lambda: SequentialCertify(1, 100_000, ALPHA, 1, "cohen", 1, 0), [0.9, 0.1, 0]
+    )
+    procedure = SequentialCertify(1, 100_000, ALPHA, 1, "cohen", 1, 0)
+    _, samples = certified(procedure, looks(procedure, [0.9, 0.1, 0], 3000, np.random.default_rng(14)), 0, 3000)
+    assert abs(row.samples - samples.mean()) < 4 * row.standard_error

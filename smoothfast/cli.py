@@ -109,7 +109,8 @@ def demo(
     for old in (log, log.with_name(log.name + ".json")):
         old.unlink(missing_ok=True)
     runs.log_run(
-        smoothed, data.demo(), indices, lambda _: FixedCertify(100, n, 0.001, 0.25, "multiclass"), settings, log,
+        smoothed, data.demo(), indices,
+        lambda _, deviation: FixedCertify(100, n, 0.001, 0.25, "multiclass", deviation=deviation), settings, log,
         progress=_progress,
     )  # fmt: skip
     _show([log], out / "certify.png")
@@ -154,9 +155,9 @@ def certify(
         "tolerance": tolerance, "bound": bound, "labels_known": labels_known,
     }  # fmt: skip
 
-    def procedure(label: int) -> Procedure:
+    def procedure(label: int, deviation: float) -> Procedure:
         known = label if labels_known else None
-        return certify_procedure(method, n0, n, alpha, sigma, bound, radius, tolerance, known)
+        return certify_procedure(method, n0, n, alpha, sigma, bound, radius, tolerance, known, deviation=deviation)
 
     _run(
         procedure, settings, data_spec, model, weights, sigma, classes,
@@ -189,7 +190,7 @@ def predict(
     """Predict images with the smoothed classifier, abstaining where the votes do not decide."""
     settings = {"command": "predict", "n": n, "alpha": alpha, "method": method}
     _run(
-        lambda _: predict_procedure(method, n, alpha), settings, data_spec, model, weights, sigma, classes,
+        lambda *_: predict_procedure(method, n, alpha), settings, data_spec, model, weights, sigma, classes,
         normalize, noise, runner, precision, device, batch, seed, skip, limit, out, resume,
     )  # fmt: skip
 
@@ -296,7 +297,7 @@ def _complain(error: Exception) -> None:
 
 
 def _run(
-    procedure: Callable[[int], Procedure],
+    procedure: Callable[[int, float], Procedure],
     settings: dict[str, Any],
     data_spec: str,
     model: str,
@@ -315,7 +316,7 @@ def _run(
     out: Path,
     resume: bool,
 ) -> None:
-    samples = procedure(0).most  # its arguments are checked before anything is loaded
+    samples = procedure(0, 0.0).most  # its arguments are checked before anything is loaded
     choice("runner", runner, ("auto", *RUNNERS))
     if not resume:
         require_new(out)

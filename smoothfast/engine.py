@@ -7,6 +7,7 @@ sample, and procedures see votes only when a draw is complete, nothing depends o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -134,6 +135,11 @@ class Engine:
             "clip": clip,
         }
         self.meta["row_function"] = self._check_base()
+
+    @property
+    def deviation(self) -> float:
+        """Of the noise on an image from the law that radii speak of, in total variation."""
+        return self.law.deviation(math.prod(self.shape))
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Decision]:
         """Decides every job, in order, holding a micro-batch of images at most."""

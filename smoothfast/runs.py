@@ -48,7 +48,7 @@ def log_run(
     smoothed: SmoothedClassifier,
     data: Labelled,
     indices: list[int],
-    procedure: Callable[[int], Procedure],
+    procedure: Callable[[int, float], Procedure],
     settings: dict[str, Any],
     path: Path,
     resume: bool = False,
@@ -60,7 +60,7 @@ def log_run(
         smoothed: the classifier.
         data: images and labels; the index of an image is the id its noise is drawn under.
         indices: which of them.
-        procedure: makes the procedure of one image from its label.
+        procedure: makes the procedure of one image from its label and the deviation of the noise (`noise.Law`).
         settings: what else the results depend on; the choices of the engine are added.
         path: the log.
         resume: go on with the log if there is one.
@@ -80,11 +80,15 @@ def log_run(
 
 
 def _jobs(
-    data: Labelled, indices: list[int], procedure: Callable[[int], Procedure], labels: dict[int, int], engine: Engine
+    data: Labelled,
+    indices: list[int],
+    procedure: Callable[[int, float], Procedure],
+    labels: dict[int, int],
+    engine: Engine,
 ) -> Iterator[Job]:
     for index in indices:
         image, labels[index] = data[index]
-        yield Job(_checked(image, index, engine), index, procedure(labels[index]))
+        yield Job(_checked(image, index, engine), index, procedure(labels[index], engine.deviation))
 
 
 def _checked(image: Tensor, index: int, engine: Engine) -> Tensor:

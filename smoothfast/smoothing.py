@@ -21,6 +21,8 @@ from .specs import choice
 VOTINGS = ("prediction",)
 NOISES = ("lattice", "gaussian")
 
+LEAST_U = 0.05  # of randomized bounds
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -52,7 +54,7 @@ class Certificate:
         invalid: int64 [N] of them without a class (logits that are not finite); they count as a rival.
         samples: int64 [N] noisy copies drawn, selection included.
         decisions: [N] "certified", "undecided" (nothing shown with the samples allowed), or, by method "sequential",
-            "not certified" (the radius is shown to be less than the one asked for).
+            "not certified" (the radius, by `bound`, is shown to be less than the one asked for).
         alpha, sigma, seed: what the certificate holds for.
         sound: whether it holds in the arithmetic actually used: lattice noise on uint8 images, a base classifier that
             is one fixed function of each noisy image, every rounding directed.
@@ -159,13 +161,13 @@ class SmoothedClassifier(nn.Module):
         """
         first = 0 if self.deterministic else self._next_sample
         self._next_sample = first + self.samples
-        decisions = self._decide(_finite(images), None, lambda *_: Count(self.samples, first))
+        decisions = self._decide_alike(_finite(images), None, lambda: Count(self.samples, first))
         counts = self._stack(decisions, "counts").to(images.device)
         return torch.log((counts + 0.5) / (self.samples + self.num_classes / 2)).float()
 
     def votes(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
         """Votes by class, int64 [N, K], of the first `samples` noisy copies of each image."""
-        return self._stack(self._decide(checked_images(images), image_ids, lambda *_: Count(samples)), "counts")
+        return self._stack(self._decide_alike(checked_images(images), image_ids, lambda: Count(samples)), "counts")
 
     def predict(
         self,
@@ -184,7 +186,7 @@ class SmoothedClassifier(nn.Module):
             method: "fixed", or "sequential": stops as soon as the votes decide, after 16 samples at the least.
             image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
         """
-        decisions = self._decide(checked_images(images), image_ids, lambda *_: predict_procedure(method, n, alpha))
+        decisions = self._decide_alike(checked_images(images), image_ids, lambda: predict_procedure(method, n, alpha))
         return Prediction(
             self._stack(decisions, "label"),
             self._stack(decisions, "counts"),
@@ -215,7 +217,7 @@ class SmoothedClassifier(nn.Module):
             n: other samples that bound its probability; the most of them where the method stops early.
             alpha: error level per image.
             method: "fixed": the radius after n samples; "sequential": is it at least `radius`?; "tolerance": a radius
-                at most `tolerance` below the one of "fixed".
+                that aims to be at most `tolerance` below the one of "fixed" (see `procedures.ToleranceCertify`).
             bound: "multiclass" (sigma/2 (Phi^-1(p_A) - Phi^-1(p_B))) or "cohen" (p_B = 1 - p_A).
             image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
             radius: for "sequential", in [0, 1] pixel units.
@@ -224,19 +226,25 @@ class SmoothedClassifier(nn.Module):
                 come from a look at the same samples.
             randomize: bounds after Stevens 1950, which depend on one uniform number an image (stream RANDOMIZE). Valid,
                 but radii then depend on luck: at n = 10,000 by less than 0.001 sigma where a tenth of the votes go
-                elsewhere, by 0.03 in the median and up to 0.3 where all agree.
+                elsewhere, by 0.03 in the median and 0.16 at most where all agree.
         """
         sigma = min(self.sigma.tolist())
         ids = _checked_ids(image_ids, len(images))
         classes = None if labels is None else _checked_labels(labels, len(images), self.num_classes)
 
-        def procedure(position: int = 0, image_id: int = 0) -> Procedure:
-            label = None if classes is None else classes[position] if classes else 0
-            u = uniform(self.seed, image_id) if randomize else 1.0
-            return certify_procedure(method, n0, n, alpha, sigma, bound, radius, tolerance, label, u)
+        def procedure(label: int | None, u: float, deviation: float) -> Procedure:
+            return certify_procedure(method, n0, n, alpha, sigma, bound, radius, tolerance, label, u, deviation)
 
-        decisions = self._decide(checked_images(images), ids, procedure)
+        def of_image(position: int, image_id: int) -> Procedure:
+            label = None if classes is None else classes[position]
+            # A smaller u would give radii that mean nothing: infinite ones where it is below alpha.
+            u = max(uniform(self.seed, image_id), LEAST_U) if randomize else 1.0
+            return procedure(label, u, engine.deviation)
+
+        procedure(None if classes is None else 0, LEAST_U if randomize else 1.0, 0.0)  # checks its arguments
+        images = checked_images(images)
         engine = self.engine(images)
+        decisions = self._decide(engine, images, ids, of_image)
         settings = {
             "n0": n0,
             "n": n,
@@ -261,7 +269,7 @@ class SmoothedClassifier(nn.Module):
             alpha=alpha,
             sigma=sigma,
             seed=self.seed,
-            sound=is_sound(engine),
+            sound=is_sound(engine) and self.engine(images) is engine,  # a base that changes itself is no function
             meta={
                 **settings,
                 **engine.meta,
@@ -275,14 +283,7 @@ class SmoothedClassifier(nn.Module):
         """The engine for images [N, C, H, W] of this shape and dtype; built anew when these or the weights change."""
         dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
         sigma, shape = tuple(self.sigma.tolist()), tuple(images.shape[1:])
-        # A compiled runner has the weights frozen in, so their versions are part of what it is.
-        tensors = list(self.base.state_dict(keep_vars=True).values())
-        weights = [(t.data_ptr(), t._version) for t in tensors]
-        # A write through .data leaves the version as it was.
-        checksum = sum(float(t.detach().double().sum()) for t in tensors) if self.runner == "compiled" else None
-        choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.runner, self.clip)
-        threads = torch.get_num_threads()
-        key = (id(self.base), shape, dtype, sigma, weights, checksum, choices, threads)
+        key = self._engine_key(images)
         if self._engine is None or self._engine[0] != key:
             if self.base.training:
                 warnings.warn("the base classifier is in train mode; it runs in eval mode here", stacklevel=4)
@@ -304,6 +305,18 @@ class SmoothedClassifier(nn.Module):
             self._engine = (key, engine)
         return self._engine[1]
 
+    def _engine_key(self, images: Tensor) -> Any:
+        """What an engine is built for, as far as it can be seen: code and attributes of a module cannot."""
+        # A compiled runner has the weights frozen in, so their versions are part of what it is.
+        tensors = list(self.base.state_dict(keep_vars=True).values())
+        weights = [(t.data_ptr(), t._version) for t in tensors]
+        parts = [(id(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in self.base.modules()]
+        # A write through .data leaves the version as it was.
+        checksum = sum(float(t.detach().double().sum()) for t in tensors) if self.runner == "compiled" else None
+        choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.runner, self.clip)
+        kind = (images.shape[1:], images.dtype == torch.uint8, tuple(self.sigma.tolist()))
+        return kind, parts, weights, checksum, choices, torch.get_num_threads()
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this module, or a plain one of its base classifier."""
         if not any(name.startswith("base.") for name in state_dict):
@@ -311,18 +324,21 @@ class SmoothedClassifier(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _decide(
-        self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[..., Procedure]
+        self, engine: Engine, images: Tensor, ids: list[int], procedure: Callable[[int, int], Procedure]
     ) -> list[Decision]:
         """The decisions on images; `procedure` makes that of the image at a position, with an id."""
-        procedure()  # its arguments are checked even where there is no image
-        ids = _checked_ids(image_ids, len(images))
-        if len(images) == 0:
-            return []
         jobs = (
             Job(image, image_id, procedure(position, image_id))
             for position, (image, image_id) in enumerate(zip(images, ids, strict=True))
         )
-        return list(self.engine(images).run(jobs))
+        return list(engine.run(jobs))
+
+    def _decide_alike(
+        self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[[], Procedure]
+    ) -> list[Decision]:
+        procedure()  # its arguments are checked even where there is no image
+        ids = _checked_ids(image_ids, len(images))
+        return self._decide(self.engine(images), images, ids, lambda *_: procedure()) if len(images) else []
 
     def _stack(self, decisions: list[Decision], name: str) -> Tensor:
         values = np.array([getattr(decision, name) for decision in decisions])

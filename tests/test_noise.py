@@ -306,6 +306,22 @@ def test_lattice_cells_have_their_probabilities(sigma: float) -> None:
     assert scipy.stats.chisquare(observed, expected).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_lattice_is_as_near_to_the_rounded_gaussian_as_its_deviation_says(sigma: float) -> None:
+    cuts = thresholds(sigma)
+    reach = len(cuts) // 2
+    drawn = [b - a for a, b in pairwise([0, *cuts, 2**96])]
+    with mp.workprec(200):
+        unit = 510 * mp.mpf(sigma)
+        below = [mp.ncdf((2 * i + 1) / unit) for i in range(-reach - 1, reach + 1)]
+        apart = sum(abs(mp.mpf(n) / 2**96 - (b - a)) for n, (a, b) in zip(drawn, pairwise(below), strict=True))
+        distance = (apart + below[0] + 1 - below[-1]) / 2
+    deviation = lattice_law(sigma).deviation(1)
+    assert 0.8 * deviation < distance < deviation  # M is rounded up
+    assert lattice_law(sigma).deviation(3072) == 3072 * deviation
+    assert gaussian_law(sigma).deviation(3072) == 0
+
+
 # ---- the Gaussian law ------------------------------------------------------------------------------------------------
 
 

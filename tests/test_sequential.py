@@ -487,6 +487,27 @@ def test_cohens_test_has_one_corner_and_exact_boundaries(z: float) -> None:
     np.testing.assert_array_equal(test.failed_rival[:, 0], 0)
 
 
+@pytest.mark.parametrize("bound", ["multiclass", "cohen"])
+def test_a_deviation_moves_the_corners_that_are_tested(bound: str) -> None:
+    """Certificates must be shown of p + deviation and q - deviation, denials of p - deviation and q + deviation."""
+    looks, deviation = geometric_looks(16, 1000, 2**0.5), 0.01
+    test = radius_test(0.5, looks, 0.05, 0.05, bound, 1, deviation)
+    beta = 0.05 / (2 if bound == "multiclass" else 1)
+    own = sequential_boundaries(test.p[-1] + deviation, looks, own_level(bound), beta)
+    denied = sequential_boundaries(test.p[0] - deviation, looks, own_level(bound), beta)
+    np.testing.assert_array_equal(test.certified_own[:, -1], own.efficacy)
+    np.testing.assert_array_equal(test.failed_own[:, 0], denied.futility)
+    if bound == "multiclass":
+        rival = sequential_boundaries(test.q[1] - deviation, looks, beta, 0.005)
+        np.testing.assert_array_equal(test.certified_rival[:, 1], rival.futility)
+        rival = sequential_boundaries(test.q[-1] + deviation, looks, beta, 0.005)
+        np.testing.assert_array_equal(test.failed_rival[:, -1], rival.efficacy)
+
+
+def own_level(bound: str) -> float:
+    return 0.045 if bound == "multiclass" else 0.05
+
+
 def test_cohens_test_does_not_depend_on_the_number_of_rivals() -> None:
     few, many = (radius_test(1.0, (50, 100), 0.05, 0.05, "cohen", rivals) for rivals in (1, 999))
     np.testing.assert_array_equal(few.failed_own, many.failed_own)

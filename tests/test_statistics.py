@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 from typing import Any
 
 import mpmath as mp
@@ -543,6 +544,19 @@ def test_share_bounds_grow_with_the_rival() -> None:
     assert p_lower == clopper_pearson_lower(500, 1000, 0.009)
     assert (np.diff(p_upper) >= 0).all()
     assert p_upper[-1] == np.nextafter(1 - p_lower, 1)  # what the class leaves
+
+
+@pytest.mark.parametrize("deviation", [1e-9, 2.5e-7, 0.3])
+def test_a_deviation_moves_bounds_out_by_as_much(deviation: float) -> None:
+    own, rival = np.array([0, 1, 600, 900, 1000]), np.array([1000, 999, 100, 100, 0])
+    plain = share_bounds(own, rival, 1000, 0.01, "multiclass")
+    low, high = share_bounds(own, rival, 1000, 0.01, "multiclass", deviation=deviation)
+    for k, m, before, after in zip(own, rival, plain[0], low, strict=True):
+        assert Fraction(after) <= max(Fraction(before) - Fraction(deviation), 0)
+        upper = clopper_pearson_upper(m, 1000, 0.001)
+        assert Fraction(high[own == k].item()) >= min(Fraction(upper.item()) + Fraction(deviation), 1 - Fraction(after))
+    np.testing.assert_allclose(low, np.maximum(plain[0] - deviation, 0), rtol=0, atol=1e-15)
+    assert ((low >= 0) & (high <= 1) & (high >= plain[1])).all()
 
 
 def test_u_moves_the_lower_bound_alone() -> None:

@@ -1,4 +1,4 @@
-"""Confidence bounds and tests on the votes of a fixed number of samples; each on the safe side of its exact value.
+"""Confidence bounds, each on the safe side of its exact value, and tests on the votes of a fixed number of samples.
 
 Sources: Clopper and Pearson 1934 (exact binomial bounds); Stevens 1950 (their randomized form); Cohen et al. 2019,
 arXiv 1902.02918 (PREDICT, CERTIFY); Hung and Fithian 2019, arXiv 1610.03944 (the test behind PREDICT).
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc, betaincinv
 
-from .checks import Floats, require, require_level, whole
+from .checks import Floats, require, require_level, successes, whole
 
 # Share of alpha spent on the lower bound of the top class; the upper bound of its rivals gets the
 # rest. Computed at n = 1e5 and alpha = 0.001: 0.9 costs at most 0.004 sigma of radius against
@@ -38,7 +38,7 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike, u: Array
         u: 1, or one uniform number that is drawn independently of k and before it is known.
 
     Returns:
-        The bound in [0, 1), 0 where k = 0; shape of the arguments broadcast together.
+        The bound in [0, 1), 0 where k = 0 and u > alpha; shape of the arguments broadcast together.
 
     Raises:
         ValueError: an argument is out of its range, or a count is not a whole number.
@@ -65,6 +65,7 @@ def class_bounds(
     alpha: ArrayLike,
     bound: str,
     u: ArrayLike = 1.0,
+    deviation: float = 0.0,
 ) -> tuple[Floats, Floats]:
     """Bounds of the probability of a class and of its strongest rival, jointly at level alpha.
 
@@ -81,6 +82,7 @@ def class_bounds(
         alpha: error level, 0 < alpha < 1.
         bound: "multiclass" or "cohen".
         u: for the lower bound, see `clopper_pearson_lower`.
+        deviation: total variation between the law the votes come from and the one to be bounded.
 
     Returns:
         p_lower [...] and p_upper [...].
@@ -89,18 +91,25 @@ def class_bounds(
         ValueError: alpha or bound is out of its range, or a row of counts is empty or negative.
     """
     own, rival = own_and_rival(counts, label)
-    return share_bounds(own, rival, np.asarray(counts).sum(-1), alpha, bound, u)
+    return share_bounds(own, rival, np.asarray(counts).sum(-1), alpha, bound, u, deviation)
 
 
 def share_bounds(
-    own: ArrayLike, rival: ArrayLike, n: ArrayLike, alpha: ArrayLike, bound: str, u: ArrayLike = 1.0
+    own: ArrayLike,
+    rival: ArrayLike,
+    n: ArrayLike,
+    alpha: ArrayLike,
+    bound: str,
+    u: ArrayLike = 1.0,
+    deviation: float = 0.0,
 ) -> tuple[Floats, Floats]:
     """`class_bounds` of the votes for the class and for its largest rival, of n samples."""
     level = top_level(alpha, bound)
-    p_lower = clopper_pearson_lower(own, n, level, u)
+    p_lower = lowered(clopper_pearson_lower(own, n, level, u), deviation)
     p_upper = complement(p_lower)
     if bound == "multiclass":
-        p_upper = np.minimum(p_upper, clopper_pearson_upper(rival, n, np.asarray(alpha) - level))
+        rival_upper = clopper_pearson_upper(rival, n, np.asarray(alpha) - level)
+        p_upper = np.minimum(p_upper, raised(rival_upper, deviation))
     return p_lower, p_upper
 
 
@@ -158,6 +167,16 @@ def complement(p: ArrayLike) -> Floats:
     return np.nextafter(1 - np.asarray(p, np.float64), 1)
 
 
+def lowered(p: Floats, deviation: float) -> Floats:
+    """A lower bound of p - deviation, at least 0."""
+    return np.maximum(np.nextafter(p - deviation, 0), 0) if deviation else p
+
+
+def raised(p: Floats, deviation: float) -> Floats:
+    """An upper bound of p + deviation, at most 1."""
+    return np.minimum(np.nextafter(p + deviation, 1), 1) if deviation else p
+
+
 def top_level(alpha: ArrayLike, bound: str) -> Floats:
     """The class's share of alpha.
 
@@ -170,9 +189,8 @@ def top_level(alpha: ArrayLike, bound: str) -> Floats:
 
 
 def _binomial(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    k, n, alpha = np.asarray(k, np.float64), whole("n", n, 1), require_level(alpha)
-    require((k >= 0) & (k <= n) & (k == np.floor(k)), "k", k, "a whole number in 0..n")
-    return k, n, alpha
+    n = whole("n", n, 1)
+    return successes(k, n), n, require_level(alpha)
 
 
 def _uniform(u: ArrayLike) -> Floats:

@@ -39,6 +39,13 @@ def positive(name: str, values: ArrayLike) -> Floats:
     return scale
 
 
+def successes(k: ArrayLike, n: Floats) -> Floats:
+    """Whole numbers in 0..n."""
+    count = np.asarray(k, np.float64)
+    require((count >= 0) & (count <= n) & (count == np.floor(count)), "k", count, "a whole number in 0..n")
+    return count
+
+
 def whole(name: str, values: ArrayLike, least: int) -> Floats:
     """Whole numbers of at least `least`."""
     number = np.asarray(values, np.float64)

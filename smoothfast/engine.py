@@ -8,7 +8,8 @@ sample, and procedures see votes only when a draw is complete, nothing depends o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch._inductor.config
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import ops
 from .noise import Law, Stream, stream_key
-from .procedures import Decision, Draw, Procedure, Votes
+from .procedures import Decision, Draw, Procedure
 from .specs import choice
+
+STAGED = 4  # micro-batches whose rows may be on their way to the device
+AHEAD = 2  # micro-batches that a device is given before votes are waited for
 
 RUNNERS = ("eager", "compiled")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -60,8 +65,8 @@ class _Rows:
     stream: Stream
     parts: list[tuple[_Flight, int, int]] = field(default_factory=list)  # flight, first sample, count
 
-    def tensors(self, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """slots, image ids and sample ids, int64 [size]; padding rows have slot -1."""
+    def table(self, size: int) -> NDArray[np.int64]:
+        """slots, image ids and sample ids, int64 [3, size]; padding rows have slot -1."""
         table = np.full((3, size), -1, np.int64)
         row = 0
         for flight, first, count in self.parts:
@@ -69,8 +74,70 @@ class _Rows:
             table[1, row : row + count] = flight.job.image_id
             table[2, row : row + count] = np.arange(first, first + count)
             row += count
-        slots, image_ids, sample_ids = torch.from_numpy(table).to(device)
-        return slots, image_ids, sample_ids
+        return table
+
+
+class _Transfer:
+    """A host tensor (pinned, where there is a device) on its way to or from the device."""
+
+    def __init__(self, shape: Sequence[int], device: torch.device) -> None:
+        apart = device.type != "cpu"
+        self.host = torch.empty(tuple(shape), dtype=torch.int64, pin_memory=apart)
+        self._done = torch.Event(device) if apart else None
+
+    def started(self) -> None:
+        if self._done is not None:
+            self._done.record()
+
+    def wait(self) -> Tensor:
+        """The host tensor, once the device is through with it."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self.host
+
+
+class _Board:
+    """What micro-batches read and write: tensors that stay where they are, since a captured graph is bound to them.
+
+    Attributes:
+        images: [B, C, H, W], by slot.
+        rows: int64 [3, B]: slot, image id and sample id of each row.
+        key: int64 [2], seed and stream.
+        counts: int64 [B, K], votes by slot and class.
+        invalid: int64 [B], rows without a vote by slot.
+    """
+
+    def __init__(self, size: int, shape: Sequence[int], dtype: torch.dtype, classes: int, device: torch.device) -> None:
+        self.images = torch.zeros((size, *shape), dtype=dtype, device=device)
+        self._table = torch.zeros(3 * size + 2, dtype=torch.int64, device=device)
+        self.rows, self.key = self._table[:-2].view(3, size), self._table[-2:]
+        self.counts = torch.zeros((size, classes), dtype=torch.int64, device=device)
+        self.invalid = torch.zeros(size, dtype=torch.int64, device=device)
+        self._staged = deque(_Transfer(self._table.shape, device) for _ in range(STAGED))
+
+    def write(self, rows: NDArray[np.int64] | Tensor, key: Tensor) -> None:
+        """Sets rows and key in one transfer, which nothing waits for."""
+        self._staged.rotate()
+        staged = self._staged[0]
+        host = staged.wait()
+        host[:-2] = torch.as_tensor(rows).flatten()
+        host[-2:] = key
+        self._table.copy_(host, non_blocking=True)
+        staged.started()
+
+    def take(self, slots: list[int]) -> _Transfer:
+        """The votes [len(slots), K + 1] of some slots, which are set back to 0; one transfer from the device."""
+        index = torch.tensor(slots, dtype=torch.int64, device=self.counts.device)
+        votes = torch.cat([self.counts[index], self.invalid[index, None]], 1)
+        self.counts[index], self.invalid[index] = 0, 0
+        transfer = _Transfer(votes.shape, votes.device)
+        transfer.host.copy_(votes, non_blocking=True)
+        transfer.started()
+        return transfer
+
+    def clear(self) -> None:
+        self.counts.zero_()
+        self.invalid.zero_()
 
 
 class Engine:
@@ -125,6 +192,9 @@ class Engine:
         self.law = law.to(self.device)
         self.scale, self.shift = (t.to(self.device) for t in ops.affine(normalize, shape[0], image_dtype))
         self.run_base = make_runner(base, runner, self.dtype, self.device)
+        self.ahead = 0 if self.device.type == "cpu" else AHEAD
+        self._running = False
+        row_function, graph = self._settle()
         self.meta: dict[str, Any] = {
             "runner": runner,
             "precision": self.precision,
@@ -133,8 +203,10 @@ class Engine:
             "threads": torch.get_num_threads(),
             "law": law.name,
             "clip": clip,
+            "row_function": row_function,
         }
-        self.meta["row_function"] = self._check_base()
+        if self.device.type == "cuda":
+            self.meta["graph"] = graph
 
     @property
     def deviation(self) -> float:
@@ -142,36 +214,53 @@ class Engine:
         return self.law.deviation(math.prod(self.shape))
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Decision]:
-        """Decides every job, in order, holding a micro-batch of images at most."""
-        waiting = enumerate(jobs)
-        images = torch.zeros((self.micro_batch, *self.shape), dtype=self.image_dtype, device=self.device)
-        counts = torch.zeros((self.micro_batch, self.num_classes), dtype=torch.int64, device=self.device)
-        invalid = torch.zeros(self.micro_batch, dtype=torch.int64, device=self.device)
+        """Decides every job, in order, holding a micro-batch of images at most.
+
+        Raises:
+            RuntimeError: another run of this engine has not ended.
+        """
+        if self._running:
+            raise RuntimeError("this engine is in the middle of another run; end or close that one first")
+        self._running = True
+        self._board.clear()
+        try:
+            yield from self._run(enumerate(jobs))
+        finally:
+            self._running = False
+
+    def _run(self, waiting: Iterator[tuple[int, Job]]) -> Iterator[Decision]:
         free = list(range(self.micro_batch))
         flights: list[_Flight] = []
+        drawn: deque[tuple[list[_Flight], _Transfer]] = deque()  # flights whose votes are on their way
         decided: dict[int, Decision] = {}
         next_out = 0
         while True:
-            rows = self._fill(flights, free, waiting, images, len(decided))
-            if rows is None:
+            rows = self._fill(flights, free, waiting, len(decided))
+            if rows is None and not drawn:
                 return
-            slots, image_ids, sample_ids = rows.tensors(self.micro_batch, self.device)
-            ops.tally(self._logits(images, slots, image_ids, sample_ids, rows.stream), slots, counts, invalid)
-            drawn = [flight for flight, _, _ in rows.parts if not flight.left]
-            for flight, votes in zip(drawn, _take([flight.slot for flight in drawn], counts, invalid), strict=True):
-                answer = flight.job.procedure.update(votes)
-                if isinstance(answer, Draw):
-                    flight.draw, flight.taken = answer, 0
-                else:
+            if rows is not None:
+                self._board.write(rows.table(self.micro_batch), self._keys[rows.stream])
+                self._step()
+                done = [flight for flight, _, _ in rows.parts if not flight.left]
+                if done:
+                    drawn.append((done, self._board.take([flight.slot for flight in done])))
+            # The device has work before votes are waited for; when they come changes no result.
+            while len(drawn) > (self.ahead if rows is not None else 0):
+                for flight, answer in _answers(*drawn.popleft()):
+                    if isinstance(answer, Draw):
+                        flight.draw, flight.taken = answer, 0
+                        continue
                     decided[flight.index] = answer
                     free.append(flight.slot)
                     flights.remove(flight)
+                if rows is None:
+                    break
             while next_out in decided:
                 yield decided.pop(next_out)
                 next_out += 1
 
     def _fill(
-        self, flights: list[_Flight], free: list[int], jobs: Iterator[tuple[int, Job]], images: Tensor, held: int
+        self, flights: list[_Flight], free: list[int], jobs: Iterator[tuple[int, Job]], held: int
     ) -> _Rows | None:
         """Rows for the next micro-batch: of the stream of the oldest flight whose stream can fill it; new images enter
         until one can. A micro-batch has one stream, since the stream is in the key of the noise. Once a micro-batch of
@@ -186,17 +275,18 @@ class Engine:
                 break
             index, job = entering
             slot = free.pop()
-            images[slot] = job.image
+            self._board.images[slot] = job.image
             draw = job.procedure.begin()
             flights.append(_Flight(index, slot, job, draw))
             open_rows[draw.stream] = open_rows.get(draw.stream, 0) + draw.count
         else:
             full = None
-        if not flights:
+        open_flights = [flight for flight in flights if flight.left]
+        if not open_flights:
             return None
-        rows = _Rows(full or flights[0].draw.stream)
+        rows = _Rows(full or open_flights[0].draw.stream)
         room = self.micro_batch
-        for flight in flights:
+        for flight in open_flights:
             if flight.draw.stream is rows.stream and room:
                 count = min(flight.left, room)
                 rows.parts.append((flight, flight.draw.first + flight.taken, count))
@@ -205,48 +295,60 @@ class Engine:
         return rows
 
     @torch.no_grad()
-    def _logits(self, images: Tensor, slots: Tensor, image_ids: Tensor, sample_ids: Tensor, stream: Stream) -> Tensor:
+    def _forward(self) -> Tensor:
+        """Logits of the rows on the board; their votes go to the board too."""
+        board = self._board
+        slots, image_ids, sample_ids = board.rows
         replicas = ops.noisy_replicas(
-            images,
-            slots,
-            image_ids,
-            sample_ids,
-            stream_key(self.seed, stream, self.device),
-            self.law,
-            self.scale,
-            self.shift,
-            self.clip,
-            self.dtype,
-            torch.channels_last,
-        )
-        with evaluating(self.base):
-            return self.run_base(replicas)
+            board.images, slots, image_ids, sample_ids, board.key, self.law, self.scale, self.shift, self.clip,
+            self.dtype, torch.channels_last,
+        )  # fmt: skip
+        with evaluating(self.base), strict_arithmetic(self.device):
+            logits = self.run_base(replicas)
+        self._check_shape(logits)
+        ops.tally(logits, slots, board.counts, board.invalid)
+        return logits
+
+    def _settle(self) -> tuple[bool, str]:
+        """Fixes the function: its micro-batch, halved until it fits into memory, and how it runs. Checks it."""
+        self._keys = {stream: stream_key(self.seed, stream) for stream in Stream}
+        while True:
+            try:
+                self._board = _Board(self.micro_batch, self.shape, self.image_dtype, self.num_classes, self.device)
+                self._forward()  # also compiles, and finds a wrong number of classes
+                self._step, graph = capture(self._forward, self.device)
+                return self._check_base(), graph
+            except torch.OutOfMemoryError:
+                if self.micro_batch == 1:
+                    raise
+            self.micro_batch //= 2  # outside of the handler, which holds on to the tensors of the failed pass
+
+    def _check_shape(self, logits: Any) -> None:
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"the base classifier returns {type(logits).__name__}; it must return logits [B, K]")
+        if logits.shape != (self.micro_batch, self.num_classes):
+            raise ValueError(
+                f"num_classes is {self.num_classes}; the base classifier turns {self.micro_batch} images into "
+                f"{tuple(logits.shape)}"
+            )
 
     def _check_base(self) -> bool:
         """Whether the logits of a row depend on that row alone: the same replicas in other places, and among other
-        rows, must get the same votes from logits that are the same up to rounding. A first pass also compiles, and
-        finds a wrong number of classes."""
-        size = self.micro_batch
+        rows, must get the same votes from logits that are the same up to rounding."""
+        size, images = self.micro_batch, self._board.images
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (size, *self.shape), generator=generator)
-        images = (images.to(torch.uint8) if self.image_dtype == torch.uint8 else images / 255).to(self.device)
+        random = torch.randint(0, 256, images.shape, generator=generator)
+        images.copy_(random if self.image_dtype == torch.uint8 else random / 255)
         rows, order = torch.arange(size), torch.randperm(size, generator=generator)
 
         def logits(slots: Tensor, samples: Tensor) -> Tensor:
-            slots, samples = slots.to(self.device), samples.to(self.device)
-            return self._logits(images, slots, slots, samples, Stream.PREDICT)
+            self._board.write(torch.stack([slots, slots, samples]), self._keys[Stream.PREDICT])
+            return self._step().clone()
 
-        straight = logits(rows, rows)
-        if not isinstance(straight, Tensor):
-            raise ValueError(f"the base classifier returns {type(straight).__name__}; it must return logits [B, K]")
-        if straight.shape != (size, self.num_classes):
-            raise ValueError(
-                f"num_classes is {self.num_classes}; the base classifier turns {size} images into "
-                f"{tuple(straight.shape)}"
-            )
         half = size // 2
+        straight, shuffled = logits(rows, rows), logits(order, order)
         among_others = logits(rows, torch.where(rows < half, rows, rows + size))
-        return self._same(straight[order.to(self.device)], logits(order, order)) and self._same(
+        return self._same(straight[order.to(self.device)], shuffled) and self._same(
             straight[:half], among_others[:half]
         )
 
@@ -258,12 +360,38 @@ class Engine:
         return near and torch.equal(a.argmax(1), b.argmax(1))
 
 
-def _take(slots: list[int], counts: Tensor, invalid: Tensor) -> Votes:
-    """The votes [len(slots), K + 1] of some slots, which are set back to 0; they leave the device in one copy."""
-    index = torch.tensor(slots, dtype=torch.int64, device=counts.device)
-    votes = torch.cat([counts[index], invalid[index, None]], 1).cpu().numpy()
-    counts[index], invalid[index] = 0, 0
-    return votes
+def _answers(flights: list[_Flight], votes: _Transfer) -> Iterator[tuple[_Flight, Draw | Decision]]:
+    """What the procedures make of their votes."""
+    for flight, counts in zip(flights, votes.wait().numpy(), strict=True):
+        yield flight, flight.job.procedure.update(counts)
+
+
+def capture(forward: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], Tensor], str]:
+    """A function as one CUDA graph that is replayed; as it is where it cannot be captured, and why.
+
+    Its inputs and outputs stay in place, the returned tensor included: clone what is to outlive the next call.
+    """
+    if device.type != "cuda":
+        return forward, f"none on {device.type}"
+    try:
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            forward()  # what libraries set up at a first call must not be captured
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = forward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return forward, f"not captured: {str(error).splitlines()[0]}"
+
+    def replay() -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay, "captured"
 
 
 def make_runner(base: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> Runner:
@@ -312,6 +440,21 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capable = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16" if device.type == "cpu" and capable else "fp32"
+
+
+@contextmanager
+def strict_arithmetic(device: torch.device) -> Iterator[None]:
+    """On CUDA: float32 is not TF32, and cuDNN takes deterministic algorithms, always the same ones."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    allowed, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = allowed
 
 
 @contextmanager

@@ -6,7 +6,9 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import smoothfast.engine
 from smoothfast import ops
-from smoothfast.engine import Engine, Job, default_micro_batch, evaluating, resolve_precision
+from smoothfast.engine import (
+    Engine,
+    Job,
+    capture,
+    default_micro_batch,
+    evaluating,
+    resolve_precision,
+    strict_arithmetic,
+)
 from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key
 from smoothfast.procedures import (
     ABSTAIN,
@@ -274,16 +283,16 @@ class Watch:
 
     def __init__(self, engine: Engine, patch: pytest.MonkeyPatch) -> None:
         self.forwards = self.rows = self.padding = self.transfers = 0
-        noisy_replicas, take, run_base = ops.noisy_replicas, smoothfast.engine._take, engine.run_base
+        noisy_replicas, take, run_base = ops.noisy_replicas, engine._board.take, engine.run_base
 
         def replicas(images: Tensor, slots: Tensor, *arguments: Any) -> Tensor:
             self.rows += len(slots)
             self.padding += int((slots == -1).sum())
             return noisy_replicas(images, slots, *arguments)
 
-        def taken(*arguments: Any) -> Votes:
+        def taken(slots: list[int]) -> Any:
             self.transfers += 1
-            return take(*arguments)
+            return take(slots)
 
         def forward(replicas: Tensor) -> Tensor:
             assert self.transfers <= self.forwards  # before this pass, at most one each
@@ -291,7 +300,7 @@ class Watch:
             return run_base(replicas)
 
         patch.setattr("smoothfast.engine.ops.noisy_replicas", replicas)
-        patch.setattr("smoothfast.engine._take", taken)
+        patch.setattr(engine._board, "take", taken)
         patch.setattr(engine, "run_base", forward)
 
 
@@ -318,6 +327,122 @@ def test_votes_leave_the_device_once_per_micro_batch(
     assert told(engine.run(mixed_jobs(list(range(len(MIXED)))))) == mixed
     assert watch.rows - watch.padding == sum(decision["samples"] for decision in mixed)
     assert watch.transfers <= watch.forwards
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_answers_do_not_depend_on_how_far_ahead_the_device_is(ahead: int, mixed: list[dict[str, Any]]) -> None:
+    for micro_batch in (16, 64):
+        engine = make(micro_batch=micro_batch)
+        engine.ahead = ahead
+        assert told(engine.run(mixed_jobs(list(range(len(MIXED)))))) == mixed
+
+
+def test_one_run_at_a_time(mixed: list[dict[str, Any]]) -> None:
+    engine, jobs = make(), mixed_jobs(list(range(len(MIXED))))
+    begun = engine.run(jobs)
+    next(begun)
+    with pytest.raises(RuntimeError, match="in the middle of another run"):
+        next(engine.run(jobs))
+    begun.close()  # leaves votes behind, which must not count
+    assert told(engine.run(mixed_jobs(list(range(len(MIXED)))))) == mixed
+
+
+# ---- memory, graphs --------------------------------------------------------------------------------------------------
+
+
+class Small(Pixels):
+    """Runs out of memory beyond so many rows."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError(f"{len(x)} rows")
+        return super().forward(x)
+
+
+def test_the_micro_batch_is_halved_until_it_fits() -> None:
+    engine = make(Small(20), micro_batch=64)
+    assert engine.micro_batch == engine.meta["micro_batch"] == 16
+    with pytest.raises(torch.OutOfMemoryError, match="1 rows"):
+        make(Small(0), micro_batch=64)
+
+
+def test_memory_that_runs_out_later_is_an_error() -> None:
+    base = Small(64)
+    engine = make(base, micro_batch=64)
+    base.most = 10
+    with pytest.raises(torch.OutOfMemoryError, match="64 rows"):
+        list(engine.run(mixed_jobs([0])))
+
+
+class Graph:
+    """A CUDA graph as its users see it: it runs what was captured, on the same tensors."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """Where torch.cuda has been replaced by what captures nothing: the graphs that were made."""
+    made: list[Graph] = []
+
+    def graph() -> Graph:
+        made.append(Graph())
+        return made[-1]
+
+    for name, instead in {
+        "Stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+        "current_stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": graph,
+        "graph": lambda graph: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, instead)
+    return made
+
+
+def test_a_captured_function_is_replayed_and_not_called(graphs: list[Graph]) -> None:
+    calls: list[Tensor] = []
+
+    def forward() -> Tensor:
+        calls.append(torch.zeros(3))
+        return calls[-1]
+
+    step, how = capture(forward, torch.device("cuda"))
+    assert how == "captured"
+    assert len(calls) == 2  # to warm up, and to be captured
+    assert step() is step() is calls[-1]
+    assert (len(calls), graphs[0].replays) == (2, 2)
+
+
+def test_what_cannot_be_captured_runs_as_it_is(graphs: list[Graph]) -> None:
+    def forward() -> Tensor:
+        if graphs:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        return torch.zeros(3)
+
+    step, how = capture(forward, torch.device("cuda"))
+    assert step is forward
+    assert how == "not captured: operation not permitted when stream is capturing"
+    assert capture(forward, torch.device("cpu")) == (forward, "none on cpu")
+
+
+def test_float32_is_not_tf32_while_the_base_runs_on_cuda() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+    matmul.allow_tf32 = True
+    with strict_arithmetic(torch.device("cuda")):
+        assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic) == (False, False, True)
+    assert matmul.allow_tf32 is True
+    matmul.allow_tf32 = before[0]
+    assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic) == before
 
 
 # ---- whether a row is judged alone -----------------------------------------------------------------------------------

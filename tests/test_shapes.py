@@ -9,7 +9,7 @@ from torch import Tensor
 import smoothfast as sf
 from smoothfast import data
 from smoothfast.models import CIFAR10_STATISTICS
-from smoothfast.noise import Stream
+from smoothfast.noise import Stream, stream_key
 from smoothfast.weights import DEMO, read_weights
 
 pytestmark = pytest.mark.slow
@@ -42,12 +42,14 @@ def votes(smoothed: sf.SmoothedClassifier, rows: int) -> tuple[Tensor, Tensor]:
     """Logits and votes of the first `rows` (image, sample) pairs, a micro-batch at a time; 64 samples an image."""
     images = data.demo().images
     engine = smoothed.engine(images[:1])
-    ids = torch.arange(rows)
-    parts = [
-        engine._logits(images, chunk // 64, chunk // 64, chunk % 64, Stream.ESTIMATE)
-        for chunk in ids.split(engine.micro_batch)
-    ]
-    logits = torch.cat(parts).float()
+    key, slots = stream_key(0, Stream.ESTIMATE), torch.arange(engine.micro_batch)
+    parts = []
+    for first in range(0, rows, engine.micro_batch):
+        pairs = slots + first
+        engine._board.images.copy_(images[pairs // 64 % len(images)])
+        engine._board.write(torch.stack([slots, pairs // 64, pairs % 64]), key)
+        parts.append(engine._step())
+    logits = torch.cat(parts)[:rows].float()
     return logits, logits.argmax(1)
 
 

@@ -1,10 +1,16 @@
 """Builds the extension module `smoothfast._C`; everything else is in pyproject.toml.
 
-Environment: SMOOTHFAST_NO_EXT=1 installs without a compiler (plain PyTorch kernels, slower); FORCE_CUDA=1 compiles the
-CUDA sources without a visible GPU; DEBUG=1, MAX_JOBS and TORCH_CUDA_ARCH_LIST as usual.
+CUDA sources are compiled where there is an nvcc of the release that torch was built with; no GPU is needed.
+
+Environment: SMOOTHFAST_NO_EXT=1 installs without a compiler (plain PyTorch kernels, slower); SMOOTHFAST_NO_CUDA=1 omits
+CUDA sources; FORCE_CUDA=1 compiles them with whatever toolkit torch finds; CUDA_HOME, DEBUG=1, MAX_JOBS and
+TORCH_CUDA_ARCH_LIST as usual.
 """
 
 import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +26,9 @@ def extension():
         return {}
     try:
         import torch
-        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+        with_cuda = use_toolkit(torch.version.cuda)  # before the next line, which looks for one
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
     except ImportError as error:
         sys.exit(
             f"smoothfast is compiled against torch, which cannot be imported here ({error}).\n"
@@ -29,8 +37,8 @@ def extension():
             "or install without compiled kernels: SMOOTHFAST_NO_EXT=1 pip install ."
         )
     debug = os.environ.get("DEBUG") == "1"
-    sources, cuda = files("*.cpp"), files("*.cu")
-    with_cuda = bool(cuda) and ((CUDA_HOME and torch.version.cuda) or os.environ.get("FORCE_CUDA") == "1")
+    cuda = [path for path in files("*.cu") + files("*.cpp") if path.startswith("csrc/cuda/")]
+    sources = [path for path in files("*.cpp") if path not in cuda]
     # No contraction: what is one rounding and what is two is written in the source, and equal on every path.
     # Nobody reads errno or the exception flags of a kernel, and none overflows a signed integer; promising these
     # (distutils brings -fwrapv along) kept Box-Muller scalar: 6 ns an element instead of 1.
@@ -47,12 +55,42 @@ def extension():
     module = (CUDAExtension if with_cuda else CppExtension)(
         "smoothfast._C",
         sources + (cuda if with_cuda else []),
-        include_dirs=[str(ROOT / "csrc")],
-        depends=files("*.h") + files("*.inc") + files("*.cuh"),
+        include_dirs=[str(ROOT / "csrc"), *toolkit_includes(torch)],
+        depends=files("*.h") + files("*.inc"),
         extra_link_args=openmp,
         extra_compile_args={"cxx": flags, "nvcc": nvcc} if with_cuda else flags,
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
+
+
+def use_toolkit(release):
+    """Whether there is an nvcc of the CUDA release that torch was built with; torch is told where.
+
+    Not where nvcc was found: that may be a link or a script elsewhere. FORCE_CUDA=1 leaves all of this to torch.
+    """
+    if os.environ.get("SMOOTHFAST_NO_CUDA") == "1":
+        return False
+    if os.environ.get("FORCE_CUDA") == "1":
+        return True
+    folders = [os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"), os.environ.get("PATH", "")]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(folders))
+    if nvcc is None or release is None:
+        return False
+    version, plan = (
+        subprocess.run([nvcc, *arguments], capture_output=True, text=True, check=True)
+        for arguments in (["--version"], ["--dryrun", "-E", "-x", "cu", os.devnull])
+    )
+    major, home = re.search(r"release (\d+)\.", version.stdout), re.search(r"^#\$ TOP=(.*)$", plan.stderr, re.MULTILINE)
+    if not home or not major or major[1] != release.split(".")[0]:
+        print(f"no CUDA kernels: {nvcc} is not of CUDA {release}, which torch was built with")
+        return False
+    os.environ["CUDA_HOME"] = os.path.realpath(home[1])
+    return True
+
+
+def toolkit_includes(torch):
+    """Headers of CUDA libraries that a bare nvcc lacks and torch's own headers ask for; its wheels bring them."""
+    return [str(path) for path in Path(torch.__file__).parents[1].glob("nvidia/cu*/include")]
 
 
 def files(pattern):

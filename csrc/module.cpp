@@ -10,9 +10,11 @@
 
 #include "cpu/isa.h"
 #include "cpu/noisy_replicas.h"
+#include "cuda/launch.h"
 
 namespace py = pybind11;
 using namespace smoothfast;
+using namespace pybind11::literals;
 
 namespace {
 
@@ -49,9 +51,7 @@ Array<uint32_t> philox_words(const std::vector<uint32_t>& counter, const std::ve
 }
 
 Lattice lattice_of(const Array<int64_t>& high, const Array<int64_t>& low, const Array<int32_t>& guide) {
-  int32_t octave_bits = 0;
-  while ((int64_t{31} << octave_bits) + 1 < guide.size()) ++octave_bits;
-  return {high.data(), low.data(), guide.data(), static_cast<int32_t>(high.size() / 2), 23 - octave_bits};
+  return {high.data(), low.data(), guide.data(), static_cast<int32_t>(high.size() / 2), guide_shift(guide.size())};
 }
 
 py::tuple guided_draws(const Array<uint32_t>& words, const Array<int64_t>& high, const Array<int64_t>& low,
@@ -72,6 +72,39 @@ Array<int32_t> exact_draws(const Array<uint32_t>& words, const Array<uint64_t>& 
   return noise;
 }
 
+py::dict dict_of(const Launch& launch) {
+  return py::dict("units"_a = launch.units, "grid"_a = launch.grid, "block"_a = kThreads, "shared"_a = launch.shared);
+}
+
+py::dict cuda_launch_of_noisy_replicas(int64_t rows, int64_t channels, int64_t plane, int64_t out_bytes,
+                                       bool channels_last, bool aligned, int64_t guide_bytes, int multiprocessors) {
+  const ReplicaLaunch all =
+      replica_launch(rows, channels, plane, out_bytes, channels_last, aligned, guide_bytes, multiprocessors);
+  py::dict launch = dict_of(all.launch);
+  launch["chunks"] = all.chunks;
+  launch["steps"] = all.steps;
+  launch["guide_bytes"] = all.guide;
+  launch["interleaved"] = all.interleaved;
+  launch["vectorized"] = all.vectorized;
+  return launch;
+}
+
+py::dict cuda_launch_of_tally(int64_t rows, int multiprocessors) {
+  return dict_of(tally_launch(rows, multiprocessors));
+}
+
+py::dict cuda_launch_of_replica_sum(int64_t images, int64_t elements, int64_t in_bytes, bool aligned,
+                                    int multiprocessors) {
+  const SumLaunch all = replica_sum_launch(images, elements, in_bytes, aligned, multiprocessors);
+  py::dict launch = dict_of(all.launch);
+  launch["width"] = all.width;
+  return launch;
+}
+
+py::dict cuda_launch_of_attack_step(int64_t images, int64_t elements, bool l2, int multiprocessors) {
+  return dict_of(attack_step_launch(images, elements, l2, multiprocessors));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -86,4 +119,12 @@ PYBIND11_MODULE(_C, m) {
         "Lattice noise of words by the guide alone, and which draws the guide leaves open.");
   m.def("exact_draws", exact_draws, py::arg("words"), py::arg("refined"), py::arg("high"), py::arg("low"),
         py::arg("guide"), "Lattice noise of 96-bit numbers (word, refined) by the thresholds.");
+  m.def("cuda_launch_of_noisy_replicas", cuda_launch_of_noisy_replicas, py::arg("rows"), py::arg("channels"),
+        py::arg("plane"), py::arg("out_bytes"), py::arg("channels_last"), py::arg("aligned"), py::arg("guide_bytes"),
+        py::arg("multiprocessors"), "How the CUDA kernel would be launched; needs no device, as those that follow.");
+  m.def("cuda_launch_of_tally", cuda_launch_of_tally, py::arg("rows"), py::arg("multiprocessors"));
+  m.def("cuda_launch_of_replica_sum", cuda_launch_of_replica_sum, py::arg("images"), py::arg("elements"),
+        py::arg("in_bytes"), py::arg("aligned"), py::arg("multiprocessors"));
+  m.def("cuda_launch_of_attack_step", cuda_launch_of_attack_step, py::arg("images"), py::arg("elements"), py::arg("l2"),
+        py::arg("multiprocessors"));
 }

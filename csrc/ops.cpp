@@ -1,7 +1,10 @@
 // All schemas, and what their arguments must be. The Python twin of this page is smoothfast/ops.py.
 #include "ops.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <torch/library.h>
+
+#include <cmath>
 
 namespace smoothfast {
 
@@ -12,6 +15,12 @@ TORCH_LIBRARY(smoothfast, m) {
       {at::Tag::pt2_compliant_tag});
   m.def("tally(Tensor logits, Tensor slots, Tensor(a2!) counts, Tensor(a3!) invalid) -> ()",
         {at::Tag::pt2_compliant_tag});
+  m.def("replica_sum(Tensor gradients, Tensor slots, Tensor scale, SymInt images) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "attack_step(Tensor(a0!) adversarial, Tensor images, Tensor gradients, str norm, float alpha, float eps, "
+      "float low, float high) -> ()",
+      {at::Tag::pt2_compliant_tag});
 }
 
 namespace {
@@ -84,6 +93,41 @@ void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Te
   TORCH_CHECK(counts.dim() == 2 && counts.scalar_type() == at::kLong && counts.size(1) == logits.size(1), op,
               ": counts must be int64 [S, ", logits.size(1), "], not ", counts.scalar_type(), " ", counts.sizes());
   check_index(invalid, op, "invalid", counts.size(0));
+}
+
+void check_replica_sum(const at::Tensor& gradients, const at::Tensor& slots, const at::Tensor& scale, int64_t images) {
+  constexpr const char* op = "replica_sum";
+  TORCH_CHECK(gradients.dim() == 4, op, ": gradients must be [R, C, H, W], not ", gradients.sizes());
+  const at::ScalarType dtype = gradients.scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op,
+              ": gradients must be float32, bfloat16 or float16, not ", dtype);
+  check_index(slots, op, "slots", gradients.size(0));
+  TORCH_CHECK(scale.scalar_type() == at::kFloat && (scale.sizes() == at::IntArrayRef{gradients.size(1)}), op,
+              ": scale must be float32 [", gradients.size(1), "], not ", scale.scalar_type(), " ", scale.sizes());
+  TORCH_CHECK(images >= 0, op, ": images must be at least 0, not ", images);
+}
+
+void check_attack_step(const at::Tensor& adversarial, const at::Tensor& images, const at::Tensor& gradients,
+                       c10::string_view norm, double alpha, double eps, double low, double high) {
+  constexpr const char* op = "attack_step";
+  TORCH_CHECK(adversarial.dim() == 4 && adversarial.scalar_type() == at::kFloat, op,
+              ": adversarial must be float32 [N, C, H, W], not ", adversarial.scalar_type(), " ", adversarial.sizes());
+  const auto check_like = [&](const at::Tensor& tensor, const char* name) {
+    TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.sizes() == adversarial.sizes(), op, ": ", name,
+                " must be float32 ", adversarial.sizes(), ", not ", tensor.scalar_type(), " ", tensor.sizes());
+    const at::MemOverlapStatus overlap = at::get_overlap_status(adversarial, tensor);
+    TORCH_CHECK(overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial, op, ": ", name,
+                " must not share memory with adversarial, which is written");
+  };
+  check_like(images, "images");
+  check_like(gradients, "gradients");
+  TORCH_CHECK(norm == "linf" || norm == "l2", op, ": norm must be 'linf' or 'l2', not '", norm, "'");
+  TORCH_CHECK(alpha >= 0 && std::isfinite(static_cast<float>(alpha)), op,
+              ": alpha must be at least 0 and finite in float32, not ", alpha);
+  TORCH_CHECK(eps >= 0 && std::isfinite(eps), op, ": eps must be at least 0 and finite, not ", eps);
+  TORCH_CHECK(low <= high, op, ": low must be at most high, not ", low, " and ", high);
+  TORCH_CHECK(adversarial.numel() < adversarial.size(0) << 32 || adversarial.numel() == 0, op,
+              ": an image may have at most 2^32 - 1 elements");
 }
 
 }  // namespace smoothfast

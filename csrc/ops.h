@@ -16,4 +16,9 @@ void check_rows(const int64_t* slots, const int64_t* image_ids, const int64_t* s
 void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Tensor& counts,
                  const at::Tensor& invalid);
 
+void check_replica_sum(const at::Tensor& gradients, const at::Tensor& slots, const at::Tensor& scale, int64_t images);
+
+void check_attack_step(const at::Tensor& adversarial, const at::Tensor& images, const at::Tensor& gradients,
+                       c10::string_view norm, double alpha, double eps, double low, double high);
+
 }  // namespace smoothfast

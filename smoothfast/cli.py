@@ -271,6 +271,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] 
     facts: dict[str, Any] = runs.environment() | {
         "extension": None if extension is None else extension.build_info(),
         "instruction_sets": [] if extension is None else extension.supported_instruction_sets(),
+        "backends": ops.backends(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "precision": resolve_precision("auto", torch.device("cpu")),
         "threads": torch.get_num_threads(),

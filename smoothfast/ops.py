@@ -1,14 +1,20 @@
 """The kernels as typed functions, with their fake kernels, their gradients, and the choice of backend.
 
 The schemas live in csrc/ops.cpp. Where the extension is absent, or `SMOOTHFAST_BACKEND=reference`, the same schemas are
-inferred from the signatures in `reference`; where a device has no compiled kernel, `reference` serves it.
+inferred from the signatures in `reference`.
+
+A device is served by the compiled kernels if the extension has some for it, else, if it is a GPU, by Triton, else by
+`reference`; `backends` tells. `SMOOTHFAST_BACKEND=triton` puts Triton first on GPUs, `cuda` insists on the compiled
+CUDA kernels, `reference` leaves only that. Triton is imported when a kernel of it is called.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -18,8 +24,11 @@ from torch import Tensor
 
 from . import reference
 from .noise import Law
+from .specs import choice
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "cuda", "triton", "reference")
+OPS = ("noisy_replicas", "tally", "replica_sum", "attack_step")
+GPUS = ("cuda", "xpu")  # to torch those of ROCm are cuda too
 REPLICA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Statistics = tuple[Sequence[float], Sequence[float]]
 
@@ -85,6 +94,50 @@ def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> Non
     torch.ops.smoothfast.tally(logits, slots, counts, invalid)
 
 
+def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
+    """Sums the rows of every image: the backward pass of `noisy_replicas`.
+
+    Rows are added one by one in their order, in float32, so that every backend and every number of threads gives the
+    same bits.
+
+    Args:
+        gradients: float32, bfloat16 or float16 [R, C, H, W].
+        slots: int64 [R], the image of a row, below `images`; rows with a negative slot are padding and count nowhere.
+        scale: float32 [C], what the sums are multiplied by.
+        images: how many images there are.
+
+    Returns:
+        float32 [images, C, H, W], contiguous. Differentiable with respect to the gradients.
+    """
+    return torch.ops.smoothfast.replica_sum(gradients, slots, scale, images)
+
+
+def attack_step(
+    adversarial: Tensor, images: Tensor, gradients: Tensor, norm: str, alpha: float, eps: float, low: float, high: float
+) -> None:
+    """A step of an attack and its projection, in place: no result leaves the ball or the range of pixels.
+
+    That holds in real arithmetic, for any finite adversarial and any gradients: every rounding goes towards the image.
+    Autograd does not see the step.
+
+    Args:
+        adversarial: float32 [N, C, H, W], the attack so far, written. It shares no memory with the others.
+        images: float32 [N, C, H, W], the centres of the balls; they must lie in [low, high], which nobody checks.
+        gradients: float32 [N, C, H, W], of what the attack makes larger. With linf, NaN counts as 0; with l2, an image
+            whose gradient is zero or not finite makes no step.
+        norm: "linf" (a step is alpha times the sign) or "l2" (alpha times the gradient of unit norm).
+        alpha: length of the step, at least 0, in units of the images.
+        eps: radius of the ball, at least 0, in units of the images; rounded down to float32. With l2, 2**-28 of it
+            stays free for the roundings of the norm.
+        low, high: the range of pixels.
+
+    Raises:
+        ValueError: norm is neither "linf" nor "l2".
+    """
+    choice("norm", norm, reference.NORMS)
+    torch.ops.smoothfast.attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
+
+
 def affine(normalize: Statistics | None, channels: int, image_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`scale` and `shift` of `noisy_replicas`, float32 [C]: (x - mean) / std on images in [0, 1], or x as it is."""
     mean, std = normalize if normalize is not None else ([0.0] * channels, [1.0] * channels)
@@ -100,15 +153,25 @@ def affine(normalize: Statistics | None, channels: int, image_dtype: torch.dtype
     return scale, shift
 
 
-# ---- registration --------------------------------------------------------------------------------------------------
+# ---- the choice of backend -------------------------------------------------------------------------------------------
+
+
+def backends() -> dict[str, str]:
+    """By kind of device, the backend that serves it (compiled, triton or reference) and why none that would come before
+    does: "triton (smoothfast._C was compiled without CUDA sources)"."""
+    return {device: live + (f" ({'; '.join(reasons)})" if reasons else "") for device, (live, reasons) in _live.items()}
+
+
+def _asked() -> str:
+    backend = os.environ.get("SMOOTHFAST_BACKEND", "auto")
+    if backend not in BACKENDS:
+        raise ValueError(f"SMOOTHFAST_BACKEND is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    return backend
 
 
 def _load_extension() -> Any:
     """The compiled module, or None where it was not built or is switched off."""
-    backend = os.environ.get("SMOOTHFAST_BACKEND", "auto")
-    if backend not in BACKENDS:
-        raise ValueError(f"SMOOTHFAST_BACKEND is {backend!r}; it must be one of {', '.join(BACKENDS)}")
-    if backend == "reference" or find_spec("smoothfast._C") is None:
+    if _asked() == "reference" or find_spec("smoothfast._C") is None:
         return None
     try:
         return import_module("smoothfast._C")
@@ -120,17 +183,64 @@ def _load_extension() -> Any:
         ) from error
 
 
+def _choose(device: str) -> tuple[str, list[str]]:
+    """The backend of a kind of device, and what keeps those before it from serving it."""
+    order = {"triton": ["triton", "compiled"]}.get(_asked(), ["compiled", "triton"])
+    reasons: list[str] = []
+    for backend in order if device in GPUS else ["compiled"]:
+        reason = _no_compiled(device) if backend == "compiled" else _no_triton()
+        if not reason:
+            return backend, reasons
+        reasons.append(reason)
+    if _asked() == "cuda" and device == "cuda":
+        raise ImportError(f"SMOOTHFAST_BACKEND is 'cuda', but {reasons[0]}; `auto` takes what there is.")
+    return "reference", list(dict.fromkeys(reasons))
+
+
+def _no_compiled(device: str) -> str:
+    if extension is None:
+        return "SMOOTHFAST_BACKEND=reference" if _asked() == "reference" else "smoothfast._C is not built"
+    key = device.upper()
+    found = all(torch._C._dispatch_has_kernel_for_dispatch_key(f"smoothfast::{op}", key) for op in OPS)
+    return "" if found else f"smoothfast._C was compiled without {key} sources"
+
+
+def _no_triton() -> str:
+    if _asked() in ("cuda", "reference"):
+        return f"SMOOTHFAST_BACKEND={_asked()}"
+    return "" if find_spec("triton") else "triton is not installed"
+
+
+extension = _load_extension()
+_live = {device: _choose(device) for device in ("cpu", *GPUS)}  # before the kernels of Triton are registered too
+
+
+# ---- registration ----------------------------------------------------------------------------------------------------
+
+
 def _register(op: Callable[..., Any], mutates: tuple[str, ...] = ()) -> None:
     name = f"smoothfast::{op.__name__}"
     if extension is None:
         torch.library.custom_op(name, op, mutates_args=mutates)
     else:
         torch.library.impl(name, "default", op)
+    for device in GPUS:
+        if _live[device][0] == "triton":
+            with warnings.catch_warnings():  # torch may say that a kernel from C++ is overridden; that was asked for
+                warnings.simplefilter("ignore")
+                torch.library.impl(name, device, lambda *arguments: _triton(op.__name__)(*arguments))
 
 
-extension = _load_extension()
+@cache
+def _triton(name: str) -> Callable[..., Any]:
+    """The Triton twin of an op. Imports Triton."""
+    return getattr(import_module(f"smoothfast.kernels.{name}"), name)
+
+
 _register(reference.noisy_replicas)
 _register(reference.tally, mutates=("counts", "invalid"))
+_register(reference.replica_sum)
+_register(reference.attack_step, mutates=("adversarial",))
 
 
 @torch.library.register_fake("smoothfast::noisy_replicas")
@@ -160,21 +270,49 @@ def _tally_fake(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) 
     torch._check(logits.dim() == 2, lambda: f"logits must be [R, K], not {tuple(logits.shape)}")
 
 
+@torch.library.register_fake("smoothfast::replica_sum")
+def _replica_sum_fake(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
+    torch._check(gradients.dim() == 4, lambda: f"gradients must be [R, C, H, W], not {tuple(gradients.shape)}")
+    return gradients.new_empty((images, *gradients.shape[1:]), dtype=torch.float32)
+
+
+@torch.library.register_fake("smoothfast::attack_step")
+def _attack_step_fake(
+    adversarial: Tensor, images: Tensor, gradients: Tensor, norm: str, alpha: float, eps: float, low: float, high: float
+) -> None:
+    torch._check(adversarial.dim() == 4, lambda: f"adversarial must be [N, C, H, W], not {tuple(adversarial.shape)}")
+
+
 def _noisy_replicas_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     images, slots, *_, scale, _, clip, _, _ = inputs
     if clip and images.requires_grad:
         raise ValueError("clip is True; gradients with respect to images need clip=False")
     ctx.save_for_backward(slots, scale)
-    ctx.images, ctx.table = images.shape, [None] * len(inputs[6])
+    ctx.images, ctx.table = images.shape[0], [None] * len(inputs[6])
 
 
 def _noisy_replicas_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     slots, scale = ctx.saved_tensors
-    live = (grad.float() * scale.view(-1, 1, 1)).masked_fill((slots < 0).view(-1, 1, 1, 1), 0)
-    images = grad.new_zeros(ctx.images, dtype=torch.float32).index_add(0, slots.clamp(min=0), live)
+    images = torch.ops.smoothfast.replica_sum(grad, slots, scale, ctx.images)
     return (images, *[None] * 5, ctx.table, *[None] * 5)
 
 
 torch.library.register_autograd(
     "smoothfast::noisy_replicas", _noisy_replicas_backward, setup_context=_noisy_replicas_setup
 )
+
+
+def _replica_sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    gradients, slots, scale, _ = inputs
+    ctx.save_for_backward(slots, scale)
+    ctx.dtype = gradients.dtype
+
+
+def _replica_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Every row of an image gets what the image gets: the second derivatives of `noisy_replicas` need it."""
+    slots, scale = ctx.saved_tensors
+    rows = (grad * scale.view(-1, 1, 1))[slots.clamp(min=0)].masked_fill((slots < 0).view(-1, 1, 1, 1), 0)
+    return rows.to(ctx.dtype), None, None, None
+
+
+torch.library.register_autograd("smoothfast::replica_sum", _replica_sum_backward, setup_context=_replica_sum_setup)

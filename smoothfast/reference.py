@@ -16,6 +16,8 @@ from .noise import MAX_IMAGE_ID, MAX_SAMPLE_ID, Stream
 
 WORD = 0xFFFFFFFF
 VERSION = 1
+LANES = 256
+MARGIN = 2.0**-28  # of an l2 ball, kept free for the roundings of its norm
 
 
 def philox(counter: Sequence[Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -69,6 +71,33 @@ def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> Non
     one = torch.ones_like(slots)
     counts.index_put_((slots[valid], votes[valid]), one[valid], accumulate=True)
     invalid.index_put_((slots[broken],), one[broken], accumulate=True)
+
+
+def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
+    """Image s is scale * the sum of the rows r with slots[r] == s, added one by one in float32, in their order."""
+    rows = slots.argsort(stable=True)[(slots < 0).sum() :]
+    by_slot = slots[rows]
+    # Its place among the rows of its slot: the first rows of all slots are added at once, then the second ones.
+    place = torch.arange(len(rows), device=rows.device) - torch.searchsorted(by_slot, by_slot)
+    sums = gradients.new_zeros((images, *gradients.shape[1:]), dtype=torch.float32)
+    for i in range(int(place.max()) + 1 if len(rows) else 0):
+        at = place == i
+        sums[by_slot[at]] += gradients[rows[at]].float()
+    return sums * scale.view(-1, 1, 1)
+
+
+def attack_step(
+    adversarial: Tensor, images: Tensor, gradients: Tensor, norm: str, alpha: float, eps: float, low: float, high: float
+) -> None:
+    """A step of length alpha up the gradients, then the projection on the eps-ball around the images and on
+    [low, high], in place. Every rounding goes towards the image, so that no result leaves the ball."""
+    step, radius, least, most = limits(alpha, eps, low, high)
+    adversarial.copy_(_clip(NORMS[norm](adversarial, images, gradients, step, radius), least, most))
+
+
+def limits(alpha: float, eps: float, low: float, high: float) -> tuple[float, float, float, float]:
+    """As float32: alpha rounded to nearest, the others inwards."""
+    return float(_float32(alpha)), _round_down(eps), -_round_down(-low), _round_down(high)
 
 
 def _high(product: Tensor) -> Tensor:
@@ -132,3 +161,64 @@ def _gaussian(elements: int, image_ids: Tensor, sample_ids: Tensor, key: Tensor,
 
 
 LAWS = {"lattice": _lattice, "gaussian": _gaussian}
+
+
+def _round_down(value: float) -> float:
+    """The largest float32 that is at most value."""
+    near = _float32(value)
+    return float(torch.nextafter(near, _float32(-math.inf)) if near.double() > value else near)
+
+
+def _float32(value: float) -> Tensor:
+    """Rounded to nearest; on the host, whatever the default device."""
+    return torch.tensor(value, dtype=torch.float64, device="cpu").float()
+
+
+def _clip(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """As the kernels compare, in the bits of zeros and NaN too."""
+    values = torch.where(values < low, low, values)
+    return torch.where(values > high, high, values)
+
+
+def _upper_bound(images: Tensor, eps: float) -> Tensor:
+    """The largest float32 that is at most image + eps: TwoSum (Knuth) gives what the sum lost."""
+    bound = images + eps
+    part = bound - images
+    lost = (images - (bound - part)) + (eps - part)
+    return torch.where(lost >= 0, bound, torch.nextafter(bound, images))
+
+
+def _linf(adversarial: Tensor, images: Tensor, gradients: Tensor, alpha: float, eps: float) -> Tensor:
+    step = torch.where(gradients > 0, alpha, torch.where(gradients < 0, -alpha, 0.0))
+    return _clip(adversarial + step, -_upper_bound(-images, eps), _upper_bound(images, eps))
+
+
+def _norms(values: Tensor) -> Tensor:
+    """[N, 1] of float64 [N, E]: lane i of 256 adds elements i, i + 256, ... one by one; then the lanes are halved."""
+    lanes = torch.nn.functional.pad(values * values, (0, -values.shape[1] % LANES)).unflatten(1, (-1, LANES))
+    total = values.new_zeros(len(values), LANES)
+    for part in lanes.unbind(1):
+        total = total + part
+    while total.shape[1] > 1:
+        first, second = total.chunk(2, 1)
+        total = first + second
+    return total.sqrt()
+
+
+def _quotient(value: float, norms: Tensor) -> Tensor:
+    """Correctly rounded; `value / norms` multiplies by the rounded reciprocal."""
+    return torch.full_like(norms, value) / norms
+
+
+def _l2(adversarial: Tensor, images: Tensor, gradients: Tensor, alpha: float, eps: float) -> Tensor:
+    here, centre, slope = (part.flatten(1).double() for part in (adversarial, images, gradients))
+    norms = _norms(slope)
+    shift = here - centre + torch.where((norms > 0) & norms.isfinite(), slope * _quotient(alpha, norms), 0)
+    norms, limit = _norms(shift), eps * (1 - MARGIN)
+    shift = shift * torch.where(norms > limit, _quotient(limit, norms), 1)
+    near = (centre + shift).float()
+    beyond = (near.double() - centre).abs() > shift.abs()
+    return torch.where(beyond, torch.nextafter(near, centre.float()), near).view(images.shape)
+
+
+NORMS = {"linf": _linf, "l2": _l2}

@@ -12,6 +12,8 @@ import torch
 
 from smoothfast import ops
 
+collect_ignore = ["ptx"]  # modules that tests import; test_cuda.py runs the one that is a program
+
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from smoothfast import cli, logs
+from smoothfast import cli, logs, ops
 from smoothfast.logs import read_log
 from smoothfast.procedures import PILOT
 
@@ -603,3 +603,4 @@ def test_info(run: Run) -> None:
     assert facts["precision"] in ("fp32", "bf16")
     assert [line.split()[0] for line in plain.out.splitlines()] == list(facts)
     assert {"smoothfast", "processor", "kernels", "extension", "instruction_sets", "cuda", "threads"} <= set(facts)
+    assert facts["backends"] == ops.backends()

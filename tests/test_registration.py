@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,15 @@ def test_opcheck_of_tally(dtype: torch.dtype, requires_grad: bool) -> None:
     torch.library.opcheck(torch.ops.smoothfast.tally.default, tally_arguments(logits))
 
 
-@pytest.mark.parametrize(("name", "mutates"), [("noisy_replicas", ()), ("tally", ("counts", "invalid"))])
+@pytest.mark.parametrize(
+    ("name", "mutates"),
+    [
+        ("noisy_replicas", ()),
+        ("tally", ("counts", "invalid")),
+        ("replica_sum", ()),
+        ("attack_step", ("adversarial",)),
+    ],
+)
 def test_schema_is_that_of_the_reference(name: str, mutates: tuple[str, ...]) -> None:
     schema = torch.library.infer_schema(getattr(reference, name), mutates_args=mutates)
     assert str(getattr(torch.ops.smoothfast, name).default._schema) == f"smoothfast::{name}{schema}"
@@ -103,6 +112,10 @@ def test_fake_kernels_check_shapes() -> None:
             torch.ops.smoothfast.noisy_replicas(torch.empty(images.shape[1:]), *rest)
         with pytest.raises(RuntimeError, match=r"logits must be \[R, K\], not \(10,\)"):
             torch.ops.smoothfast.tally(logits[0], slots, counts, invalid)
+        with pytest.raises(RuntimeError, match=r"gradients must be \[R, C, H, W\], not \(4, 10\)"):
+            torch.ops.smoothfast.replica_sum(logits, slots, torch.empty(10), 2)
+        with pytest.raises(RuntimeError, match=r"adversarial must be \[N, C, H, W\], not \(4, 10\)"):
+            torch.ops.smoothfast.attack_step(logits, logits, logits, "l2", 0.1, 0.5, 0.0, 1.0)
 
 
 # ---- compile and export ----------------------------------------------------------------------------------------------
@@ -165,7 +178,7 @@ os.environ["SMOOTHFAST_CPU"] = "scalar"
 
 def run(code: str, **environment: str) -> list[str]:
     """The lines that Python prints with these settings."""
-    path = os.pathsep.join([str(Path(sf.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(sf.__file__).parents[1]), str(Path(__file__).parent)])
     variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
     process = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
@@ -181,9 +194,102 @@ def test_every_backend_gives_the_same_noise_and_tally(extension: Any) -> None:
     assert scalar[1:] == plain[1:]
 
 
+# The backends, and through the dispatcher what serves CUDA: on tensors of the CPU, which Triton's interpreter takes.
+SERVED = """
+import json, sys, warnings
+warnings.filterwarnings("error", message="(?s).*verrid")
+import torch, smoothfast as sf
+import test_registration as t
+untouched = not any(name.startswith("smoothfast.kernels.") for name in sys.modules)
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+replicas = [t.replica_arguments(images, torch.float16, True) for images in (t.IMAGES, t.IMAGES / 255)]
+logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+steps = [(t.IMAGES / 255, t.IMAGES / 300, t.IMAGES.float() - 99, norm, 0.1, 0.2, 0.0, 1.0) for norm in ("linf", "l2")]
+cases = [("noisy_replicas", arguments) for arguments in replicas] + [("attack_step", step) for step in steps]
+cases += [("replica_sum", (t.IMAGES[[0, 1, 1, 0]] / 3, t.SLOTS, torch.rand(3), 2))]
+cases += [("tally", t.tally_arguments(logits))]
+def outputs(name, arguments, call):
+    copies = [part.clone() if isinstance(part, torch.Tensor) else part for part in arguments]
+    result = call(getattr(torch.ops.smoothfast, name).default, copies)
+    return [part for part in [result, *copies] if isinstance(part, torch.Tensor)]
+for case in cases:
+    here = outputs(*case, lambda op, arguments: op(*arguments))
+    there = outputs(*case, lambda op, arguments: op.redispatch(cuda, *arguments))
+    assert all(map(torch.equal, here, there)), case[0]
+print(json.dumps([sf.ops.backends(), untouched, "smoothfast.kernels.attack_step" in sys.modules]))
+"""
+
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+
+
+@needs_triton
+def test_triton_serves_gpus_before_compiled_kernels_where_asked(extension: Any) -> None:
+    """Without a warning, and without an import of its kernels before one is called."""
+    (line,) = run(SERVED, SMOOTHFAST_BACKEND="triton", TRITON_INTERPRET="1")
+    assert json.loads(line) == [{"cpu": "compiled"} | dict.fromkeys(ops.GPUS, "triton"), True, True]
+
+
+@needs_triton
+def test_triton_serves_gpus_where_nothing_is_compiled() -> None:
+    missing = "import sys; sys.modules['smoothfast._C'] = None\n"
+    (line,) = run(missing + SERVED, SMOOTHFAST_BACKEND="auto", TRITON_INTERPRET="1")
+    why = " (smoothfast._C is not built)"
+    live = {"cpu": "reference" + why} | dict.fromkeys(ops.GPUS, "triton" + why)
+    assert json.loads(line) == [live, True, True]
+
+
+def test_no_backend_but_the_reference() -> None:
+    code = "import sys; sys.modules['triton'] = sys.modules['smoothfast._C'] = None\n"
+    code += "import json, smoothfast as sf; print(json.dumps(sf.ops.backends()))"
+    why = "smoothfast._C is not built"
+    gpu = f"reference ({why}; triton is not installed)"
+    assert json.loads(run(code)[0]) == {"cpu": f"reference ({why})", "cuda": gpu, "xpu": gpu}
+
+
+SOURCES = "smoothfast._C was compiled without CUDA sources"
+CHOICES = {
+    # (what is asked for, CUDA kernels compiled, Triton installed): what serves CUDA and why
+    ("auto", True, True): ("compiled", []),
+    ("auto", False, True): ("triton", [SOURCES]),
+    ("auto", False, False): ("reference", [SOURCES, "triton is not installed"]),
+    ("cuda", True, True): ("compiled", []),
+    ("triton", True, True): ("triton", []),
+    ("triton", True, False): ("compiled", ["triton is not installed"]),
+    ("triton", False, False): ("reference", ["triton is not installed", SOURCES]),
+    ("reference", True, True): ("reference", ["SMOOTHFAST_BACKEND=reference"]),
+}
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, asked: str, compiled: bool, triton: bool) -> None:
+    monkeypatch.setenv("SMOOTHFAST_BACKEND", asked)
+    monkeypatch.setattr(ops, "extension", None if asked == "reference" else object())
+    monkeypatch.setattr(ops, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: key == "CUDA" and compiled)
+
+
+@pytest.mark.parametrize(("setting", "choice"), CHOICES.items())
+def test_choice_of_backend(
+    monkeypatch: pytest.MonkeyPatch, setting: tuple[str, bool, bool], choice: tuple[str, list[str]]
+) -> None:
+    pretend(monkeypatch, *setting)
+    assert ops._choose("cuda") == choice
+
+
+def test_compiled_kernels_may_be_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "cuda", False, True)
+    with pytest.raises(ImportError, match=f"SMOOTHFAST_BACKEND is 'cuda', but {SOURCES}; `auto` takes what there is"):
+        ops._choose("cuda")
+    assert ops._choose("xpu") == (
+        "reference",
+        ["smoothfast._C was compiled without XPU sources", "SMOOTHFAST_BACKEND=cuda"],
+    )
+
+
 def test_backend_must_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOOTHFAST_BACKEND", "best")
-    with pytest.raises(ValueError, match="SMOOTHFAST_BACKEND is 'best'; it must be one of auto, reference"):
+    message = "SMOOTHFAST_BACKEND is 'best'; it must be one of auto, cuda, triton, reference"
+    with pytest.raises(ValueError, match=message):
         ops._load_extension()
 
 

@@ -59,13 +59,11 @@ std::vector<Tile> tiles(int64_t channels, int64_t plane, bool channels_last) {
 std::vector<Lattice> lattice_laws(at::TensorList table, int64_t channels) {
   const at::Tensor &high = table[0], &low = table[1], &guide = table[2];
   const int64_t sigmas = high.size(0), reach = high.size(1) / 2, entries = guide.size(1);
-  int32_t octave_bits = 0;
-  while ((int64_t{31} << octave_bits) + 1 < entries) ++octave_bits;
   std::vector<Lattice> laws;
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t s = sigmas == 1 ? 0 : c;
     laws.push_back({high.const_data_ptr<int64_t>() + s * 2 * reach, low.const_data_ptr<int64_t>() + s * 2 * reach,
-                    guide.const_data_ptr<int32_t>() + s * entries, static_cast<int32_t>(reach), 23 - octave_bits});
+                    guide.const_data_ptr<int32_t>() + s * entries, static_cast<int32_t>(reach), guide_shift(entries)});
   }
   return laws;
 }

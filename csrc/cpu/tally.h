@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace smoothfast {
+#include "../votes.h"
 
-constexpr int64_t kInvalidVote = -1;
+namespace smoothfast {
 
 // votes[r] = argmax of row r (lowest index on ties), or kInvalidVote where a logit is not finite.
 using VoteKernel = void (*)(const void* logits, int64_t rows, int64_t classes, int64_t* votes);

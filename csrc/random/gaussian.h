@@ -3,8 +3,7 @@
 // Polynomials of log, sin and cos: Cephes (S. Moshier), single precision.
 #pragma once
 
-#include <cstring>
-
+#include "../arithmetic.h"
 #include "philox.h"
 
 namespace smoothfast {
@@ -12,20 +11,6 @@ namespace smoothfast {
 struct NormalPair {
   float z0, z1;
 };
-
-SMOOTHFAST_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-
-SMOOTHFAST_INLINE uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-
-SMOOTHFAST_INLINE float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
 
 SMOOTHFAST_INLINE float negative_log(float u) {  // -ln u for u in [2^-32, 1]
   // Exponent and mantissa such that the mantissa lies in [sqrt(1/2), sqrt(2)).

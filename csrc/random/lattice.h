@@ -18,6 +18,13 @@ struct Lattice {
 
 constexpr int kGuideBias = 127;  // exponent of the bucket of folded word 1
 
+// Of a guide with so many entries: 31 octaves of 2^k buckets, and one more.
+SMOOTHFAST_INLINE int32_t guide_shift(int64_t entries) {
+  int32_t octave_bits = 0;
+  while ((int64_t{31} << octave_bits) + 1 < entries) ++octave_bits;
+  return 23 - octave_bits;
+}
+
 // The sampler without its rare branch: N, and whether the word shares all float bits with a threshold.
 struct Draw {
   int32_t noise;

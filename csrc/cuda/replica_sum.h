@@ -1,0 +1,25 @@
+// What the torch side (ops.cpp) hands to replica_sum.cu. No torch here.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "launch.h"
+
+namespace smoothfast {
+
+struct SumArgs {
+  const void* gradients;  // [R, C, plane] or [R, plane, C]
+  const int64_t* rows;    // those of image s, in order: rows[first[s]] .. rows[first[s + 1] - 1]
+  const int64_t* first;   // [images + 1]
+  const float* scale;     // [C]
+  float* out;             // [images, C, plane]
+  uint32_t units, runs;   // of neighbours, in all and of an image
+  uint32_t channels, plane;
+  bool channels_last;
+};
+
+enum class Gradients { f32, bf16, f16 };
+
+void replica_sum(const SumArgs& args, const SumLaunch& launch, Gradients dtype, cudaStream_t stream);
+
+}  // namespace smoothfast

@@ -1,0 +1,246 @@
+"""The CUDA kernels, compiled by nvcc for two generations and executed on the CPU: the bits of the CPU backend."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import device
+import pytest
+import torch
+from cases import ARCHS, DTYPES, KINDS, ROWS, SCHEDULES, SHAPES, arguments, attack, gradients, same, tied, votes
+from device import Device
+from ptx_interp import PtxFault
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "extension"),
+    pytest.mark.skipif(device.nvcc() is None, reason="nvcc is not installed"),
+]
+devices = {arch: Device(arch) for arch in ARCHS}
+
+
+def on(arch: int, schedule: dict[str, Any], offset: int = 0, sources: dict[str, str] | None = None) -> Device:
+    """The device of an architecture, which keeps count of what was executed, or one with changed sources."""
+    if sources is not None:
+        return Device(arch, schedule=schedule, offset=offset, sources=sources)
+    devices[arch].schedule, devices[arch].offset = schedule, offset
+    return devices[arch]
+
+
+# ---- noisy_replicas --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_noisy_replicas(shape: tuple[int, int, int], arch: int) -> None:
+    turn = SHAPES.index(shape) + ARCHS.index(arch)
+    for (law, image_dtype), dtype, channels_last in product(KINDS, DTYPES, (False, True)):
+        turn += 1
+        rows = ROWS if shape[1] < 40 else ROWS[2:]
+        case = arguments(shape, law, image_dtype, dtype, channels_last, turn % 2 == 0, turn % 5 < 2, rows)
+        found = on(arch, SCHEDULES[turn % 4], turn % 3 == 2).noisy_replicas(*case)
+        assert same(found, torch.ops.smoothfast.noisy_replicas(*case)), (law, image_dtype, dtype, channels_last)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_noisy_replicas_in_many_strides_of_the_grid(arch: int) -> None:
+    """A grid of 8 blocks goes through 60 rows."""
+    slots, samples = torch.arange(60) % 4 - 1, torch.arange(60)
+    rows = torch.stack([slots, slots + 5, samples], 1)
+    for dtype in DTYPES:
+        case = arguments((3, 8, 8), dtype=dtype, rows=rows)
+        assert same(on(arch, SCHEDULES[1]).noisy_replicas(*case), torch.ops.smoothfast.noisy_replicas(*case))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_noisy_replicas_where_words_tie(dtype: torch.dtype, arch: int) -> None:
+    plain = arguments((3, 8, 8), dtype=dtype, channels_last=True)
+    case = tied(plain)
+    expected = torch.ops.smoothfast.noisy_replicas(*case)
+    assert not same(expected, torch.ops.smoothfast.noisy_replicas(*plain))
+    for schedule in SCHEDULES:
+        assert same(on(arch, schedule).noisy_replicas(*case), expected)
+
+
+# ---- tally -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+@pytest.mark.parametrize(("rows", "classes"), [(0, 3), (1, 1), (13, 10), (40, 33), (70, 100), (5, 1000)])
+def test_tally(rows: int, classes: int, dtype: torch.dtype, arch: int) -> None:
+    """70 rows are more than the 64 warps of the grid."""
+    for schedule in SCHEDULES:
+        for offset in (0, 1):
+            logits, slots, counts, invalid = votes(rows, classes, dtype)
+            expected = counts.clone(), invalid.clone()
+            torch.ops.smoothfast.tally(logits, slots, *expected)
+            on(arch, schedule, offset).tally(logits, slots, counts, invalid)
+            assert torch.equal(counts, expected[0])
+            assert torch.equal(invalid, expected[1])
+
+
+# ---- replica_sum -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (3, 16, 16), (3, 40, 40)])
+def test_replica_sum(shape: tuple[int, int, int], arch: int) -> None:
+    """4 images of 3 x 40 x 40 have more runs of 8 than the grid has threads, 2,048; no rows leave zeros."""
+    for number, (dtype, channels_last) in enumerate(product(DTYPES, (False, True))):
+        for rows, offset in ((0, 0), (9, 0), (9, 1)):
+            case = gradients(shape, rows, dtype, channels_last)
+            found = on(arch, SCHEDULES[number % 4], offset).replica_sum(*case)
+            assert torch.equal(found, torch.ops.smoothfast.replica_sum(*case))
+
+
+# ---- attack_step -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (3, 16, 20)])
+def test_attack_step(shape: tuple[int, int, int], norm: str, arch: int) -> None:
+    for number, eps in enumerate((0.0, 1e-40, 0.03, 0.5)):
+        adversarial, *rest = attack(shape, norm, eps)
+        expected = adversarial.clone()
+        torch.ops.smoothfast.attack_step(expected, *rest)
+        on(arch, SCHEDULES[number], number % 2).attack_step(adversarial, *rest)
+        assert torch.equal(adversarial, expected)
+
+
+# ---- machine code ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(device.disassembler() is None, reason="nvdisasm is not installed (Triton brings it)")
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("stem", ["noisy_replicas", "tally", "replica_sum", "attack_step"])
+def test_machine_code(stem: str, arch: int) -> None:
+    """Nothing is spilled, noise is written 16 bytes a thread, and no loop was unrolled out of proportion."""
+    for kernel, instructions in device.sass_of(stem, arch).items():
+        names = [re.sub(r"^@!?U?P\d+ ", "", line).split()[0] for line in instructions]
+        assert not [name for name in names if name.startswith(("LDL", "STL"))], kernel
+        assert len(names) < MOST_INSTRUCTIONS[stem], kernel
+        if stem == "noisy_replicas":
+            assert "STG.E.128" in names, kernel
+
+
+MOST_INSTRUCTIONS = {"noisy_replicas": 1200, "tally": 600, "replica_sum": 650, "attack_step": 600}
+
+
+# ---- the tests themselves --------------------------------------------------------------------------------------------
+
+
+def test_the_interpreter_is_right() -> None:
+    program = Path(__file__).parent / "ptx" / "test_ptx_interp.py"
+    done = subprocess.run([sys.executable, "-W", "ignore", program], capture_output=True, text=True, check=False)
+    assert "all equal to the oracles" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_instruction_was_executed(arch: int) -> None:
+    """Of every kernel, by the tests above."""
+    missing = devices[arch].not_executed()
+    if len(missing) < 21:
+        pytest.skip("not all tests above ran")
+    assert {kernel: lines for kernel, lines in missing.items() if lines} == {}
+
+
+MUTATIONS = {
+    "a Philox multiplier": ("noisy_replicas", "0xD2511F53", "0xD2511F51"),
+    "a round of Philox": ("noisy_replicas", "kRounds = 10", "kRounds = 9"),
+    "the bits of a tile": ("noisy_replicas", "threadIdx.x / 16 * 64", "threadIdx.x / 16 * 32"),
+    "the first barrier": ("noisy_replicas", "guide = staged;\n    __syncthreads();", "guide = staged;"),
+    "the second barrier": ("noisy_replicas", "__syncthreads();\n    write_chunk", "write_chunk"),
+    "the third barrier": ("noisy_replicas", "slot >= 0);\n    __syncthreads();", "slot >= 0);"),
+    "a tail": ("noisy_replicas", "if (here >= at.end) break;", ""),
+    "the last elements": ("noisy_replicas", "i < count;", "i + 1 < count;"),
+    "too many elements": ("noisy_replicas", "min(elements - begin, most)", "most"),
+    "padding": ("noisy_replicas", "if (slot >= 0) {", "if (slot >= -5) {"),
+    "refining bits": ("noisy_replicas", "kRefine = 3", "kRefine = 4"),
+    "a comparison of thresholds": ("noisy_replicas", "<= refined", "< refined / 2"),
+    "clipping": ("noisy_replicas", "value > args.most ? args.most", "value > args.most ? value"),
+    "sigma of a channel": ("noisy_replicas", "args.sigmas == 1 ? 0 : channel", "0 * channel"),
+    "a lane": ("tally", "distance = 16", "distance = 8"),
+    "the first of equals": ("tally", "b.value == a.value && b.first < a.first", "b.value == a.value"),
+    "padding rows": ("tally", "if (slot < 0) continue;", ""),
+    "the sign of zero": ("tally", "bits < 0 ? -magnitude : magnitude", "bits"),
+    "what is not finite": ("tally", "a.broken || b.broken", "a.broken"),
+    "the order of rows": ("replica_sum", "args.rows[i] * elements", "i * elements"),
+    "the last row": ("replica_sum", "i < args.first[image + 1]", "i + 1 < args.first[image + 1]"),
+    "neighbours": ("replica_sum", "sums[j] += value(run.at[j])", "sums[j] += value(run.at[0])"),
+    "interleaved gradients": ("replica_sum", "at % args.channels", "at / args.plane"),
+    "an ulp of the ball": ("attack_step", "lost >= 0 ? sum", "lost < 2 ? sum"),
+    "no gradient": ("attack_step", "gradient < 0 ? -attack.alpha : 0", "gradient <= 0 ? -attack.alpha : 0"),
+    "the barrier after the lanes": ("attack_step", "= lane;\n  __syncthreads();", "= lane;"),
+    "the barrier between halves": ("attack_step", "half];\n    __syncthreads();", "half];"),
+    "the barrier before the next sum": ("attack_step", "__syncthreads();  // before", "// before"),
+    "half of the lanes": ("attack_step", "half = kLanes / 2", "half = kLanes / 4"),
+    "the projection": ("attack_step", "shift * factor", "shift"),
+    "an atomic": ("tally", "atomicAdd(reinterpret_cast<unsigned long long*>(count), 1ULL)", "*count += 1"),
+}
+
+
+def check_noisy_replicas(on: Device) -> None:
+    cases = [
+        tied(arguments((3, 8, 8), channels_last=True)),
+        arguments((3, 8, 8), rows=ROWS[[0, 2, 3] * 6], per_channel=True),
+        arguments((3, 5, 7), "gaussian", torch.float32, torch.float32, clip=True),
+        arguments((3, 40, 40), dtype=torch.float32),
+    ]
+    for case in cases:
+        assert same(on.noisy_replicas(*case), torch.ops.smoothfast.noisy_replicas(*case))
+
+
+def check_tally(on: Device) -> None:
+    for classes in (10, 33):
+        logits, slots, counts, invalid = votes(70, classes, torch.float32)
+        expected = counts.clone(), invalid.clone()
+        torch.ops.smoothfast.tally(logits, slots, *expected)
+        on.tally(logits, slots, counts, invalid)
+        assert torch.equal(counts, expected[0])
+        assert torch.equal(invalid, expected[1])
+
+
+def check_replica_sum(on: Device) -> None:
+    for channels_last in (False, True):
+        case = gradients((3, 8, 8), 12, torch.float32, channels_last)
+        assert torch.equal(on.replica_sum(*case), torch.ops.smoothfast.replica_sum(*case))
+
+
+def check_attack_step(on: Device) -> None:
+    for norm in ("linf", "l2"):
+        adversarial, *rest = attack((3, 16, 20), norm, 0.03)
+        expected = adversarial.clone()
+        torch.ops.smoothfast.attack_step(expected, *rest)
+        on.attack_step(adversarial, *rest)
+        assert torch.equal(adversarial, expected)
+
+
+CHECKS = {
+    "noisy_replicas": check_noisy_replicas,
+    "tally": check_tally,
+    "replica_sum": check_replica_sum,
+    "attack_step": check_attack_step,
+}
+
+
+@pytest.mark.parametrize("stem", CHECKS)
+def test_what_is_not_mutated_passes(stem: str) -> None:
+    for schedule in SCHEDULES[:2]:
+        CHECKS[stem](on(80, schedule, sources={}))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mutation_is_found(mutation: str) -> None:
+    stem, text, instead = MUTATIONS[mutation]
+    source = device.source_of(stem)
+    assert source.count(text) == 1
+    with pytest.raises((AssertionError, PtxFault)):  # noqa: PT012
+        for schedule in SCHEDULES[:2]:
+            CHECKS[stem](on(80, schedule, sources={stem: source.replace(text, instead)}))

@@ -18,8 +18,9 @@ struct Format {
   static constexpr Bits kLeast = static_cast<Bits>(-kMagnitude - 1);  // below every logit
 
   static SMOOTHFAST_INLINE Bits ordered(Bits bits) {
-    const Bits magnitude = static_cast<Bits>(bits & kMagnitude);
-    return static_cast<Bits>(bits < 0 ? -magnitude : magnitude);
+    // Without a branch on the sign, in which 16 bits became 32: that kept the loop over them from being vectorised.
+    const Bits sign = static_cast<Bits>(bits >> (8 * sizeof(Bits) - 1));
+    return static_cast<Bits>(((bits & kMagnitude) ^ sign) - sign);
   }
 
   static SMOOTHFAST_INLINE bool broken(Bits bits) { return (bits & kFullExponent) == kFullExponent; }

@@ -169,7 +169,7 @@ MUTATIONS = {
     "a lane": ("tally", "distance = 16", "distance = 8"),
     "the first of equals": ("tally", "b.value == a.value && b.first < a.first", "b.value == a.value"),
     "padding rows": ("tally", "if (slot < 0) continue;", ""),
-    "the sign of zero": ("tally", "bits < 0 ? -magnitude : magnitude", "bits"),
+    "the sign of zero": ("tally", "((bits & kMagnitude) ^ sign) - sign", "bits"),
     "what is not finite": ("tally", "a.broken || b.broken", "a.broken"),
     "the order of rows": ("replica_sum", "args.rows[i] * elements", "i * elements"),
     "the last row": ("replica_sum", "i < args.first[image + 1]", "i + 1 < args.first[image + 1]"),

@@ -10,6 +10,7 @@ Sources: PREDICT and CERTIFY of Cohen et al. 2019, arXiv 1902.02918; `statistics
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -258,7 +259,7 @@ class SequentialPredict(_Predict):
         super().__init__(geometric_looks(PREDICT_LOOKS[0], n, PREDICT_LOOKS[1]), alpha)
 
 
-class _Certify:
+class _Certify(ABC):
     """Judges a class at one look after another. Samples of their own select the class, unless it is given."""
 
     def __init__(self, planning: int, looks: Sequence[int], sigma: float, label: int | None) -> None:
@@ -302,9 +303,9 @@ class _Certify:
             raise ValueError(f"label is {self._label}; it must be below {len(votes) - 1}, the classes")
         return self._label
 
+    @abstractmethod
     def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
         """The decision at a look, None to go on; `votes` [K + 1] are those of all looks so far."""
-        raise NotImplementedError
 
     def _decision(self, look: int, votes: Votes, label: int, outcome: str, **bounds: float) -> Decision:
         answer, samples = label if outcome == CERTIFIED else ABSTAIN, self._planning + self.looks[look]

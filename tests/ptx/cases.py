@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -109,3 +110,8 @@ def attack(shape: tuple[int, ...], norm: str, eps: float) -> tuple[Any, ...]:
     slopes[1] = 0
     slopes.view(-1)[-1] = float("nan")
     return adversarial, images, slopes, norm, 0.8 * eps, eps, 0.1, 0.9
+
+
+def asked_for(request: pytest.FixtureRequest, tests: Sequence[Any]) -> bool:
+    """Whether all of these tests, or some cases of each, are part of this run."""
+    return all(any(getattr(item, "function", None) is test for item in request.session.items) for test in tests)

@@ -30,6 +30,11 @@ void check_index(const at::Tensor& index, const char* op, const char* name, int6
               " must be int64 [", rows, "], not ", index.scalar_type(), " ", index.sizes());
 }
 
+void check_channels(const at::Tensor& constant, const char* op, const char* name, int64_t channels) {
+  TORCH_CHECK(constant.scalar_type() == at::kFloat && (constant.sizes() == at::IntArrayRef{channels}), op, ": ", name,
+              " must be float32 [", channels, "], not ", constant.scalar_type(), " ", constant.sizes());
+}
+
 }  // namespace
 
 void check_noisy_replicas(const at::Tensor& images, const at::Tensor& slots, const at::Tensor& image_ids,
@@ -49,10 +54,8 @@ void check_noisy_replicas(const at::Tensor& images, const at::Tensor& slots, con
   check_index(key, op, "key", 2);
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op,
               ": dtype must be float32, bfloat16 or float16, not ", dtype);
-  for (const at::Tensor* constant : {&scale, &shift})
-    TORCH_CHECK(constant->scalar_type() == at::kFloat && (constant->sizes() == at::IntArrayRef{channels}), op,
-                ": scale and shift must be float32 [", channels, "], not ", constant->scalar_type(), " ",
-                constant->sizes());
+  check_channels(scale, op, "scale", channels);
+  check_channels(shift, op, "shift", channels);
   if (law == "lattice") {
     TORCH_CHECK(images.scalar_type() == at::kByte, op, ": the lattice law needs uint8 images, not ",
                 images.scalar_type());
@@ -102,8 +105,7 @@ void check_replica_sum(const at::Tensor& gradients, const at::Tensor& slots, con
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op,
               ": gradients must be float32, bfloat16 or float16, not ", dtype);
   check_index(slots, op, "slots", gradients.size(0));
-  TORCH_CHECK(scale.scalar_type() == at::kFloat && (scale.sizes() == at::IntArrayRef{gradients.size(1)}), op,
-              ": scale must be float32 [", gradients.size(1), "], not ", scale.scalar_type(), " ", scale.sizes());
+  check_channels(scale, op, "scale", gradients.size(1));
   TORCH_CHECK(images >= 0, op, ": images must be at least 0, not ", images);
 }
 

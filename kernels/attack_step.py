@@ -6,12 +6,13 @@ Float64 quotients and roots are correctly rounded by definition; of float32 ther
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from smoothfast import reference
+from smoothfast import arguments, reference
+
+from . import on_device_of
 
 BLOCK = 1024
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # a product and a sum stay two roundings
@@ -24,13 +25,14 @@ def attack_step(
     adversarial: Tensor, images: Tensor, gradients: Tensor, norm: str, alpha: float, eps: float, low: float, high: float
 ) -> None:
     """`reference.attack_step`."""
+    arguments.check_attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
     if adversarial.numel() == 0:
         return
     target = adversarial.contiguous()
     tensors = (target, images.contiguous(), gradients.contiguous())
     limits = reference.limits(alpha, eps, low, high)
     count, elements = len(target), target[0].numel()
-    with torch.cuda.device_of(target):
+    with on_device_of(target):
         if norm == "linf":
             linf_step[(triton.cdiv(target.numel(), BLOCK),)](*tensors, *limits, target.numel(), BLOCK, **OPTIONS)
         else:

@@ -14,6 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from smoothfast import arguments
+
+from . import on_device_of
 from .philox import in_element_order, make_key, make_row, philox, refining_bits
 
 BLOCK = 1024
@@ -40,6 +43,7 @@ def noisy_replicas(
     channels_last: bool,
 ) -> Tensor:
     """`reference.noisy_replicas`, but for the check of the ids, which would wait for the device."""
+    arguments.check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, dtype)
     channels, plane = images.shape[1], math.prod(images.shape[2:])
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     shape = (len(slots), *images.shape[1:])
@@ -52,7 +56,7 @@ def noisy_replicas(
     tensors = [part.contiguous() for part in (images, slots, image_ids, sample_ids, key, scale, shift, *table)]
     form = (channels, plane, strips, out.stride(1), out.stride(3), limit, BLOCK)
     grid = (len(slots) * strips * channels,)
-    with torch.cuda.device_of(out):
+    with on_device_of(out):
         if law == "lattice":
             (sigmas, thresholds), entries = table[0].shape, table[2].shape[1]
             octave_bits = (entries // 31).bit_length() - 1  # 31 octaves and one entry

@@ -12,12 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from smoothfast import arguments
+
+from . import on_device_of
+
 BLOCK = 1024
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the scale does not merge into the last sum
 
 
 def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
     """`reference.replica_sum`, but that the device does not check the slots."""
+    arguments.check_replica_sum(gradients, slots, scale, images)
     channels, plane = gradients.shape[1], math.prod(gradients.shape[2:])
     out = torch.empty((images, *gradients.shape[1:]), dtype=torch.float32, device=gradients.device)
     if out.numel() == 0:
@@ -28,7 +33,7 @@ def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) ->
     first = torch.searchsorted(by_slot, torch.arange(images + 1, device=slots.device))  # of an image among the rows
     strips = triton.cdiv(channels * plane, BLOCK)
     tensors = (source, rows, first, scale.contiguous())
-    with torch.cuda.device_of(out):
+    with on_device_of(out):
         sum_rows[(images * strips,)](
             out, *tensors, channels * plane, channels, plane, strips, channels_last, BLOCK, **OPTIONS
         )

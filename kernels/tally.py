@@ -8,6 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from smoothfast import arguments
+
+from . import on_device_of
+
 BLOCK = 1024
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # where nothing is said of fusion, Triton warns
 EXPONENTS = {
@@ -20,6 +24,7 @@ EXPONENTS = {
 
 def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
     """`reference.tally`."""
+    arguments.check_tally(logits, slots, counts, invalid)
     rows, classes = logits.shape
     if rows == 0:
         return
@@ -29,7 +34,7 @@ def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> Non
     tensors = (logits.detach().view(integers), slots, counts, invalid)
     strides = [stride for tensor in tensors for stride in tensor.stride()]
     grid = (triton.cdiv(rows, row_block),)
-    with torch.cuda.device_of(logits):
+    with on_device_of(logits):
         tally_rows[grid](*tensors, rows, classes, *strides, exponent, row_block, class_block, **OPTIONS)
 
 

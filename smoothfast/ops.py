@@ -22,14 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import arguments, reference
 from .noise import Law
 from .specs import choice
 
 BACKENDS = ("auto", "cuda", "triton", "reference")
 OPS = ("noisy_replicas", "tally", "replica_sum", "attack_step")
 GPUS = ("cuda", "xpu")  # to torch those of ROCm are cuda too
-REPLICA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Statistics = tuple[Sequence[float], Sequence[float]]
 
 
@@ -258,8 +257,7 @@ def _noisy_replicas_fake(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    torch._check(images.dim() == 4, lambda: f"images must be [S, C, H, W], not {tuple(images.shape)}")
-    torch._check(dtype in REPLICA_DTYPES, lambda: f"dtype is {dtype}; it must be float32, bfloat16 or float16")
+    arguments.check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, dtype)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     shape = (slots.shape[0], *images.shape[1:])
     return torch.empty(shape, dtype=dtype, device=images.device, memory_format=memory_format)
@@ -267,12 +265,12 @@ def _noisy_replicas_fake(
 
 @torch.library.register_fake("smoothfast::tally")
 def _tally_fake(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
-    torch._check(logits.dim() == 2, lambda: f"logits must be [R, K], not {tuple(logits.shape)}")
+    arguments.check_tally(logits, slots, counts, invalid)
 
 
 @torch.library.register_fake("smoothfast::replica_sum")
 def _replica_sum_fake(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
-    torch._check(gradients.dim() == 4, lambda: f"gradients must be [R, C, H, W], not {tuple(gradients.shape)}")
+    arguments.check_replica_sum(gradients, slots, scale, images)
     return gradients.new_empty((images, *gradients.shape[1:]), dtype=torch.float32)
 
 
@@ -280,7 +278,7 @@ def _replica_sum_fake(gradients: Tensor, slots: Tensor, scale: Tensor, images: i
 def _attack_step_fake(
     adversarial: Tensor, images: Tensor, gradients: Tensor, norm: str, alpha: float, eps: float, low: float, high: float
 ) -> None:
-    torch._check(adversarial.dim() == 4, lambda: f"adversarial must be [N, C, H, W], not {tuple(adversarial.shape)}")
+    arguments.check_attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
 
 
 def _noisy_replicas_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

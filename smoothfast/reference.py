@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import arguments
 from .noise import MAX_IMAGE_ID, MAX_SAMPLE_ID, Stream
 
 WORD = 0xFFFFFFFF
@@ -46,6 +47,7 @@ def noisy_replicas(
     channels_last: bool,
 ) -> Tensor:
     """Row r is (images[slots[r]] + noise of (image_ids[r], sample_ids[r])) * scale + shift; zeros if slots[r] < 0."""
+    arguments.check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, dtype)
     live = slots >= 0
     for name, ids, end in (("image_ids", image_ids, MAX_IMAGE_ID), ("sample_ids", sample_ids, MAX_SAMPLE_ID)):
         if (live & ((ids < 0) | (ids > end))).any():
@@ -64,6 +66,7 @@ def noisy_replicas(
 def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
     """Adds the vote of row r, its argmax (lowest index on ties), to counts[slots[r]]; rows with a non-finite logit
     go to invalid[slots[r]] instead; rows with slots[r] < 0 are padding."""
+    arguments.check_tally(logits, slots, counts, invalid)
     finite = logits.isfinite().all(1)
     # argmax may return any of several maxima; the first one is part of the definition.
     votes = (logits == logits.amax(1, keepdim=True)).int().argmax(1)
@@ -75,6 +78,7 @@ def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> Non
 
 def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
     """Image s is scale * the sum of the rows r with slots[r] == s, added one by one in float32, in their order."""
+    arguments.check_replica_sum(gradients, slots, scale, images)
     rows = slots.argsort(stable=True)[(slots < 0).sum() :]
     by_slot = slots[rows]
     # Its place among the rows of its slot: the first rows of all slots are added at once, then the second ones.
@@ -91,6 +95,7 @@ def attack_step(
 ) -> None:
     """A step of length alpha up the gradients, then the projection on the eps-ball around the images and on
     [low, high], in place. Every rounding goes towards the image, so that no result leaves the ball."""
+    arguments.check_attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
     step, radius, least, most = limits(alpha, eps, low, high)
     adversarial.copy_(_clip(NORMS[norm](adversarial, images, gradients, step, radius), least, most))
 

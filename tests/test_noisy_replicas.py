@@ -293,8 +293,8 @@ BAD = {
     "lattice without its table": ({"law": Law("lattice", (1,), (IDS,))}, r"table must come from noise.lattice_law"),
     "gaussian without sigma": ({"law": Law("gaussian", (1,), (IDS,))}, r"table must come from noise.gaussian_law"),
     "sigma of other channels": ({"law": gaussian_law([1, 2])}, "sigma has 2 entries; the images have 3 channels"),
-    "scale of other channels": ({"scale": torch.ones(2)}, r"scale and shift must be float32 \[3\], not Float \[2\]"),
-    "shift of another dtype": ({"shift": torch.ones(3).double()}, r"scale and shift must be float32 \[3\], not Double"),
+    "scale of other channels": ({"scale": torch.ones(2)}, r"scale must be float32 \[3\], not Float \[2\]"),
+    "shift of another dtype": ({"shift": torch.ones(3).double()}, r"shift must be float32 \[3\], not Double"),
     "output dtype": ({"dtype": torch.float64}, "dtype must be float32, bfloat16 or float16, not Double"),
 }
 

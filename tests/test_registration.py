@@ -104,20 +104,6 @@ def test_schema_is_that_of_the_reference(name: str, mutates: tuple[str, ...]) ->
     assert str(getattr(torch.ops.smoothfast, name).default._schema) == f"smoothfast::{name}{schema}"
 
 
-def test_fake_kernels_check_shapes() -> None:
-    images, *rest = replica_arguments(IMAGES, torch.float32, False)
-    with torch.device("meta"):
-        logits, slots, counts, invalid = (torch.empty_like(part) for part in tally_arguments(torch.zeros(4, 10)))
-        with pytest.raises(RuntimeError, match=r"images must be \[S, C, H, W\], not \(3, 5, 7\)"):
-            torch.ops.smoothfast.noisy_replicas(torch.empty(images.shape[1:]), *rest)
-        with pytest.raises(RuntimeError, match=r"logits must be \[R, K\], not \(10,\)"):
-            torch.ops.smoothfast.tally(logits[0], slots, counts, invalid)
-        with pytest.raises(RuntimeError, match=r"gradients must be \[R, C, H, W\], not \(4, 10\)"):
-            torch.ops.smoothfast.replica_sum(logits, slots, torch.empty(10), 2)
-        with pytest.raises(RuntimeError, match=r"adversarial must be \[N, C, H, W\], not \(4, 10\)"):
-            torch.ops.smoothfast.attack_step(logits, logits, logits, "l2", 0.1, 0.5, 0.0, 1.0)
-
-
 # ---- compile and export ----------------------------------------------------------------------------------------------
 
 

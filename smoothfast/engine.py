@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,9 +31,22 @@ STAGED = 4  # micro-batches whose rows may be on their way to the device
 AHEAD = 2  # micro-batches that a device is given before votes are waited for
 
 RUNNERS = ("eager", "compiled")
-PRECISIONS = ("auto", "fp32", "bf16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *DTYPES)
+ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2.5e-3}  # of the largest logit, after the layers of a deep network
 
 Runner = Callable[[Tensor], Tensor]
+
+CUDNN: Any = torch.backends.cudnn
+MATMUL: Any = torch.backends.cuda.matmul
+# Since 2.9 torch has new names for TF32, and whoever reads an old one, as torch.compile does, must find both say so.
+STRICT: list[tuple[Any, str, Any]] = [
+    (CUDNN, "benchmark", False),
+    (CUDNN, "deterministic", True),
+    (CUDNN, "allow_tf32", False),
+]
+if hasattr(MATMUL, "fp32_precision"):
+    STRICT += [(part, "fp32_precision", "ieee") for part in (MATMUL, CUDNN.conv, CUDNN.rnn)]
 
 
 @dataclass(frozen=True)
@@ -83,11 +98,11 @@ class _Transfer:
     def __init__(self, shape: Sequence[int], device: torch.device) -> None:
         apart = device.type != "cpu"
         self.host = torch.empty(tuple(shape), dtype=torch.int64, pin_memory=apart)
-        self._done = torch.Event(device) if apart else None
+        self._device, self._done = device, torch.Event(device) if apart else None
 
     def started(self) -> None:
         if self._done is not None:
-            self._done.record()
+            self._done.record(torch.get_device_module(self._device).current_stream(self._device))
 
     def wait(self) -> Tensor:
         """The host tensor, once the device is through with it."""
@@ -127,7 +142,7 @@ class _Board:
 
     def take(self, slots: list[int]) -> _Transfer:
         """The votes [len(slots), K + 1] of some slots, which are set back to 0; one transfer from the device."""
-        index = torch.tensor(slots, dtype=torch.int64, device=self.counts.device)
+        index = sent(torch.tensor(slots, dtype=torch.int64), self.counts.device)
         votes = torch.cat([self.counts[index], self.invalid[index, None]], 1)
         self.counts[index], self.invalid[index] = 0, 0
         transfer = _Transfer(votes.shape, votes.device)
@@ -154,8 +169,8 @@ class Engine:
         num_classes: K; checked against what the base classifier returns.
         seed: of all noise.
         normalize: (mean, std) applied after the noise, or None.
-        precision: "fp32", "bf16" (autocast), or "auto": bf16 where the processor computes in it.
-        micro_batch: rows per forward pass; None chooses by image size.
+        precision: "fp32", "bf16" or "fp16" (autocast), or "auto": bf16 where the processor computes in it.
+        micro_batch: rows per forward pass; None chooses by image size and device.
         runner: "eager", or "compiled" (torch.compile with frozen weights).
         clip: clamp noisy images to their range; then part of the function.
 
@@ -178,10 +193,10 @@ class Engine:
         clip: bool = False,
     ) -> None:
         self.base, self.shape, self.num_classes, self.seed, self.clip = base, shape, num_classes, seed, clip
-        self.device = next((p.device for p in base.parameters()), torch.device("cpu"))
-        self.micro_batch = micro_batch or default_micro_batch(shape)
+        self.device = next((t.device for t in chain(base.parameters(), base.buffers())), torch.device("cpu"))
+        self.micro_batch = micro_batch or default_micro_batch(shape, self.device)
         self.precision = resolve_precision(precision, self.device)
-        self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.dtype = DTYPES[self.precision]
         wrong = {p.dtype for p in base.parameters()} - {torch.float32}
         if wrong:
             raise ValueError(
@@ -275,7 +290,7 @@ class Engine:
                 break
             index, job = entering
             slot = free.pop()
-            self._board.images[slot] = job.image
+            self._board.images[slot] = sent(job.image, self.device)
             draw = job.procedure.begin()
             flights.append(_Flight(index, slot, job, draw))
             open_rows[draw.stream] = open_rows.get(draw.stream, 0) + draw.count
@@ -354,9 +369,8 @@ class Engine:
 
     def _same(self, a: Tensor, b: Tensor) -> bool:
         a, b = a.float(), b.float()
-        rounding = 2e-2 if self.dtype == torch.bfloat16 else 1e-4  # of the largest logit
         largest = float(a.nan_to_num().abs().max()) if a.numel() else 0.0
-        near = torch.allclose(a, b, rtol=0, atol=rounding * largest, equal_nan=True)
+        near = torch.allclose(a, b, rtol=0, atol=ROUNDING[self.precision] * largest, equal_nan=True)
         return near and torch.equal(a.argmax(1), b.argmax(1))
 
 
@@ -364,6 +378,13 @@ def _answers(flights: list[_Flight], votes: _Transfer) -> Iterator[tuple[_Flight
     """What the procedures make of their votes."""
     for flight, counts in zip(flights, votes.wait().numpy(), strict=True):
         yield flight, flight.job.procedure.update(counts)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, which the host does not wait for."""
+    if tensor.device.type == "cpu" and device.type != "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def capture(forward: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], Tensor], str]:
@@ -376,16 +397,17 @@ def capture(forward: Callable[[], Tensor], device: torch.device) -> tuple[Callab
     try:
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream):  # which makes its device the current one
             forward()  # what libraries set up at a first call must not be captured
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                logits = forward()
         torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = forward()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        return forward, f"not captured: {str(error).splitlines()[0]}"
+        # What ends a capture complains too, and hides what broke it.
+        return forward, f"not captured: {str(error.__context__ or error).splitlines()[0]}"
 
     def replay() -> Tensor:
         graph.replay()
@@ -400,8 +422,9 @@ def make_runner(base: nn.Module, kind: str, dtype: torch.dtype, device: torch.de
     network = frozen(base) if kind == "compiled" else base
 
     def run(replicas: Tensor) -> Tensor:
-        # Autocast rather than converted weights: batch norms are folded into the convolutions in float32 first.
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        # Autocast rather than converted weights: batch norms are folded into the convolutions in float32 first. A cache
+        # of casts would be that of an autocast around this one, and a captured graph outlives it.
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
             return network(replicas)
 
     return run
@@ -425,10 +448,11 @@ def frozen(base: nn.Module) -> Runner:
     return network
 
 
-def default_micro_batch(shape: tuple[int, int, int]) -> int:
-    """128 images of CIFAR size, fewer of larger ones: large enough for the cores, small enough for their caches."""
-    elements = shape[0] * shape[1] * shape[2]
-    return min(512, max(16, 128 * 3072 // elements))
+def default_micro_batch(shape: tuple[int, int, int], device: torch.device) -> int:
+    """Images of CIFAR size: 128 on a CPU, enough for its cores and small enough for their caches; 1024 on a GPU (not
+    measured). Fewer of larger ones."""
+    rows = 128 if device.type == "cpu" else 1024
+    return min(4 * rows, max(rows // 8, rows * 3072 // math.prod(shape)))
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -448,13 +472,27 @@ def strict_arithmetic(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    allowed, matmul.allow_tf32 = matmul.allow_tf32, False
+    precision = _readable(torch.get_float32_matmul_precision)
+    former = [(module, name, _readable(partial(getattr, module, name))) for module, name, _ in STRICT]
     try:
-        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
+        torch.set_float32_matmul_precision("highest")
+        for module, name, value in STRICT:
+            setattr(module, name, value)
+        yield
     finally:
-        matmul.allow_tf32 = allowed
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        for module, name, value in former:
+            if value is not None:
+                setattr(module, name, value)
+
+
+def _readable(setting: Callable[[], Any]) -> Any:
+    """None where torch will not tell an old setting since its new one was set, which is restored too."""
+    try:
+        return setting()
+    except RuntimeError:
+        return None
 
 
 @contextmanager

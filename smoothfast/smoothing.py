@@ -93,7 +93,7 @@ class SmoothedClassifier(nn.Module):
         noise: "lattice" (exact, needs uint8 images) or "gaussian"; None takes lattice for uint8 and gaussian for
             float images.
         seed: of all noise, 0 .. 2**64 - 1.
-        precision: "fp32", "bf16", or "auto": bf16 where the hardware multiplies in it.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
         max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
         runner: "eager", or "compiled": about twice as fast after about ten seconds of compilation.
         clip: clamp noisy images to their range; the clamp is then part of the base classifier.

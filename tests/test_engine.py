@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import islice
@@ -19,13 +21,13 @@ from torch.nn import functional as F
 
 from smoothfast import ops
 from smoothfast.engine import (
+    DTYPES,
     Engine,
     Job,
     capture,
     default_micro_batch,
     evaluating,
     resolve_precision,
-    strict_arithmetic,
 )
 from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key
 from smoothfast.procedures import (
@@ -402,7 +404,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         "current_stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
         "stream": lambda stream: nullcontext(),
         "CUDAGraph": graph,
-        "graph": lambda graph: nullcontext(),
+        "graph": lambda graph, stream, capture_error_mode: nullcontext(),
     }.items():
         monkeypatch.setattr(torch.cuda, name, instead)
     return made
@@ -434,15 +436,51 @@ def test_what_cannot_be_captured_runs_as_it_is(graphs: list[Graph]) -> None:
     assert capture(forward, torch.device("cpu")) == (forward, "none on cpu")
 
 
-def test_float32_is_not_tf32_while_the_base_runs_on_cuda() -> None:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
-    matmul.allow_tf32 = True
+STRICT = """
+import os, sys, torch
+from smoothfast.engine import CUDNN, MATMUL, strict_arithmetic
+
+def state():
+    new = [part.fp32_precision for part in (MATMUL, CUDNN.conv, CUDNN.rnn) if hasattr(part, "fp32_precision")]
+    return CUDNN.deterministic, CUDNN.benchmark, old(lambda: MATMUL.allow_tf32), old(lambda: CUDNN.allow_tf32), new
+
+def old(setting):
+    try:
+        return setting()
+    except RuntimeError:
+        return "mixed"
+
+def check(asked):
+    exec(asked)
+    before = state()
+    with strict_arithmetic(torch.device("cpu")):
+        assert state() == before
     with strict_arithmetic(torch.device("cuda")):
-        assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic) == (False, False, True)
-    assert matmul.allow_tf32 is True
-    matmul.allow_tf32 = before[0]
-    assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic) == before
+        *flags, new = state()
+        assert flags == [True, False, False, False] and set(new) <= {"ieee"}, (asked, flags, new)
+    assert state() == before, (asked, before, state())
+
+for asked in sys.argv[1:]:
+    child = os.fork()  # torch keeps what was said under old and under new names
+    if not child:
+        check(asked)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, asked
+"""
+
+
+def test_float32_is_not_tf32_while_the_base_runs_on_cuda() -> None:
+    """Whatever was asked for before, which is so again afterwards."""
+    asked = [
+        "",
+        "MATMUL.allow_tf32 = True",
+        "torch.set_float32_matmul_precision('medium')",
+        "CUDNN.benchmark, CUDNN.allow_tf32 = True, False",
+    ]
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9
+        asked += [f"{part}.fp32_precision = 'tf32'" for part in ("MATMUL", "CUDNN.rnn", "torch.backends")]
+        asked.append("CUDNN.conv.fp32_precision = 'ieee'")
+    subprocess.run([sys.executable, "-c", STRICT, *asked], check=True)
 
 
 # ---- whether a row is judged alone -----------------------------------------------------------------------------------
@@ -566,20 +604,21 @@ def test_precision() -> None:
             return out
 
     cpu = torch.device("cpu")
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for precision, dtype in DTYPES.items():
         seen: dict[str, torch.dtype] = {}
         assert make(Dtypes(48, CLASSES), precision=precision).meta["precision"] == precision
         assert seen == {"x": dtype, "out": dtype, "weight": torch.float32}
         assert resolve_precision(precision, cpu) == precision
     assert make(precision="auto").meta["precision"] == resolve_precision("auto", cpu) in ("fp32", "bf16")
     assert resolve_precision("auto", torch.device("mps")) == "fp32"
-    with pytest.raises(ValueError, match="precision is 'int8'; it must be one of auto, fp32, bf16"):
+    with pytest.raises(ValueError, match="precision is 'int8'; it must be one of auto, fp32, bf16, fp16"):
         make(precision="int8")
 
 
 def test_the_micro_batch_shrinks_with_the_image() -> None:
     sizes = {(3, 32, 32): 128, (3, 224, 224): 16, (1, 28, 28): 501, (3, 8, 8): 512, (3, 64, 64): 32}
-    assert {shape: default_micro_batch(shape) for shape in sizes} == sizes
+    assert {shape: default_micro_batch(shape, torch.device("cpu")) for shape in sizes} == sizes
+    assert default_micro_batch((3, 224, 224), torch.device("cuda")) == 128
 
 
 def test_runners() -> None:

@@ -28,7 +28,7 @@ def extension():
         import torch
 
         with_cuda = use_toolkit(torch.version.cuda)  # before the next line, which looks for one
-        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+        from torch.utils import cpp_extension
     except ImportError as error:
         sys.exit(
             f"smoothfast is compiled against torch, which cannot be imported here ({error}).\n"
@@ -51,8 +51,11 @@ def extension():
     flags = ["-O0" if debug else "-O3", "-g" if debug else "-g0", *openmp, *warnings, *exact]
     # torch asks the visible GPUs what to compile for; where there is none, for every generation that nvcc knows.
     asked = torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST")
-    nvcc = ["-O3", "-fmad=false", *([] if asked else ["-arch=all-major"])]
-    module = (CUDAExtension if with_cuda else CppExtension)(
+    generations = cpp_extension._get_cuda_arch_flags() if asked else ["-arch=all-major"]
+    nvcc = ["-O3", "-fmad=false", *generations]
+    if with_cuda:  # not among the flags of nvcc, which cuts -D at commas
+        flags.append(f"-DSMOOTHFAST_CUDA_ARCHITECTURES={compiled_for(generations, cpp_extension.CUDA_HOME)}")
+    module = (cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension)(
         "smoothfast._C",
         sources + (cuda if with_cuda else []),
         include_dirs=[str(ROOT / "csrc"), *toolkit_includes(torch)],
@@ -60,7 +63,7 @@ def extension():
         extra_link_args=openmp,
         extra_compile_args={"cxx": flags, "nvcc": nvcc} if with_cuda else flags,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
+    return {"ext_modules": [module], "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
 
 
 def use_toolkit(release):
@@ -86,6 +89,21 @@ def use_toolkit(release):
         return False
     os.environ["CUDA_HOME"] = os.path.realpath(home[1])
     return True
+
+
+def compiled_for(generations, home):
+    """What nvcc makes by these flags, for `smoothfast info`: sm_90 is machine code, compute_90 is PTX.
+
+    Asked of nvcc, which alone knows what all-major is. Where there is none, the build will complain.
+    """
+    nvcc = shutil.which("nvcc", path=os.path.join(home or "", "bin"))
+    if nvcc is None:
+        return ""
+    plan = subprocess.run(
+        [nvcc, "--dryrun", "-c", *generations, "-x", "cu", os.devnull], capture_output=True, text=True, check=True
+    )
+    names = {"elf": "sm_", "ptx": "compute_"}
+    return ",".join(names[kind] + number for kind, number in re.findall(r"kind=(elf|ptx),sm=(\w+)", plan.stderr))
 
 
 def toolkit_includes(torch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,15 +13,59 @@ from smoothfast.statistics import clopper_pearson_lower, clopper_pearson_upper
 
 
 def torch_replicas(
-    image: Tensor, count: int, sigma: float, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype,
+    image: Tensor, count: int, sigma: float, mean: Tensor, std: Tensor, dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> Tensor:  # fmt: skip
-    """Noisy, normalised copies of one float image [1, C, H, W] in plain PyTorch: repeat, randn, mul, add, normalise,
-    cast."""
+    """Noisy, normalised copies of one float image [1, C, H, W] in plain PyTorch: repeat, randn, mul, add, normalise
+    (mean and std are [C, 1, 1]), cast."""
     replicas = image.repeat(count, 1, 1, 1)
     replicas = replicas + torch.randn_like(replicas) * sigma
-    replicas = (replicas - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    replicas = (replicas - mean) / std
     return replicas.to(dtype).to(memory_format=memory_format)
+
+
+def torch_votes(logits: Tensor) -> Tensor:
+    """Votes by class, counted on the device of the logits [R, K]."""
+    return torch.bincount(logits.argmax(1), minlength=logits.shape[1])
+
+
+def published_votes(logits: Tensor) -> NDArray[np.int64]:
+    """The same on the host, one by one, as in Cohen's loop."""
+    votes = np.zeros(logits.shape[1], dtype=np.int64)
+    for vote in logits.argmax(1).cpu().numpy():
+        votes[vote] += 1
+    return votes
+
+
+def index_add_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
+    """Sums of the rows of every image by `index_add_`, in float32; scale is [C, 1, 1]."""
+    sums = gradients.new_zeros((images, *gradients.shape[1:]), dtype=torch.float32)
+    return sums.index_add_(0, slots, gradients.float()) * scale
+
+
+def view_sum(gradients: Tensor, scale: Tensor, images: int) -> Tensor:
+    """The same where every image has as many rows, which lie side by side."""
+    return gradients.unflatten(0, (images, -1)).sum(1, dtype=torch.float32) * scale
+
+
+def linf_chain(
+    adversarial: Tensor, images: Tensor, gradients: Tensor, alpha: float, eps: float, low: float, high: float
+) -> Tensor:
+    """A step of projected gradient descent as libraries of attacks write it: sign, add, clamp twice."""
+    adversarial = adversarial + alpha * gradients.sign()
+    shift = torch.clamp(adversarial - images, min=-eps, max=eps)
+    return torch.clamp(images + shift, low, high)
+
+
+def l2_chain(
+    adversarial: Tensor, images: Tensor, gradients: Tensor, alpha: float, eps: float, low: float, high: float
+) -> Tensor:
+    """The same in L2: normalise, add, scale back to the ball, clamp. The small number keeps 0 / 0 away."""
+    norms = gradients.flatten(1).norm(dim=1) + 1e-10
+    adversarial = adversarial + alpha * (gradients / norms.view(-1, 1, 1, 1))
+    shift = adversarial - images
+    factor = (eps / shift.flatten(1).norm(dim=1)).clamp(max=1)
+    return torch.clamp(images + shift * factor.view(-1, 1, 1, 1), low, high)
 
 
 @torch.no_grad()

@@ -1,61 +1,140 @@
-"""Votes of one image, ResNet-20 at n = 10,000: the engine against the published loop and against the bare network."""
+"""Votes of one image: the engine against the published loop and against the bare network, captured as a graph on a GPU.
+
+The published loop runs as torch is set up: its float32 convolutions on a GPU may be TF32, those of the engine are not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smoothfast import data, models
+from smoothfast.engine import Engine, capture, strict_arithmetic
 from smoothfast.smoothing import SmoothedClassifier
 from smoothfast.weights import DEMO, read_weights
 
 from . import baselines, harness
 
-N = 10_000
+SIGMA = 0.25
 REPEATS = 3
 
 
+@dataclass(frozen=True)
+class Case:
+    """One network in one setting.
+
+    Attributes:
+        model: a spec of `models.load`.
+        about: the network, as the rows name it. Weights decide nothing about speed.
+        n: samples.
+        micro_batches: of the engine, None for its own choice.
+        batches: of Cohen's loop; ratios are against the last.
+    """
+
+    model: str
+    about: str
+    size: int
+    classes: int
+    n: int
+    runners: tuple[str, ...]
+    micro_batches: tuple[int | None, ...]
+    batches: tuple[int, ...]
+
+
+BOTH = ("eager", "compiled")
+CASES = {
+    "cpu": [Case("resnet20", "ResNet-20", 32, 10, 10_000, ("compiled",), (None,), (1000, 100))],
+    "cuda": [
+        Case("resnet20", "ResNet-20", 32, 10, 100_000, BOTH, (None, 1024), (1000,)),
+        Case("resnet110", "ResNet-110 (random weights)", 32, 10, 20_000, BOTH, (None, 1024), (1000,)),
+        Case("torchvision:resnet50", "ResNet-50 (random weights)", 224, 1000, 10_000, BOTH, (None, 256), (400,)),
+    ],
+}
+
+
 def main(out: Path | None) -> None:
-    """Each precision: the engine, its bare network on the same number of rows, and Cohen's loop at its two batches."""
-    network = models.resnet20().eval()
-    read_weights(DEMO).load_into(network)
-    published = nn.Sequential(models.Normalize(*models.CIFAR10_STATISTICS), network).eval()
-    image = data.demo().images[:1]
-    contenders = {}
-    bare = {}
+    """On the CPU ResNet-20, on a GPU ResNet-110 and ResNet-50 too."""
+    for device in harness.devices():
+        for case in CASES[device.type]:
+            harness.report(rows(case, device), out)
+
+
+def rows(case: Case, device: torch.device) -> list[harness.Row]:
+    """Each precision, runner and micro-batch: the engine and its bare network on as many rows; and Cohen's loop."""
+    network = _network(case).to(device)
+    image = data.demo().images[:1] if case.size == 32 else torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
+    contenders: dict[str, Callable[[], object]] = {}
+    for (runner, form), smoothed in _classifiers(case, network):
+        engine = smoothed.engine(image)
+        contenders[f"certify {runner} {form}"] = partial(smoothed.certify, image, 100, case.n - 100)
+        contenders[f"bare {runner} forward {form}"] = bare_forward(engine, case.n)
+        graph = engine.meta.get("graph", "none")
+        print(f"{case.about}, {runner} {form}: micro-batch {engine.micro_batch}, graph {graph}", flush=True)
+    for batch in case.batches:
+        contenders[f"Cohen's loop, eager fp32, batch {batch}"] = _cohen(case, network, image, batch)
+    setting = f"{case.about} {case.size}x{case.size}, n = {case.n:,}"
+    found = harness.compare("certify", setting, contenders, case.n * 1e-6, "us/sample", REPEATS, device=device)
+    _print_overhead(found)
+    return found
+
+
+def _network(case: Case) -> nn.Module:
+    network = models.load(case.model, case.classes).eval()
+    if case.model == "resnet20":
+        read_weights(DEMO).load_into(network)
+    return network
+
+
+def _statistics(case: Case) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return models.STATISTICS["cifar10" if case.size == 32 else "imagenet"]
+
+
+def _classifiers(case: Case, network: nn.Module) -> Iterator[tuple[tuple[str, str], SmoothedClassifier]]:
+    """By runner, and by precision and micro-batch."""
     for precision in ("bf16", "fp32"):
-        smoothed = SmoothedClassifier(
-            network, 0.25, 10, normalize=models.CIFAR10_STATISTICS, precision=precision, runner="compiled"
-        )
-        contenders[f"certify compiled {precision}"] = lambda smoothed=smoothed: smoothed.certify(image, 100, N - 100)
-        bare[precision] = _bare_forward(smoothed, image)
-        contenders[f"bare compiled forward {precision}"] = bare[precision]
-    for batch in (1000, 100):
-        contenders[f"Cohen's loop, eager fp32, batch {batch}"] = lambda batch=batch: baselines.cohen_counts(
-            published, image[0] / 255, N, 0.25, batch, 10
-        )
-    setting = f"ResNet-20 32x32, n = {N:,}"
-    rows = harness.compare(
-        "certify", setting, contenders, N * 1e-6, "us/sample", REPEATS, "Cohen's loop, eager fp32, batch 100"
-    )
-    harness.report(rows, out)
-    for precision in bare:
-        time = {row.contender: row.median for row in rows}
-        engine, floor = time[f"certify compiled {precision}"], time[f"bare compiled forward {precision}"]
-        print(f"certify / bare forward, {precision}: {engine / floor:.3f}")
+        for runner in case.runners:
+            for micro_batch in case.micro_batches:
+                form = precision if micro_batch is None else f"{precision}, batch {micro_batch}"
+                yield (runner, form), SmoothedClassifier(
+                    network, SIGMA, case.classes, normalize=_statistics(case), precision=precision,
+                    max_batch=micro_batch, runner=runner,
+                )  # fmt: skip
 
 
-def _bare_forward(smoothed: SmoothedClassifier, image: torch.Tensor):  # type: ignore[no-untyped-def]
-    """The engine's own runner on one stored micro-batch, as often as N samples need: no noise, no votes."""
-    engine = smoothed.engine(image)
-    replicas = torch.randn(engine.micro_batch, *engine.shape).to(engine.dtype)
+def bare_forward(engine: Engine, n: int) -> Callable[[], None]:
+    """The engine's own runner on one stored micro-batch, as often as n samples need: no noise, no votes."""
+    replicas = torch.randn(engine.micro_batch, *engine.shape, device=engine.device).to(engine.dtype)
     replicas = replicas.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def forward() -> None:
-        for _ in range(-(-N // engine.micro_batch)):
-            engine.run_base(replicas)
+    def forward() -> Tensor:
+        with strict_arithmetic(engine.device):
+            return engine.run_base(replicas)
 
-    return forward
+    step, _ = capture(forward, engine.device)
+
+    def call() -> None:
+        for _ in range(-(-n // engine.micro_batch)):
+            step()
+
+    return call
+
+
+def _cohen(case: Case, network: nn.Module, image: Tensor, batch: int) -> Callable[[], object]:
+    device = next(network.parameters()).device
+    published = nn.Sequential(models.Normalize(*_statistics(case)), network).eval().to(device)
+    pixels = image[0].to(device) / 255
+    return lambda: baselines.cohen_counts(published, pixels, case.n, SIGMA, batch, case.classes)
+
+
+def _print_overhead(found: list[harness.Row]) -> None:
+    time = {row.contender: row.median for row in found}
+    for name, floor in time.items():
+        if name.startswith("bare "):
+            run = name.removeprefix("bare ").replace(" forward", "", 1)
+            print(f"certify / bare forward, {run}: {time[f'certify {run}'] / floor:.3f}")

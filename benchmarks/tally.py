@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from smoothfast import ops
-
-from . import harness
+from . import baselines, harness
 
 ROWS = 10_000
 
 
 def main(out: Path | None) -> None:
     """10,000 rows of 10 and of 1,000 classes, float32 and bfloat16."""
-    for classes in (10, 1000):
-        for dtype in (torch.float32, torch.bfloat16):
-            harness.report(_rows(classes, dtype), out)
+    for device in harness.devices():
+        for classes in (10, 1000):
+            for dtype in (torch.float32, torch.bfloat16):
+                harness.report(rows(ROWS, classes, dtype, device), out)
 
 
-def _rows(classes: int, dtype: torch.dtype) -> list[harness.Row]:
-    logits = torch.randn(ROWS, classes).to(dtype)
-    slots = torch.zeros(ROWS, dtype=torch.int64)
-    counts, invalid = torch.zeros(1, classes, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-
-    def published() -> np.ndarray:
-        votes = np.zeros(classes, dtype=int)
-        for vote in logits.argmax(1).numpy():
-            votes[vote] += 1
-        return votes
-
-    contenders = {
-        "tally": lambda: ops.tally(logits, slots, counts, invalid),
-        "torch argmax + bincount": lambda: torch.bincount(logits.argmax(1), minlength=classes),
-        "argmax + Python loop (published)": published,
-    }
+def rows(count: int, classes: int, dtype: torch.dtype, device: torch.device) -> list[harness.Row]:
     setting = f"{classes} classes {str(dtype).removeprefix('torch.')}"
-    return harness.compare("tally", setting, contenders, ROWS * 1e-9, "ns/row", 11)
+    return harness.compare(
+        "tally", setting, contenders(count, classes, dtype, device), count * 1e-9, "ns/row", 11, device=device,
+        calls=harness.calls_on(device),
+    )  # fmt: skip
+
+
+def contenders(count: int, classes: int, dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Each returns the votes by class, those of the package on top of all that it counted before."""
+    logits = torch.randn(count, classes, device=device).to(dtype)
+    slots = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def counting(tally: Callable[..., None]) -> Callable[[], Tensor]:
+        counts, invalid = (torch.zeros(size, dtype=torch.int64, device=device) for size in ((1, classes), (1,)))
+
+        def call() -> Tensor:
+            tally(logits, slots, counts, invalid)
+            return counts[0]
+
+        return call
+
+    ours = harness.implementations("tally", device)
+    return {
+        **{f"tally{by}": counting(tally) for by, tally in ours.items()},
+        "torch argmax + bincount": lambda: baselines.torch_votes(logits),
+        "argmax + Python loop (published)": lambda: baselines.published_votes(logits),
+    }

@@ -27,11 +27,20 @@ constexpr int kOpenMp = _OPENMP;
 constexpr int kOpenMp = 0;  // at::parallel_for is a serial loop
 #endif
 
+// Set by setup.py where CUDA sources are compiled: sm_80,sm_90,... A macro of one argument would stop at the comma.
+#ifndef SMOOTHFAST_CUDA_ARCHITECTURES
+#define SMOOTHFAST_CUDA_ARCHITECTURES
+#endif
+#define SMOOTHFAST_TEXT(...) #__VA_ARGS__
+#define SMOOTHFAST_TEXT_OF(...) SMOOTHFAST_TEXT(__VA_ARGS__)
+constexpr const char* kCudaArchitectures = SMOOTHFAST_TEXT_OF(SMOOTHFAST_CUDA_ARCHITECTURES);
+
 std::map<std::string, std::string> build_info() {
   return {{"torch", TORCH_VERSION},
           {"compiler", __VERSION__},
           {"cplusplus", std::to_string(__cplusplus)},
-          {"openmp", std::to_string(kOpenMp)}};
+          {"openmp", std::to_string(kOpenMp)},
+          {"cuda_architectures", kCudaArchitectures}};
 }
 
 std::vector<std::string> supported_instruction_sets() {

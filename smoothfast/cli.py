@@ -42,7 +42,9 @@ console = Console(stderr=True)  # tables go to stdout, everything else here
 DEMO_SECONDS = 120.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
 DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 NORMALIZATIONS = ("none", *models.STATISTICS)
-BENCHMARKS = {"noise": "noisy_replicas", "tally": "tally", "samples": "samples", "certify": "certify"}
+BENCHMARKS = {"noise": "noisy_replicas"} | {
+    name: name for name in ("tally", "replica_sum", "attack_step", "samples", "certify")
+}
 
 Item = TypeVar("Item")
 
@@ -266,13 +268,17 @@ def bench(
 
 @app.command()
 def info(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """What is built, and which kernels and instruction sets are live."""
+    """What is built and installed, which GPUs there are, which kernels and instruction sets are live."""
     extension = ops.extension
     facts: dict[str, Any] = runs.environment() | {
         "extension": None if extension is None else extension.build_info(),
         "instruction_sets": [] if extension is None else extension.supported_instruction_sets(),
         "backends": ops.backends(),
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "devices": runs.devices(),
+        "driver": runs.driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "libraries": runs.libraries(),
         "precision": resolve_precision("auto", torch.device("cpu")),
         "threads": torch.get_num_threads(),
     }

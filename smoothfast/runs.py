@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from .version import __version__
 
 # Compilation takes 10 to 30 s and then saves about half of each forward pass: it pays from about this many on.
 COMPILE_FROM = 100_000
+
+LIBRARIES = ("numpy", "scipy", "safetensors", "torchvision", "triton")
 
 
 def chosen(count: int, skip: int, limit: int | None) -> list[int]:
@@ -133,6 +137,41 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "kernels": extension.instruction_set() if extension is not None else "reference",
     }
+
+
+def libraries() -> dict[str, str | None]:
+    """Versions of what runs beside torch, None where it is not installed."""
+
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    return {name: installed(name) for name in LIBRARIES}
+
+
+def devices() -> list[dict[str, Any]]:
+    """Name, compute capability (not of XPU) and memory of every GPU that torch sees."""
+    found = []
+    for kind in ops.GPUS:
+        module = torch.get_device_module(kind)
+        for index in range(module.device_count() if module.is_available() else 0):
+            about = module.get_device_properties(index)
+            capability = f"{about.major}.{about.minor}" if hasattr(about, "major") else None
+            memory = round(about.total_memory / 2**30, 1)
+            found.append({"device": f"{kind}:{index}", "name": about.name, "capability": capability, "GiB": memory})
+    return found
+
+
+def driver() -> str | None:
+    """The latest CUDA release that the driver supports, None where there is no driver."""
+    supported = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(supported))
+    except OSError:
+        return None
+    return f"{supported.value // 1000}.{supported.value % 1000 // 10}"
 
 
 def processor() -> str:

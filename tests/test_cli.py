@@ -9,15 +9,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from smoothfast import cli, logs, ops
+from smoothfast import cli, logs, ops, runs
 from smoothfast.logs import read_log
 from smoothfast.procedures import PILOT
 
@@ -602,5 +605,42 @@ def test_info(run: Run) -> None:
     assert facts["torch"] == torch.__version__
     assert facts["precision"] in ("fp32", "bf16")
     assert [line.split()[0] for line in plain.out.splitlines()] == list(facts)
-    assert {"smoothfast", "processor", "kernels", "extension", "instruction_sets", "cuda", "threads"} <= set(facts)
+    assert {"smoothfast", "processor", "python", "kernels", "extension", "instruction_sets", "threads"} <= set(facts)
     assert facts["backends"] == ops.backends()
+    assert (facts["cuda"], facts["cudnn"]) == (torch.version.cuda, torch.backends.cudnn.version())
+    assert facts["libraries"]["numpy"] == np.__version__
+    assert set(facts["libraries"]) >= {"scipy", "safetensors", "triton"}
+    assert len(facts["devices"]) == torch.cuda.device_count() + torch.xpu.device_count()
+
+
+def test_info_of_gpus(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it reads where there are some: a CUDA driver, two GPUs, no triton."""
+
+    def get_version(supported: Any) -> None:
+        supported._obj.value = 13020
+
+    def version(name: str) -> str:
+        if name == "triton":
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    about = SimpleNamespace(name="Fast", major=9, minor=0, total_memory=80 * 2**30)
+    gpus = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2, get_device_properties=lambda _: about)
+    none = SimpleNamespace(is_available=lambda: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_device_module", lambda kind: gpus if kind == "cuda" else none)
+        patch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(cuDriverGetVersion=get_version))
+        patch.setattr(runs, "version", version)
+        facts = json.loads(run("info", "--json").out)
+    assert facts["driver"] == "13.2"
+    assert facts["devices"][1] == {"device": "cuda:1", "name": "Fast", "capability": "9.0", "GiB": 80.0}
+    assert facts["libraries"]["triton"] is None
+
+
+def test_info_of_the_extension(extension: Any) -> None:
+    """The generations of GPUs it was compiled for: none, or machine code and PTX."""
+    architectures = extension.build_info()["cuda_architectures"]
+    names, live = architectures.split(",") if architectures else [], ops.backends()["cuda"]
+    assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", name) for name in names)
+    assert names or not live.startswith("compiled")
+    assert not names or "without CUDA sources" not in live

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -47,8 +48,9 @@ class Case:
 
 
 BOTH = ("eager", "compiled")
+CPU_RUNNERS = ("compiled", "openvino") if find_spec("openvino") else ("compiled",)
 CASES = {
-    "cpu": [Case("resnet20", "ResNet-20", 32, 10, 10_000, ("compiled",), (None,), (1000, 100))],
+    "cpu": [Case("resnet20", "ResNet-20", 32, 10, 10_000, CPU_RUNNERS, (None,), (1000, 100))],
     "cuda": [
         Case("resnet20", "ResNet-20", 32, 10, 100_000, BOTH, (None, 1024), (1000,)),
         Case("resnet110", "ResNet-110 (random weights)", 32, 10, 20_000, BOTH, (None, 1024), (1000,)),

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import analysis, data, models, ops, plots, runs
-from .engine import PRECISIONS, RUNNERS, Engine, Job, resolve_precision
+from .engine import PRECISIONS, Engine, Job, resolve_precision
 from .logs import read_log, require_new
 from .noise import Stream
 from .procedures import (
@@ -28,6 +28,7 @@ from .procedures import (
     certify_procedure,
     predict_procedure,
 )
+from .runners import RUNNERS
 from .smoothing import NOISES, SmoothedClassifier
 from .specs import choice
 from .statistics import TOP_SHARE

@@ -18,24 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._inductor.config
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import ops
 from .noise import Law, Stream, stream_key
 from .procedures import Decision, Draw, Procedure
+from .runners import evaluating, make_runner
 from .specs import choice
 
 STAGED = 4  # micro-batches whose rows may be on their way to the device
 AHEAD = 2  # micro-batches that a device is given before votes are waited for
 
-RUNNERS = ("eager", "compiled")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
 ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2.5e-3}  # of the largest logit, after the layers of a deep network
-
-Runner = Callable[[Tensor], Tensor]
 
 CUDNN: Any = torch.backends.cudnn
 MATMUL: Any = torch.backends.cuda.matmul
@@ -171,7 +168,7 @@ class Engine:
         normalize: (mean, std) applied after the noise, or None.
         precision: "fp32", "bf16" or "fp16" (autocast), or "auto": bf16 where the processor computes in it.
         micro_batch: rows per forward pass; None chooses by image size and device.
-        runner: "eager", or "compiled" (torch.compile with frozen weights).
+        runner: "eager", "compiled" (torch.compile with frozen weights) or "openvino" (CPU).
         clip: clamp noisy images to their range; then part of the function.
 
     Raises:
@@ -416,38 +413,6 @@ def capture(forward: Callable[[], Tensor], device: torch.device) -> tuple[Callab
     return replay, "captured"
 
 
-def make_runner(base: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> Runner:
-    """The base classifier as a function of one micro-batch."""
-    choice("runner", kind, RUNNERS)
-    network = frozen(base) if kind == "compiled" else base
-
-    def run(replicas: Tensor) -> Tensor:
-        # Autocast rather than converted weights: batch norms are folded into the convolutions in float32 first. A cache
-        # of casts would be that of an autocast around this one, and a captured graph outlives it.
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            return network(replicas)
-
-    return run
-
-
-def frozen(base: nn.Module) -> Runner:
-    """The base classifier compiled for one shape, its present weights folded in as constants."""
-
-    def call(replicas: Tensor) -> Tensor:
-        return base(replicas)
-
-    # Dynamo keeps compiled code by code object, and does not look at frozen weights when it takes it up again: an
-    # engine needs a code object of its own. As options={"freezing": True} the setting comes too late to have effect.
-    call.__code__ = call.__code__.replace(co_name=f"base_{id(base)}")
-    compiled = torch.compile(call, dynamic=False)
-
-    def network(replicas: Tensor) -> Tensor:
-        with torch._inductor.config.patch(freezing=True):
-            return compiled(replicas)
-
-    return network
-
-
 def default_micro_batch(shape: tuple[int, int, int], device: torch.device) -> int:
     """Images of CIFAR size: 128 on a CPU, enough for its cores and small enough for their caches; 1024 on a GPU (not
     measured). Fewer of larger ones."""
@@ -493,16 +458,3 @@ def _readable(setting: Callable[[], Any]) -> Any:
         return setting()
     except RuntimeError:
         return None
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the time being; afterwards every submodule is in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -403,7 +403,7 @@ def test_weights_tell_classes_and_normalisation(certify: Run, tmp_path: Path) ->
         ({"method": "magic"}, ["method is 'magic'; it must be one of fixed"]),
         ({"bound": "best"}, ["bound is 'best'; it must be one of multiclass, cohen"]),
         ({"noise": "pink"}, ["noise is 'pink'; it must be one of lattice, gaussian"]),
-        ({"runner": "fast"}, ["runner is 'fast'; it must be one of auto, eager, compiled"]),
+        ({"runner": "fast"}, ["runner is 'fast'; it must be one of auto, eager, compiled, openvino"]),
         ({"precision": "int8"}, ["precision is 'int8'; it must be one of auto, fp32, bf16"]),
         ({"normalize": "best"}, ["normalize is 'best'; it must be one of none, cifar10, cifar100, imagenet"]),
         ({"seed": -1}, ["seed is -1"]),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +24,6 @@ from smoothfast.engine import (
     Job,
     capture,
     default_micro_batch,
-    evaluating,
     resolve_precision,
 )
 from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key
@@ -43,6 +40,7 @@ from smoothfast.procedures import (
     ToleranceCertify,
     Votes,
 )
+from smoothfast.runners import evaluating
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE, CLASSES, SEED = (3, 4, 4), 5, 2**40 + 7
@@ -619,51 +617,3 @@ def test_the_micro_batch_shrinks_with_the_image() -> None:
     sizes = {(3, 32, 32): 128, (3, 224, 224): 16, (1, 28, 28): 501, (3, 8, 8): 512, (3, 64, 64): 32}
     assert {shape: default_micro_batch(shape, torch.device("cpu")) for shape in sizes} == sizes
     assert default_micro_batch((3, 224, 224), torch.device("cuda")) == 128
-
-
-def test_runners() -> None:
-    with pytest.raises(ValueError, match="runner is 'fast'; it must be one of eager, compiled"):
-        make(runner="fast")
-
-
-class Net(nn.Module):
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.convolution, self.norm, self.linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(16, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(F.relu(self.norm(self.convolution(x))).flatten(1))
-
-
-needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
-
-
-@needs_compiler
-def test_the_compiled_base_votes_as_the_eager_one() -> None:
-    """Also after another network of the same architecture, and after its weights changed."""
-
-    def check(base: nn.Module) -> list[list[list[int]]]:
-        compiled, eager = make(base, runner="compiled"), make(base)
-        assert compiled.meta == eager.meta | {"runner": "compiled"}
-        found = votes(eager)
-        assert votes(compiled) == found
-        return found
-
-    first, second = Net(0), Net(1)
-    seen = [check(first), check(second)]
-    with torch.no_grad():
-        first.linear.weight.neg_()
-    seen.append(check(first))
-    assert len({str(found) for found in seen}) == 3
-
-
-@needs_compiler
-def test_the_compiled_base_has_its_weights_frozen_in() -> None:
-    base = Net(2)
-    engine = make(base, runner="compiled")
-    before = votes(engine)
-    with torch.no_grad():
-        base.linear.weight.neg_()
-    assert votes(engine) == before

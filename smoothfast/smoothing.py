@@ -96,7 +96,7 @@ class SmoothedClassifier(nn.Module):
         precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
         max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
         runner: "eager"; "compiled": about twice as fast after about ten seconds of compilation; or "openvino", where it
-            is installed: faster still on CPUs, after about two seconds.
+            is installed: much the same on CPUs after about three seconds.
         clip: clamp noisy images to their range; the clamp is then part of the base classifier.
         deterministic: let every call of `forward` repeat the same samples. An attacker then faces a deterministic
             model: say so beside any robustness figure.

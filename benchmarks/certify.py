@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from smoothfast import data, models
-from smoothfast.engine import Engine, capture, strict_arithmetic
+from smoothfast.engine import Engine, capture
+from smoothfast.runners import strict_arithmetic
 from smoothfast.smoothing import SmoothedClassifier
 from smoothfast.weights import DEMO, read_weights
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 from . import ops
 from .noise import Law, Stream, stream_key
 from .procedures import Decision, Draw, Procedure
-from .runners import evaluating, make_runner
+from .runners import evaluating, make_runner, strict_arithmetic
 from .specs import choice
 
 STAGED = 4  # micro-batches whose rows may be on their way to the device
@@ -33,17 +31,6 @@ AHEAD = 2  # micro-batches that a device is given before votes are waited for
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
 ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2.5e-3}  # of the largest logit, after the layers of a deep network
-
-CUDNN: Any = torch.backends.cudnn
-MATMUL: Any = torch.backends.cuda.matmul
-# Since 2.9 torch has new names for TF32, and whoever reads an old one, as torch.compile does, must find both say so.
-STRICT: list[tuple[Any, str, Any]] = [
-    (CUDNN, "benchmark", False),
-    (CUDNN, "deterministic", True),
-    (CUDNN, "allow_tf32", False),
-]
-if hasattr(MATMUL, "fp32_precision"):
-    STRICT += [(part, "fp32_precision", "ieee") for part in (MATMUL, CUDNN.conv, CUDNN.rnn)]
 
 
 @dataclass(frozen=True)
@@ -391,6 +378,7 @@ def capture(forward: Callable[[], Tensor], device: torch.device) -> tuple[Callab
     """
     if device.type != "cuda":
         return forward, f"none on {device.type}"
+    broke: RuntimeError | None = None
     try:
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -398,13 +386,17 @@ def capture(forward: Callable[[], Tensor], device: torch.device) -> tuple[Callab
             forward()  # what libraries set up at a first call must not be captured
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                logits = forward()
+                try:
+                    logits = forward()
+                except RuntimeError as error:
+                    broke = error  # what ends the capture complains too, and would hide it
+                    raise
         torch.cuda.current_stream(device).wait_stream(stream)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        # What ends a capture complains too, and hides what broke it.
-        return forward, f"not captured: {str(error.__context__ or error).splitlines()[0]}"
+        broke = broke or error
+        if isinstance(broke, torch.OutOfMemoryError):
+            raise broke from None
+        return forward, f"not captured: {str(broke).splitlines()[0]}"
 
     def replay() -> Tensor:
         graph.replay()
@@ -429,32 +421,3 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capable = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16" if device.type == "cpu" and capable else "fp32"
-
-
-@contextmanager
-def strict_arithmetic(device: torch.device) -> Iterator[None]:
-    """On CUDA: float32 is not TF32, and cuDNN takes deterministic algorithms, always the same ones."""
-    if device.type != "cuda":
-        yield
-        return
-    precision = _readable(torch.get_float32_matmul_precision)
-    former = [(module, name, _readable(partial(getattr, module, name))) for module, name, _ in STRICT]
-    try:
-        torch.set_float32_matmul_precision("highest")
-        for module, name, value in STRICT:
-            setattr(module, name, value)
-        yield
-    finally:
-        if precision is not None:
-            torch.set_float32_matmul_precision(precision)
-        for module, name, value in former:
-            if value is not None:
-                setattr(module, name, value)
-
-
-def _readable(setting: Callable[[], Any]) -> Any:
-    """None where torch will not tell an old setting since its new one was set, which is restored too."""
-    try:
-        return setting()
-    except RuntimeError:
-        return None

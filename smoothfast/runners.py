@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -18,6 +19,17 @@ from .specs import choice
 RUNNERS = ("eager", "compiled", "openvino")
 
 Runner = Callable[[Tensor], Tensor]
+
+CUDNN: Any = torch.backends.cudnn
+MATMUL: Any = torch.backends.cuda.matmul
+# Since 2.9 torch has new names for TF32, and whoever reads an old one, as torch.compile does, must find both say so.
+STRICT: list[tuple[Any, str, Any]] = [
+    (CUDNN, "benchmark", False),
+    (CUDNN, "deterministic", True),
+    (CUDNN, "allow_tf32", False),
+]
+if hasattr(MATMUL, "fp32_precision"):
+    STRICT += [(part, "fp32_precision", "ieee") for part in (MATMUL, CUDNN.conv, CUDNN.rnn)]
 
 
 def make_runner(base: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> Runner:
@@ -67,7 +79,7 @@ OPENVINO_TYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 class OpenVino:
     """The base classifier, converted for the shape of the first micro-batch, its present weights folded in.
 
-    The rows are shared out among as many requests as there are threads, a core each, and are read where they are.
+    The rows are shared out among as many requests as there are threads, if these divide them, and are read in place.
 
     Raises:
         ValueError: OpenVINO is not installed or not for this dtype or device; or, when called, cannot convert the
@@ -85,6 +97,7 @@ class OpenVino:
         self._type = getattr(self._openvino.Type, OPENVINO_TYPES[dtype])
         self._requests: list[Any] = []
 
+    @torch.autocast("cpu", enabled=False)  # one around this call would become part of the network
     def __call__(self, replicas: Tensor) -> Tensor:
         if not self._requests:
             self._requests = self._convert(replicas.shape)
@@ -98,11 +111,12 @@ class OpenVino:
 
     def _convert(self, shape: torch.Size) -> list[Any]:
         """Requests that take pixels [rows, H, W, C] as the noise kernel writes them in channels_last."""
-        openvino, count = self._openvino, math.gcd(shape[0], torch.get_num_threads())
+        openvino, threads = self._openvino, torch.get_num_threads()
+        count = math.gcd(shape[0], threads)
         settings = {
             "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[self._dtype],
             "NUM_STREAMS": count,
-            "INFERENCE_NUM_THREADS": count,
+            "INFERENCE_NUM_THREADS": threads,
         }
         try:
             exported = torch.export.export(self._base, (torch.zeros(shape[0] // count, *shape[1:]),))
@@ -131,3 +145,32 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def strict_arithmetic(device: torch.device) -> Iterator[None]:
+    """On CUDA: float32 is not TF32, and cuDNN takes deterministic algorithms, always the same ones."""
+    if device.type != "cuda":
+        yield
+        return
+    precision = _readable(torch.get_float32_matmul_precision)
+    former = [(module, name, _readable(partial(getattr, module, name))) for module, name, _ in STRICT]
+    try:
+        torch.set_float32_matmul_precision("highest")
+        for module, name, value in STRICT:
+            setattr(module, name, value)
+        yield
+    finally:
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        for module, name, value in former:
+            if value is not None:
+                setattr(module, name, value)
+
+
+def _readable(setting: Callable[[], Any]) -> Any:
+    """None where torch will not tell an old setting since its new one was set, which is restored too."""
+    try:
+        return setting()
+    except RuntimeError:
+        return None

@@ -27,7 +27,7 @@ from .version import __version__
 # Compilation takes 10 to 30 s and then saves about half of each forward pass: it pays from about this many on.
 COMPILE_FROM = 100_000
 
-LIBRARIES = ("numpy", "scipy", "safetensors", "torchvision", "triton")
+LIBRARIES = ("numpy", "scipy", "safetensors", "torchvision", "triton", "openvino")
 
 
 def chosen(count: int, skip: int, limit: int | None) -> list[int]:

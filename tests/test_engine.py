@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -397,12 +397,19 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         made.append(Graph())
         return made[-1]
 
+    @contextmanager
+    def capturing(graph: Graph, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError:
+            raise RuntimeError("the capture was invalidated") from None  # as ends a real one, whatever broke it
+
     for name, instead in {
         "Stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
         "current_stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
         "stream": lambda stream: nullcontext(),
         "CUDAGraph": graph,
-        "graph": lambda graph, stream, capture_error_mode: nullcontext(),
+        "graph": capturing,
     }.items():
         monkeypatch.setattr(torch.cuda, name, instead)
     return made
@@ -434,9 +441,21 @@ def test_what_cannot_be_captured_runs_as_it_is(graphs: list[Graph]) -> None:
     assert capture(forward, torch.device("cpu")) == (forward, "none on cpu")
 
 
+def test_out_of_memory_in_a_capture_is_not_swallowed(graphs: list[Graph]) -> None:
+    """The engine halves its micro-batch."""
+
+    def forward() -> Tensor:
+        if graphs:
+            raise torch.OutOfMemoryError("128 rows")
+        return torch.zeros(3)
+
+    with pytest.raises(torch.OutOfMemoryError, match="128 rows"):
+        capture(forward, torch.device("cuda"))
+
+
 STRICT = """
 import os, sys, torch
-from smoothfast.engine import CUDNN, MATMUL, strict_arithmetic
+from smoothfast.runners import CUDNN, MATMUL, strict_arithmetic
 
 def state():
     new = [part.fp32_precision for part in (MATMUL, CUDNN.conv, CUDNN.rnn) if hasattr(part, "fp32_precision")]

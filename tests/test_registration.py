@@ -122,6 +122,22 @@ def test_compile(compiler: str) -> None:
     check_equal(results(compiled, images), results(smoothed, images))
 
 
+def test_compile_passes_scalars_as_they_are(compiler: str) -> None:
+    """Also once torch.compile takes a float that changes for a variable."""
+
+    def step(adversarial: Tensor, alpha: float, eps: float) -> None:
+        ops.attack_step(adversarial, images, gradients, "l2", alpha, 2 * eps, 0.0, 1.0)
+
+    images, gradients = IMAGES / 255, torch.randn(IMAGES.shape, generator=torch.Generator().manual_seed(2))
+    compiled = torch.compile(step, fullgraph=True, backend=compiler)
+    for i in range(4):
+        once, again = images.clone(), images.clone()
+        step(once, 0.1 + i / 7, 0.3 + i / 11)
+        compiled(again, 0.1 + i / 7, 0.3 + i / 11)
+        check_equal([again], [once])
+        assert not torch.equal(once, images)
+
+
 def test_export() -> None:
     class Module(torch.nn.Module):
         def forward(self, images: Tensor, counts: Tensor, invalid: Tensor) -> Tensor:

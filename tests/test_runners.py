@@ -113,6 +113,14 @@ def test_openvino_reads_replicas_where_they_are_and_keeps_no_logits() -> None:
     assert torch.equal(runner(first.clone(memory_format=torch.preserve_format)), kept)
 
 
+@needs_openvino
+def test_autocast_around_does_not_become_part_of_the_network() -> None:
+    replicas = torch.randn(16, *SHAPE).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = make_runner(Net(4).eval(), "openvino", torch.float32, CPU)(replicas)
+    assert torch.equal(inside, make_runner(Net(4).eval(), "openvino", torch.float32, CPU)(replicas))
+
+
 class Asks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)[:, :CLASSES] if x.sum().item() > 0 else x.flatten(1)[:, -CLASSES:]

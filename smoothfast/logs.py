@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Log", "Row", "RunLog", "read_log", "require_new"]
+__all__ = ["Log", "Row", "RunLog", "put_in_order", "read_log", "require_new"]
 
 
 class Row(NamedTuple):
@@ -190,6 +190,20 @@ def require_new(path: Path) -> None:
 
 def _exists(path: Path) -> FileExistsError:
     return FileExistsError(f"{path} exists: go on with it (--resume) or choose another --out")
+
+
+def put_in_order(path: Path) -> None:
+    """Sorts the lines of a log by image. In one step: killed or out of room before it, the log is as it was."""
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    ordered = sorted(lines, key=lambda line: int(line.partition(b"\t")[0]))
+    if ordered == lines:
+        return
+    beside = path.with_name(path.name + ".sorted")
+    with beside.open("wb") as file:
+        file.writelines([header, *ordered])
+        file.flush()
+        os.fsync(file)
+    os.replace(beside, path)
 
 
 class RunLog:

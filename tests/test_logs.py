@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smoothfast.logs import Row, RunLog, read_log
+from smoothfast.logs import Row, RunLog, put_in_order, read_log
 
 SETTINGS = {"sigma": 0.25, "alpha": 0.001, "n": 100_000, "mean": (0.1, 0.2), "bound": "multiclass"}
 COHEN = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -281,6 +282,41 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     with RunLog(path, {}, resume=True) as log:
         assert log.done == {0}
+
+
+def test_rows_are_put_in_order(path: Path) -> None:
+    write(path, row(10), row(9), row(100), row(0, predict=-1))
+    header, ten, nine, hundred, none = path.read_text().splitlines(keepends=True)
+    put_in_order(path)
+    assert path.read_text() == "".join([header, none, nine, ten, hundred])
+    assert sorted(each.name for each in path.parent.iterdir()) == ["run.tsv", "run.tsv.json"]
+
+
+@pytest.mark.parametrize("indices", [[], [3], [0, 5, 9, 10]])
+def test_a_log_in_order_is_left_as_it_is(path: Path, indices: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, *map(row, indices))
+    monkeypatch.setattr(os, "replace", None)
+    put_in_order(path)
+    assert read_log(path).idx.tolist() == indices
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_log_that_could_not_be_put_in_order_is_whole(path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_room(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    write(path, row(2), row(0), row(1))
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, out_of_room)
+        with pytest.raises(OSError, match="No space left"):
+            put_in_order(path)
+    assert path.read_bytes() == before
+    with RunLog(path, SETTINGS, resume=True) as log:
+        assert log.done == {0, 1, 2}
+    put_in_order(path)
+    assert read_log(path).idx.tolist() == [0, 1, 2]
+    assert sorted(each.name for each in path.parent.iterdir()) == ["run.tsv", "run.tsv.json"]
 
 
 def test_both_ways_of_writing_time(path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -15,9 +16,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import analysis, data, models, ops, plots, runs
+from . import analysis, data, distributed, models, ops, plots, runs
 from .engine import PRECISIONS, Engine, Job, resolve_precision
-from .logs import read_log, require_new
+from .logs import read_log
 from .noise import Stream
 from .procedures import (
     CERTIFY_METHODS,
@@ -81,6 +82,9 @@ PrecisionOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")]
 OutOption = Annotated[Path, typer.Option("--out", help="The log to write.")]
+ShardOption = Annotated[
+    str, typer.Option("--shard", help=f"{_of(distributed.SHARDS)} What processes share out that torchrun starts.")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run if there is one.")]
 
 
@@ -150,6 +154,7 @@ def certify(
     seed: SeedOption = 0,
     skip: SkipOption = 1,
     limit: MaxOption = None,
+    shard: ShardOption = "images",
     resume: ResumeOption = False,
 ) -> None:
     """Certify images: a class and an L2 radius for each, and the table of certified accuracy."""
@@ -164,7 +169,7 @@ def certify(
 
     _run(
         procedure, settings, data_spec, model, weights, sigma, classes,
-        normalize, noise, runner, precision, device, batch, seed, skip, limit, out, resume,
+        normalize, noise, runner, precision, device, batch, seed, skip, limit, out, shard, resume,
     )  # fmt: skip
 
 
@@ -188,13 +193,14 @@ def predict(
     seed: SeedOption = 0,
     skip: SkipOption = 1,
     limit: MaxOption = None,
+    shard: ShardOption = "images",
     resume: ResumeOption = False,
 ) -> None:
     """Predict images with the smoothed classifier, abstaining where the votes do not decide."""
     settings = {"command": "predict", "n": n, "alpha": alpha, "method": method}
     _run(
         lambda *_: predict_procedure(method, n, alpha), settings, data_spec, model, weights, sigma, classes,
-        normalize, noise, runner, precision, device, batch, seed, skip, limit, out, resume,
+        normalize, noise, runner, precision, device, batch, seed, skip, limit, out, shard, resume,
     )  # fmt: skip
 
 
@@ -291,10 +297,10 @@ def main() -> None:
     try:
         app()
     except (ValueError, FileExistsError, FileNotFoundError) as error:
-        _complain(error)
+        distributed.once(partial(_complain, error))
         sys.exit(2)
     except OSError as error:
-        _complain(error)
+        distributed.once(partial(_complain, error))
         sys.exit(1)
 
 
@@ -322,33 +328,44 @@ def _run(
     skip: int,
     limit: int | None,
     out: Path,
+    shard: str,
     resume: bool,
 ) -> None:
     samples = procedure(0, 0.0).most  # its arguments are checked before anything is loaded
     choice("runner", runner, ("auto", *RUNNERS))
-    if not resume:
-        require_new(out)
-    own = ":" in model and model.partition(":")[0] not in ("torchvision", "timm")  # may come with its weights
-    if weights_path is None and model != "resnet20" and not own:
+    choice("shard", shard, tuple(distributed.SHARDS))
+    with distributed.joined(shard) as group:
+        resume = group.begin(out, resume)
+        weights = _weights(model, weights_path)
+        source = data.load(data_spec)
+        if not len(source):
+            raise ValueError(f"data is {data_spec!r}, which holds no images")
+        indices = runs.chosen(len(source), skip, limit)
+        num_classes = _num_classes(classes, weights.about, source)
+        chosen = runs.choose_runner(runner, _expected(settings["method"], samples) * len(indices))
+        smoothed = _smoothed(
+            model, weights, num_classes, sigma, normalize=normalize, noise=noise, seed=seed, precision=precision,
+            max_batch=batch, runner=chosen, device=group.device(device),
+        )  # fmt: skip
+        settings = settings | {
+            "data": data_spec, "model": model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
+            "normalize": smoothed.normalize, "seed": seed, "skip": skip, "max": limit,
+        }  # fmt: skip
+        if group.rank == 0:
+            console.print(f"{len(indices):,} images, {samples:,} samples each at most; {_describe(smoothed)}")
+        runs.log_run(smoothed, source, indices, procedure, settings, out, resume, _progress, group)
+        if group.rank == 0:
+            _show([out])
+
+
+def _weights(model: str, path: Path | None) -> Weights:
+    """Those of a file; the embedded ones, or none for a model that may come with its own."""
+    own = ":" in model and model.partition(":")[0] not in ("torchvision", "timm")
+    if path is None and own:
+        return Weights({})
+    if path is None and model != "resnet20":
         raise ValueError(f"weights is not given; the embedded weights are of resnet20, and model is {model}")
-    source = data.load(data_spec)
-    if not len(source):
-        raise ValueError(f"data is {data_spec!r}, which holds no images")
-    indices = runs.chosen(len(source), skip, limit)
-    weights = Weights({}) if own and weights_path is None else read_weights(weights_path or DEMO_WEIGHTS)
-    num_classes = _num_classes(classes, weights.about, source)
-    chosen = runs.choose_runner(runner, _expected(settings["method"], samples) * len(indices))
-    smoothed = _smoothed(
-        model, weights, num_classes, sigma, normalize=normalize, noise=noise, seed=seed, precision=precision,
-        max_batch=batch, runner=chosen, device=device,
-    )  # fmt: skip
-    settings = settings | {
-        "data": data_spec, "model": model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
-        "normalize": smoothed.normalize, "seed": seed, "skip": skip, "max": limit,
-    }  # fmt: skip
-    console.print(f"{len(indices):,} images, {samples:,} samples each at most; {_describe(smoothed)}")
-    runs.log_run(smoothed, source, indices, procedure, settings, out, resume, _progress)
-    _show([out])
+    return read_weights(path or DEMO_WEIGHTS)
 
 
 def _expected(method: str, samples: int) -> int:

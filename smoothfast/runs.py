@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from . import ops
 from .data import Labelled
+from .distributed import Alone
 from .engine import Engine, Job
-from .logs import Row, RunLog
+from .logs import Row, RunLog, put_in_order
 from .procedures import Decision, Procedure
 from .smoothing import SmoothedClassifier, checked_images
 from .version import __version__
@@ -56,9 +58,12 @@ def log_run(
     settings: dict[str, Any],
     path: Path,
     resume: bool = False,
-    progress: Callable[[Iterable[Decision], int, int], Iterable[Decision]] = lambda decisions, *_: decisions,
+    progress: Callable[[Iterable[Row], int, int], Iterable[Row]] = lambda rows, *_: rows,
+    group: Alone | None = None,
 ) -> None:
     """Decides the images `indices` of a data set and writes a row for each as soon as it is decided.
+
+    In the end rows are in the order of the images, also where several processes wrote them as they came.
 
     Args:
         smoothed: the classifier.
@@ -68,31 +73,50 @@ def log_run(
         settings: what else the results depend on; the choices of the engine are added.
         path: the log.
         resume: go on with the log if there is one.
-        progress: wraps the decisions for display: (decisions, number to come, number done before).
+        progress: wraps the rows for display: (rows, number to come, number done before).
+        group: the processes that share the work, see `distributed.joined`; this one if not given.
     """
+    group = group or Alone()
     first = checked_images(data[indices[0]][0][None])
     engine = smoothed.engine(first)
-    with RunLog(path, settings | engine.meta, environment(), resume) as log:
-        left = [index for index in indices if index not in log.done]
-        labels: dict[int, int] = {}
-        decisions = engine.run(_jobs(data, left, procedure, labels, engine))
-        started = time.perf_counter()
-        for index, decision in zip(left, progress(decisions, len(left), len(log.done)), strict=True):
-            now = time.perf_counter()
-            log.append(_row(index, labels.pop(index), decision, now - started))
-            started = now
+    settings = settings | engine.meta
+    group.agree(settings | {"images": len(data)})
+
+    def begin() -> list[int]:
+        with RunLog(path, settings, environment() | {"processes": group.size}, resume) as log:
+            return [index for index in indices if index not in log.done]
+
+    def write(rows: Iterable[Row]) -> None:
+        with RunLog(path, settings, resume=True) as log:
+            for row in progress(rows, len(left), len(log.done)):
+                log.append(row)
+        put_in_order(path)
+
+    left = group.first(begin)
+    group.gather(_rows(engine, data, left, procedure, group), write)
 
 
-def _jobs(
+def _rows(
+    engine: Engine,
     data: Labelled,
     indices: list[int],
     procedure: Callable[[int, float], Procedure],
-    labels: dict[int, int],
-    engine: Engine,
-) -> Iterator[Job]:
-    for index in indices:
-        image, labels[index] = data[index]
-        yield Job(_checked(image, index, engine), index, procedure(labels[index], engine.deviation))
+    group: Alone,
+) -> Iterator[Row]:
+    """A row for each image that this process takes."""
+    taken: deque[tuple[int, int]] = deque()  # index and label of images under way
+
+    def jobs() -> Iterator[Job]:
+        for index in group.take(indices):
+            image, label = data[index]
+            taken.append((index, label))
+            yield Job(_checked(image, index, engine), index, procedure(label, engine.deviation))
+
+    started = time.perf_counter()
+    for decision in group.decide(engine, jobs()):
+        now = time.perf_counter()
+        yield _row(*taken.popleft(), decision, now - started)
+        started = now
 
 
 def _checked(image: Tensor, index: int, engine: Engine) -> Tensor:

@@ -16,7 +16,7 @@ COMMANDS = [
     for language, block in BLOCKS
     if language == "sh"
     for line in block.splitlines()
-    if line.startswith("smoothfast") and not line.startswith("smoothfast train")
+    if line.startswith(("smoothfast", "torchrun")) and not line.startswith("smoothfast train")
 ]
 
 
@@ -39,9 +39,10 @@ def test_python_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, workplace: Path) -> None:
-    words = shlex.split(command)
-    assert words[0] == "smoothfast"
-    done = subprocess.run([sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, check=False)
+    program, *words = shlex.split(command)
+    module = {"smoothfast": "smoothfast", "torchrun": "torch.distributed.run"}[program]
+    command_line = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command_line, cwd=workplace, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

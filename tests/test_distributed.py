@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from launcher import Launch, Result, start
 
 from smoothfast import distributed
-from smoothfast.logs import read_log
+from smoothfast.logs import Row, read_log
 from smoothfast.noise import Stream
 from smoothfast.procedures import Draw
 
@@ -326,6 +327,31 @@ def test_each_process_has_a_gpu_of_its_own(
     assert distributed.SHARDS["images"](None).device(name) == device
     assert chosen == ([] if current is None else [current])
     assert distributed.Alone().device(name) == name
+
+
+def test_nobody_begins_an_image_that_could_not_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    store = torch.distributed.HashStore()
+    group, other = (distributed.SHARDS["images"](store) for _ in range(2))
+    indices = list(range(10, 20))
+    others = other.take(indices)
+    assert next(others) == 10
+    failed = threading.Event()
+
+    def write(rows: Iterable[Row]) -> None:
+        next(iter(rows))
+        failed.set()
+        raise OSError("No space left on device")
+
+    def rows() -> Iterator[Row]:
+        yield Row(next(group.take(indices)), 1, 1, 0.1, 1.5, 100, 99, 1, 0, 0.9, 0.1, "certified")
+        assert failed.wait(30)
+
+    with pytest.raises(OSError, match="No space left"):
+        group.gather(rows(), write)
+    assert list(others) == []
 
 
 def test_help_names_the_shards() -> None:

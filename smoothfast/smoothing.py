@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -316,7 +317,7 @@ class SmoothedClassifier(nn.Module):
         checksum = sum(float(t.detach().double().sum()) for t in tensors) if self.runner != "eager" else None
         choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.runner, self.clip)
         kind = (images.shape[1:], images.dtype == torch.uint8, tuple(self.sigma.tolist()))
-        return kind, parts, weights, checksum, choices, torch.get_num_threads()
+        return kind, parts, weights, checksum, choices, torch.get_num_threads(), os.getpid()  # a fork has no threads
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this module, or a plain one of its base classifier."""

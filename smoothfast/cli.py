@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import analysis, data, models, ops, plots, runs
+from .costs import AUTO, COSTS, Network, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
 from .logs import read_log, require_new
 from .noise import Stream
@@ -28,8 +29,7 @@ from .procedures import (
     certify_procedure,
     predict_procedure,
 )
-from .runners import RUNNERS
-from .smoothing import NOISES, SmoothedClassifier
+from .smoothing import NOISES, SmoothedClassifier, checked_images
 from .specs import choice
 from .statistics import TOP_SHARE
 from .training import PRECISIONS as TRAINING_PRECISIONS
@@ -41,6 +41,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(stderr=True)  # tables go to stdout, everything else here
 
 DEMO_SECONDS = 120.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
+DEMO_PASSES = 500_000  # about what that time is enough for: n is not known before the runner is
 DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 NORMALIZATIONS = ("none", *models.STATISTICS)
 BENCHMARKS = {"noise": "noisy_replicas"} | {
@@ -75,7 +76,7 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Of all noise.")]
 SkipOption = Annotated[int, typer.Option("--skip", help="Take every skip-th image.")]
 MaxOption = Annotated[int | None, typer.Option("--max", help="Take at most this many images.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Rows per forward pass; by image size if not given.")]
-RunnerOption = Annotated[str, typer.Option("--runner", help=f"{_of(('auto', *RUNNERS))} auto compiles where it pays.")]
+RunnerOption = Annotated[str, typer.Option("--runner", help=f"{_of(AUTO)} auto: what takes least for this run.")]
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help=f"{_of(PRECISIONS)} auto is bf16 where hardware has it.")
 ]
@@ -96,11 +97,9 @@ def demo(
     """Certify the embedded images with the embedded model: a table, a log and a picture."""
     weights = read_weights(DEMO_WEIGHTS)
     indices = runs.chosen(len(data.demo()), 1, images)
-    smoothed = _smoothed("resnet20", weights, 10, 0.25, runner=runs.choose_runner(runner, runs.COMPILE_FROM))
+    smoothed = _smoothed("resnet20", weights, 10, 0.25, runner=runner)
     console.print(f"ResNet-20 trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
-    console.print(_describe(smoothed))
-    with console.status("preparing the base classifier"):
-        engine = smoothed.engine(data.demo().images[:1])
+    engine = _prepared(smoothed, data.demo().images[:1], DEMO_PASSES)
     if n is None:
         speed = _seconds_per_sample(engine, data.demo().images)
         n = max(m for m in DEMO_SAMPLES if m == DEMO_SAMPLES[0] or speed * len(indices) * (m + 100) < DEMO_SECONDS)
@@ -114,7 +113,7 @@ def demo(
     runs.log_run(
         smoothed, data.demo(), indices,
         lambda _, deviation: FixedCertify(100, n, 0.001, 0.25, "multiclass", deviation=deviation), settings, log,
-        progress=_progress,
+        DEMO_PASSES, progress=_progress,
     )  # fmt: skip
     _show([log], out / "certify.png")
 
@@ -325,7 +324,7 @@ def _run(
     resume: bool,
 ) -> None:
     samples = procedure(0, 0.0).most  # its arguments are checked before anything is loaded
-    choice("runner", runner, ("auto", *RUNNERS))
+    choice("runner", runner, AUTO)
     if not resume:
         require_new(out)
     own = ":" in model and model.partition(":")[0] not in ("torchvision", "timm")  # may come with its weights
@@ -337,17 +336,18 @@ def _run(
     indices = runs.chosen(len(source), skip, limit)
     weights = Weights({}) if own and weights_path is None else read_weights(weights_path or DEMO_WEIGHTS)
     num_classes = _num_classes(classes, weights.about, source)
-    chosen = runs.choose_runner(runner, _expected(settings["method"], samples) * len(indices))
     smoothed = _smoothed(
         model, weights, num_classes, sigma, normalize=normalize, noise=noise, seed=seed, precision=precision,
-        max_batch=batch, runner=chosen, device=device,
+        max_batch=batch, runner=runner, device=device,
     )  # fmt: skip
     settings = settings | {
         "data": data_spec, "model": model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
         "normalize": smoothed.normalize, "seed": seed, "skip": skip, "max": limit,
     }  # fmt: skip
-    console.print(f"{len(indices):,} images, {samples:,} samples each at most; {_describe(smoothed)}")
-    runs.log_run(smoothed, source, indices, procedure, settings, out, resume, _progress)
+    console.print(f"{len(indices):,} images, {samples:,} samples each at most")
+    passes = _expected(settings["method"], samples) * len(indices)
+    _prepared(smoothed, source[indices[0]][0][None], passes)
+    runs.log_run(smoothed, source, indices, procedure, settings, out, passes, resume, _progress)
     _show([out])
 
 
@@ -386,10 +386,28 @@ def _num_classes(classes: int | None, about: dict[str, str], source: data.Labell
     return known
 
 
-def _describe(smoothed: SmoothedClassifier) -> str:
+def _prepared(smoothed: SmoothedClassifier, image: torch.Tensor, passes: int) -> Engine:
+    """The engine for so many forward passes, which is described, and what they would take by one runner or another."""
+    with console.status("preparing the base classifier"):
+        started = time.perf_counter()
+        engine = smoothed.engine(checked_images(image), passes)
+        ready = time.perf_counter() - started
+    how, network = engine.meta, smoothed.network(image)
     normalization = "none" if smoothed.normalize is None else smoothed.normalize
-    precision = resolve_precision(smoothed.precision, next(smoothed.parameters()).device)
-    return f"{smoothed.runner} base classifier, precision {precision}, normalisation {normalization}"
+    console.print(
+        f"{how['runner']} base classifier, ready in {ready:.1f} s, precision {how['precision']}, "
+        f"normalisation {normalization}"
+    )
+    if smoothed.runner == "auto" and engine.device.type == "cpu":
+        console.print(f"expected for {passes:,} forward passes: {_expected_seconds(network, passes, engine)}")
+    return engine
+
+
+def _expected_seconds(network: Network, passes: int, engine: Engine) -> str:
+    """By every runner there is for this precision, installed or not."""
+    runners = [runner for runner, cost in COSTS.items() if engine.precision in cost.speed]
+    times = (seconds(runner, network, passes, engine.precision, len(engine.lanes)) for runner in runners)
+    return ", ".join(f"{runner} {time:,.0f} s" for runner, time in zip(runners, times, strict=True))
 
 
 def _seconds_per_sample(engine: Engine, images: torch.Tensor) -> float:

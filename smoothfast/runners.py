@@ -23,6 +23,11 @@ RUNNERS = ("eager", "compiled", "openvino")
 
 Runner = Callable[[Tensor], Tensor]
 
+
+class DeclinedError(ValueError):
+    """A runner is not installed, or cannot take a network."""
+
+
 CUDNN: Any = torch.backends.cudnn
 MATMUL: Any = torch.backends.cuda.matmul
 # Since 2.9 torch has new names for TF32, and whoever reads an old one, as torch.compile does, must find both say so.
@@ -43,8 +48,8 @@ def make_runners(
     They are made for the number of threads of the calling thread.
 
     Raises:
-        ValueError: there is no such runner, or it is not for this dtype or device, or not installed, or cannot take
-            the network.
+        ValueError: there is no such runner.
+        DeclinedError: it is not for this dtype or device, or not installed, or cannot take the network.
     """
     choice("runner", kind, RUNNERS)
     if kind == "openvino":
@@ -101,8 +106,13 @@ def compiled(network: Runner, example: Tensor) -> Runner:
     # engine needs a code object of its own. As options={"freezing": True} the setting comes too late to have effect.
     call.__code__ = call.__code__.replace(co_name=f"base_{id(call)}")
     function = torch.compile(call, dynamic=False)
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-        function(example)
+    try:
+        with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+            function(example)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of Dynamo, of Inductor, of a compiler of C++
+        raise _declined("compiled", error) from error
     return function
 
 
@@ -115,11 +125,11 @@ def openvino_runners(
 ) -> list[Runner]:
     """The base classifier converted to OpenVINO, its present weights folded in: one network, a request for each."""
     if find_spec("openvino") is None:
-        raise ValueError("runner is 'openvino', which is not installed: pip install smoothfast[openvino]")
+        raise DeclinedError("runner is 'openvino', which is not installed: pip install smoothfast[openvino]")
     if device.type != "cpu":
-        raise ValueError(f"runner is 'openvino', which runs on CPUs; the base classifier is on {device}")
+        raise DeclinedError(f"runner is 'openvino', which runs on CPUs; the base classifier is on {device}")
     if dtype not in OPENVINO_TYPES:
-        raise ValueError(f"runner is 'openvino', which computes in fp32 or bf16, not in {dtype}")
+        raise DeclinedError(f"runner is 'openvino', which computes in fp32 or bf16, not in {dtype}")
     openvino = import_module("openvino")
     element = getattr(openvino.Type, OPENVINO_TYPES[dtype])
     settings = {
@@ -136,9 +146,13 @@ def openvino_runners(
         steps.input().model().set_layout(openvino.Layout("NCHW"))
         network = openvino.Core().compile_model(steps.build(), "CPU", settings)
     except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"runner is 'openvino', which does not take this base classifier: {reason}") from error
+        raise _declined("openvino", error) from error
     return [_asking(network.create_infer_request(), element) for _ in range(count)]
+
+
+def _declined(runner: str, error: Exception) -> DeclinedError:
+    reason = str(error).strip().partition("\n")[0]
+    return DeclinedError(f"runner is {runner!r}, which does not take this base classifier: {reason}")
 
 
 def _asking(request: Any, element: Any) -> Runner:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -24,9 +22,6 @@ from .procedures import Decision, Procedure
 from .smoothing import SmoothedClassifier, checked_images
 from .version import __version__
 
-# Compilation takes 10 to 30 s and then saves about half of each forward pass: it pays from about this many on.
-COMPILE_FROM = 100_000
-
 LIBRARIES = ("numpy", "scipy", "safetensors", "torchvision", "triton", "openvino")
 
 
@@ -39,15 +34,6 @@ def chosen(count: int, skip: int, limit: int | None) -> list[int]:
     return list(range(0, count, skip))[:limit]
 
 
-def choose_runner(runner: str, forward_passes: int) -> str:
-    """ "auto" compiles where there is a compiler and enough work to pay for it. Decided by the whole run, so that a
-    resumed run is the same function."""
-    if runner != "auto":
-        return runner
-    has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
-    return "compiled" if has_compiler and forward_passes >= COMPILE_FROM else "eager"
-
-
 def log_run(
     smoothed: SmoothedClassifier,
     data: Labelled,
@@ -55,6 +41,7 @@ def log_run(
     procedure: Callable[[int, float], Procedure],
     settings: dict[str, Any],
     path: Path,
+    passes: int,
     resume: bool = False,
     progress: Callable[[Iterable[Decision], int, int], Iterable[Decision]] = lambda decisions, *_: decisions,
 ) -> None:
@@ -67,11 +54,12 @@ def log_run(
         procedure: makes the procedure of one image from its label and the deviation of the noise (`noise.Law`).
         settings: what else the results depend on; the choices of the engine are added.
         path: the log.
+        passes: about how many forward passes the images take together, those of a run to be resumed included.
         resume: go on with the log if there is one.
         progress: wraps the decisions for display: (decisions, number to come, number done before).
     """
     first = checked_images(data[indices[0]][0][None])
-    engine = smoothed.engine(first)
+    engine = smoothed.engine(first, passes)
     with RunLog(path, settings | engine.meta, environment(), resume) as log:
         left = [index for index in indices if index not in log.done]
         labels: dict[int, int] = {}

@@ -6,16 +6,19 @@ The published loop runs as torch is set up: its float32 convolutions on a GPU ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from smoothfast import data, models
-from smoothfast.engine import Engine, capture
+from smoothfast.engine import Engine
+from smoothfast.lanes import Lane, capture
 from smoothfast.runners import strict_arithmetic
 from smoothfast.smoothing import SmoothedClassifier
 from smoothfast.weights import DEMO, read_weights
@@ -110,20 +113,21 @@ def _classifiers(case: Case, network: nn.Module) -> Iterator[tuple[tuple[str, st
 
 
 def bare_forward(engine: Engine, n: int) -> Callable[[], None]:
-    """The engine's own runner on one stored micro-batch, as often as n samples need: no noise, no votes."""
+    """The engine's own runners, each on a stored micro-batch, as often as n samples need: no noise, no votes."""
     replicas = torch.randn(engine.micro_batch, *engine.shape, device=engine.device).to(engine.dtype)
     replicas = replicas.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def forward() -> Tensor:
+    def forward(lane: Lane) -> Tensor:
         with strict_arithmetic(engine.device):
-            return engine.run_base(replicas)
+            return lane.run_base(replicas)
 
-    step, _ = capture(forward, engine.device)
+    steps = [lane.call(capture, partial(forward, lane), engine.device).result()[0] for lane in engine.lanes]
+    lanes = list(zip(engine.lanes, steps, strict=True))
 
     def call() -> None:
-        for _ in range(-(-n // engine.micro_batch)):
-            step()
+        batches = range(-(-n // engine.micro_batch))
+        wait([lane.call(step) for _, (lane, step) in zip(batches, cycle(lanes), strict=False)])
 
     return call
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import analysis, data, distributed, models, ops, plots, runs
+from .costs import AUTO, COSTS, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
 from .logs import read_log
 from .noise import Stream
@@ -29,8 +30,7 @@ from .procedures import (
     certify_procedure,
     predict_procedure,
 )
-from .runners import RUNNERS
-from .smoothing import NOISES, SmoothedClassifier
+from .smoothing import NOISES, SmoothedClassifier, checked_images
 from .specs import choice
 from .statistics import TOP_SHARE
 from .training import PRECISIONS as TRAINING_PRECISIONS
@@ -42,6 +42,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 console = Console(stderr=True)  # tables go to stdout, everything else here
 
 DEMO_SECONDS = 120.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
+DEMO_PASSES = 500_000  # about what that time is enough for: n is not known before the runner is
 DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 NORMALIZATIONS = ("none", *models.STATISTICS)
 BENCHMARKS = {"noise": "noisy_replicas"} | {
@@ -76,7 +77,7 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Of all noise.")]
 SkipOption = Annotated[int, typer.Option("--skip", help="Take every skip-th image.")]
 MaxOption = Annotated[int | None, typer.Option("--max", help="Take at most this many images.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Rows per forward pass; by image size if not given.")]
-RunnerOption = Annotated[str, typer.Option("--runner", help=f"{_of(('auto', *RUNNERS))} auto compiles where it pays.")]
+RunnerOption = Annotated[str, typer.Option("--runner", help=f"{_of(AUTO)} auto: what takes least for this run.")]
 PrecisionOption = Annotated[
     str, typer.Option("--precision", help=f"{_of(PRECISIONS)} auto is bf16 where hardware has it.")
 ]
@@ -100,11 +101,12 @@ def demo(
     """Certify the embedded images with the embedded model: a table, a log and a picture."""
     weights = read_weights(DEMO_WEIGHTS)
     indices = runs.chosen(len(data.demo()), 1, images)
-    smoothed = _smoothed("resnet20", weights, 10, 0.25, runner=runs.choose_runner(runner, runs.COMPILE_FROM))
+    smoothed = _smoothed("resnet20", weights, 10, 0.25, runner=runner)
     console.print(f"ResNet-20 trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
-    console.print(_describe(smoothed))
+    image = data.demo().images[:1]
     with console.status("preparing the base classifier"):
-        engine = smoothed.engine(data.demo().images[:1])
+        engine = smoothed.engine(image, DEMO_PASSES)
+    console.print(_described(smoothed, engine, image, DEMO_PASSES))
     if n is None:
         speed = _seconds_per_sample(engine, data.demo().images)
         n = max(m for m in DEMO_SAMPLES if m == DEMO_SAMPLES[0] or speed * len(indices) * (m + 100) < DEMO_SECONDS)
@@ -116,7 +118,7 @@ def demo(
     for old in (log, log.with_name(log.name + ".json")):
         old.unlink(missing_ok=True)
     runs.log_run(
-        smoothed, data.demo(), indices,
+        engine, data.demo(), indices,
         lambda _, deviation: FixedCertify(100, n, 0.001, 0.25, "multiclass", deviation=deviation), settings, log,
         progress=_progress,
     )  # fmt: skip
@@ -332,7 +334,7 @@ def _run(
     resume: bool,
 ) -> None:
     samples = procedure(0, 0.0).most  # its arguments are checked before anything is loaded
-    choice("runner", runner, ("auto", *RUNNERS))
+    choice("runner", runner, AUTO)
     choice("shard", shard, tuple(distributed.SHARDS))
     with distributed.joined(shard) as group:
         resume = group.begin(out, resume)
@@ -342,18 +344,21 @@ def _run(
             raise ValueError(f"data is {data_spec!r}, which holds no images")
         indices = runs.chosen(len(source), skip, limit)
         num_classes = _num_classes(classes, weights.about, source)
-        chosen = runs.choose_runner(runner, _expected(settings["method"], samples) * len(indices))
         smoothed = _smoothed(
             model, weights, num_classes, sigma, normalize=normalize, noise=noise, seed=seed, precision=precision,
-            max_batch=batch, runner=chosen, device=group.device(device),
+            max_batch=batch, runner=runner, device=group.device(device),
         )  # fmt: skip
         settings = settings | {
             "data": data_spec, "model": model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
             "normalize": smoothed.normalize, "seed": seed, "skip": skip, "max": limit,
         }  # fmt: skip
+        passes = _expected(settings["method"], samples) * len(indices)
+        image = checked_images(source[indices[0]][0][None])
+        engine = smoothed.engine(image, passes)
         if group.rank == 0:
-            console.print(f"{len(indices):,} images, {samples:,} samples each at most; {_describe(smoothed)}")
-        runs.log_run(smoothed, source, indices, procedure, settings, out, resume, _progress, group)
+            console.print(f"{len(indices):,} images, {samples:,} samples each at most")
+            console.print(_described(smoothed, engine, image, passes))
+        runs.log_run(engine, source, indices, procedure, settings, out, resume, _progress, group)
         if group.rank == 0:
             _show([out])
 
@@ -403,10 +408,19 @@ def _num_classes(classes: int | None, about: dict[str, str], source: data.Labell
     return known
 
 
-def _describe(smoothed: SmoothedClassifier) -> str:
+def _described(smoothed: SmoothedClassifier, engine: Engine, image: torch.Tensor, passes: int) -> str:
+    """How the base classifier is run, and what so many forward passes were expected to take by each runner."""
     normalization = "none" if smoothed.normalize is None else smoothed.normalize
-    precision = resolve_precision(smoothed.precision, next(smoothed.parameters()).device)
-    return f"{smoothed.runner} base classifier, precision {precision}, normalisation {normalization}"
+    how = f"{engine.runner} base classifier, precision {engine.precision}, normalisation {normalization}"
+    if smoothed.runner != "auto" or engine.device.type != "cpu":
+        return how
+    network, cores = smoothed.network(image), len(engine.lanes)
+    expected = ", ".join(
+        f"{runner} {seconds(runner, network, passes, engine.precision, cores):,.0f} s"
+        for runner, cost in COSTS.items()
+        if engine.precision in cost.speed
+    )
+    return f"{how}\nexpected for {passes:,} forward passes: {expected}"
 
 
 def _seconds_per_sample(engine: Engine, images: torch.Tensor) -> float:

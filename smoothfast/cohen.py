@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.stats import beta, binomtest, norm
 from torch import Tensor, nn
@@ -58,9 +60,9 @@ class Smooth:
         Returns:
             (class, radius), or (ABSTAIN, 0.0).
         """
-        self._begin(alpha, batch_size)
-        top = int(self._counts(x, n0, batch_size, Stream.SELECT).argmax())
-        estimation = self._counts(x, n, batch_size, Stream.ESTIMATE)
+        votes = self._votes(x, n, alpha, batch_size)
+        top = int(votes(n0, Stream.SELECT).argmax())
+        estimation = votes(n, Stream.ESTIMATE)
         lower = lower_confidence_bound(int(estimation[top]), n, alpha)
         if lower < 0.5:
             return ABSTAIN, 0.0
@@ -68,25 +70,28 @@ class Smooth:
 
     def predict(self, x: Tensor, n: int, alpha: float, batch_size: int) -> int:
         """PREDICT: the most probable class, wrong with probability at most alpha, or ABSTAIN. Arguments as above."""
-        self._begin(alpha, batch_size)
-        counts = self._counts(x, n, batch_size, Stream.PREDICT)
+        counts = self._votes(x, n, alpha, batch_size)(n, Stream.PREDICT)
         votes = np.append(counts, n - counts.sum())  # rows without a class are a rival
         first, second = np.argsort(-votes, kind="stable")[:2]
         undecided = binomtest(int(votes[first]), int(votes[first] + votes[second]), 0.5).pvalue > alpha
         return ABSTAIN if undecided or first == self.num_classes else int(first)
 
-    def _begin(self, alpha: float, batch_size: int) -> None:
+    def _votes(self, x: Tensor, n: int, alpha: float, batch_size: int) -> Callable[[int, Stream], Votes]:
+        """Draws votes for one call, of so many samples of a stream."""
         if not 0 < alpha < 1:
             raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self._calls += 1
-
-    def _counts(self, x: Tensor, n: int, batch_size: int, stream: Stream) -> Votes:
         self._smoothed.max_batch = batch_size
         images = checked_images(x[None])
-        (decision,) = self._smoothed.engine(images).run([Job(images[0], self._calls, Count(n, stream=stream))])
-        return decision.counts
+        engine = self._smoothed.engine(images, n)
+
+        def votes(count: int, stream: Stream) -> Votes:
+            (decision,) = engine.run([Job(images[0], self._calls, Count(count, stream=stream))])
+            return decision.counts
+
+        return votes
 
 
 def lower_confidence_bound(successes: int, n: int, alpha: float) -> float:

@@ -1,4 +1,4 @@
-"""Keeps a micro-batch of replicas of fixed shape full from many images, runs the base classifier, tallies votes.
+"""Keeps micro-batches of replicas of fixed shape full from many images, runs the base classifier, tallies votes.
 
 Many images are in flight at once. Each micro-batch takes rows of whatever draws are open, an image whose procedure has
 decided leaves, the next one enters, and results come out in order. Since noise is a pure function of seed, image and
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -20,13 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import ops
+from .lanes import DEPTH, Board, Lane, Transfer, capture, idle, make_lanes, sent
 from .noise import Law, Stream, stream_key
-from .procedures import Decision, Draw, Procedure
-from .runners import evaluating, make_runner, strict_arithmetic
+from .procedures import Decision, Draw, Procedure, Votes
+from .runners import evaluating, make_runners, strict_arithmetic
 from .specs import choice
 
-STAGED = 4  # micro-batches whose rows may be on their way to the device
-AHEAD = 2  # micro-batches that a device is given before votes are waited for
+SLOTS = 4  # images in flight at most, in micro-batches of all lanes: images that need few samples fill them too
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
@@ -42,15 +44,16 @@ class Job:
     procedure: Procedure
 
 
-@dataclass
+@dataclass(eq=False)
 class _Flight:
-    """A job under way: its slot on the device, its open draw, and how many samples of it were handed out."""
+    """A job under way: its slot, its open draw, how many samples of it were handed out, and to which lanes."""
 
     index: int
     slot: int
     job: Job
     draw: Draw
     taken: int = 0
+    lanes: set[Lane] = field(default_factory=set)
 
     @property
     def left(self) -> int:
@@ -76,67 +79,23 @@ class _Rows:
         return table
 
 
-class _Transfer:
-    """A host tensor (pinned, where there is a device) on its way to or from the device."""
+@dataclass
+class _Drawn:
+    """Flights whose draws were handed out whole; votes [flights, K + 1] are on their way, a part from each lane."""
 
-    def __init__(self, shape: Sequence[int], device: torch.device) -> None:
-        apart = device.type != "cpu"
-        self.host = torch.empty(tuple(shape), dtype=torch.int64, pin_memory=apart)
-        self._device, self._done = device, torch.Event(device) if apart else None
+    flights: list[_Flight]
+    parts: list[tuple[Lane, Future[Transfer]]]
 
-    def started(self) -> None:
-        if self._done is not None:
-            self._done.record(torch.get_device_module(self._device).current_stream(self._device))
+    def arrived(self) -> bool:
+        return all(part.done() and part.result().arrived() for _, part in self.parts)
 
-    def wait(self) -> Tensor:
-        """The host tensor, once the device is through with it."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self.host
-
-
-class _Board:
-    """What micro-batches read and write: tensors that stay where they are, since a captured graph is bound to them.
-
-    Attributes:
-        images: [B, C, H, W], by slot.
-        rows: int64 [3, B]: slot, image id and sample id of each row.
-        key: int64 [2], seed and stream.
-        counts: int64 [B, K], votes by slot and class.
-        invalid: int64 [B], rows without a vote by slot.
-    """
-
-    def __init__(self, size: int, shape: Sequence[int], dtype: torch.dtype, classes: int, device: torch.device) -> None:
-        self.images = torch.zeros((size, *shape), dtype=dtype, device=device)
-        self._table = torch.zeros(3 * size + 2, dtype=torch.int64, device=device)
-        self.rows, self.key = self._table[:-2].view(3, size), self._table[-2:]
-        self.counts = torch.zeros((size, classes), dtype=torch.int64, device=device)
-        self.invalid = torch.zeros(size, dtype=torch.int64, device=device)
-        self._staged = deque(_Transfer(self._table.shape, device) for _ in range(STAGED))
-
-    def write(self, rows: NDArray[np.int64] | Tensor, key: Tensor) -> None:
-        """Sets rows and key in one transfer, which nothing waits for."""
-        self._staged.rotate()
-        staged = self._staged[0]
-        host = staged.wait()
-        host[:-2] = torch.as_tensor(rows).flatten()
-        host[-2:] = key
-        self._table.copy_(host, non_blocking=True)
-        staged.started()
-
-    def take(self, slots: list[int]) -> _Transfer:
-        """The votes [len(slots), K + 1] of some slots, which are set back to 0; one transfer from the device."""
-        index = sent(torch.tensor(slots, dtype=torch.int64), self.counts.device)
-        votes = torch.cat([self.counts[index], self.invalid[index, None]], 1)
-        self.counts[index], self.invalid[index] = 0, 0
-        transfer = _Transfer(votes.shape, votes.device)
-        transfer.host.copy_(votes, non_blocking=True)
-        transfer.started()
-        return transfer
-
-    def clear(self) -> None:
-        self.counts.zero_()
-        self.invalid.zero_()
+    def answers(self) -> Iterator[tuple[_Flight, Draw | Decision]]:
+        """What the procedures make of their votes."""
+        votes: Votes = np.sum([part.result().wait().numpy() for _, part in self.parts], axis=0)
+        for lane, _ in self.parts:
+            lane.load()  # raises what kept it from voting
+        for flight, counts in zip(self.flights, votes, strict=True):
+            yield flight, flight.job.procedure.update(counts)
 
 
 class Engine:
@@ -154,7 +113,8 @@ class Engine:
         seed: of all noise.
         normalize: (mean, std) applied after the noise, or None.
         precision: "fp32", "bf16" or "fp16" (autocast), or "auto": bf16 where the processor computes in it.
-        micro_batch: rows per forward pass; None chooses by image size and device.
+        micro_batch: rows per forward pass, of which each core of a CPU makes its own; None chooses by image size and
+            device.
         runner: "eager", "compiled" (torch.compile with frozen weights) or "openvino" (CPU).
         clip: clamp noisy images to their range; then part of the function.
 
@@ -180,7 +140,7 @@ class Engine:
         self.device = next((t.device for t in chain(base.parameters(), base.buffers())), torch.device("cpu"))
         self.micro_batch = micro_batch or default_micro_batch(shape, self.device)
         self.precision = resolve_precision(precision, self.device)
-        self.dtype = DTYPES[self.precision]
+        self.dtype, self.runner = DTYPES[self.precision], runner
         wrong = {p.dtype for p in base.parameters()} - {torch.float32}
         if wrong:
             raise ValueError(
@@ -190,16 +150,14 @@ class Engine:
         self.image_dtype = image_dtype
         self.law = law.to(self.device)
         self.scale, self.shift = (t.to(self.device) for t in ops.affine(normalize, shape[0], image_dtype))
-        self.run_base = make_runner(base, runner, self.dtype, self.device)
-        self.ahead = 0 if self.device.type == "cpu" else AHEAD
         self._running = False
+        self.lanes = make_lanes(self.device)
         row_function, graph = self._settle()
         self.meta: dict[str, Any] = {
             "runner": runner,
             "precision": self.precision,
             "micro_batch": self.micro_batch,
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
+            "device": self.device.type,
             "law": law.name,
             "clip": clip,
             "row_function": row_function,
@@ -212,8 +170,15 @@ class Engine:
         """Of the noise on an image from the law that radii speak of, in total variation."""
         return self.law.deviation(math.prod(self.shape))
 
+    @property
+    def slots(self) -> int:
+        """Images in flight at most."""
+        return SLOTS * self.micro_batch * len(self.lanes)
+
     def run(self, jobs: Iterable[Job]) -> Iterator[Decision]:
-        """Decides every job, in order, holding a micro-batch of images at most.
+        """Decides every job, in order, with a bounded number of images in memory.
+
+        The base classifier is in eval mode until the last decision, or until this iterator is closed.
 
         Raises:
             RuntimeError: another run of this engine has not ended.
@@ -221,67 +186,70 @@ class Engine:
         if self._running:
             raise RuntimeError("this engine is in the middle of another run; end or close that one first")
         self._running = True
-        self._board.clear()
+        for lane in self.lanes:
+            lane.board.clear()
         try:
-            yield from self._run(enumerate(jobs))
+            with evaluating(self.base):
+                if self.runner == "eager":
+                    self._set_runners()  # anew, since nobody can see whether code or attributes of the base changed
+                yield from self._run(enumerate(jobs))
         finally:
+            for lane in self.lanes:
+                lane.finish()
             self._running = False
 
     def _run(self, waiting: Iterator[tuple[int, Job]]) -> Iterator[Decision]:
-        free = list(range(self.micro_batch))
+        free = list(range(self.slots))
         flights: list[_Flight] = []
-        drawn: deque[tuple[list[_Flight], _Transfer]] = deque()  # flights whose votes are on their way
+        drawn: deque[_Drawn] = deque()
         decided: dict[int, Decision] = {}
-        next_out = 0
+        next_out, starved = 0, False
         while True:
-            rows = self._fill(flights, free, waiting, len(decided))
-            if rows is None and not drawn:
-                return
-            if rows is not None:
-                self._board.write(rows.table(self.micro_batch), self._keys[rows.stream])
-                self._step()
-                done = [flight for flight, _, _ in rows.parts if not flight.left]
-                if done:
-                    drawn.append((done, self._board.take([flight.slot for flight in done])))
-            # The device has work before votes are waited for; when they come changes no result.
-            while len(drawn) > (self.ahead if rows is not None else 0):
-                for flight, answer in _answers(*drawn.popleft()):
+            lane = idle(self.lanes)
+            # Lanes have work before votes are waited for; when these come changes no result.
+            while drawn and (starved or len(drawn) > DEPTH * len(self.lanes) or drawn[0].arrived()):
+                starved = False
+                for flight, answer in drawn.popleft().answers():
                     if isinstance(answer, Draw):
-                        flight.draw, flight.taken = answer, 0
+                        flight.draw, flight.taken, flight.lanes = answer, 0, set()
                         continue
                     decided[flight.index] = answer
                     free.append(flight.slot)
                     flights.remove(flight)
-                if rows is None:
-                    break
             while next_out in decided:
                 yield decided.pop(next_out)
                 next_out += 1
+            rows = self._fill(flights, free, waiting, len(decided), pad=not drawn)
+            if rows is not None:
+                self._hand_out(lane, rows, drawn)
+            elif not drawn:
+                return
+            starved = rows is None
 
     def _fill(
-        self, flights: list[_Flight], free: list[int], jobs: Iterator[tuple[int, Job]], held: int
+        self, flights: list[_Flight], free: list[int], jobs: Iterator[tuple[int, Job]], held: int, pad: bool
     ) -> _Rows | None:
         """Rows for the next micro-batch: of the stream of the oldest flight whose stream can fill it; new images enter
-        until one can. A micro-batch has one stream, since the stream is in the key of the noise. Once a micro-batch of
-        results is held up by the oldest flight, that flight goes first, with padding if need be."""
+        until one can. A micro-batch has one stream, since the stream is in the key of the noise. Once as many results
+        as there are slots are held up by the oldest flight, that flight goes first. Only if `pad`, the rows may be too
+        few: as long as votes are on their way, they will ask for more."""
         open_rows: dict[Stream, int] = {}
         for flight in flights:
             open_rows[flight.draw.stream] = open_rows.get(flight.draw.stream, 0) + flight.left
-        while held < self.micro_batch:
+        full = None
+        while held < self.slots:
             full = next((stream for stream, count in open_rows.items() if count >= self.micro_batch), None)
             entering = next(jobs, None) if full is None and free else None
             if entering is None:
                 break
             index, job = entering
             slot = free.pop()
-            self._board.images[slot] = sent(job.image, self.device)
+            self._images[slot] = sent(job.image, self.device)
             draw = job.procedure.begin()
             flights.append(_Flight(index, slot, job, draw))
             open_rows[draw.stream] = open_rows.get(draw.stream, 0) + draw.count
-        else:
-            full = None
         open_flights = [flight for flight in flights if flight.left]
-        if not open_flights:
+        if not open_flights or (full is None and not pad):
             return None
         rows = _Rows(full or open_flights[0].draw.stream)
         room = self.micro_batch
@@ -293,19 +261,31 @@ class Engine:
                 room -= count
         return rows
 
+    def _hand_out(self, lane: Lane, rows: _Rows, drawn: deque[_Drawn]) -> None:
+        """Gives a micro-batch to a lane, and asks for the votes of the draws that it completes."""
+        lane.start(rows.table(self.micro_batch), self._keys[rows.stream])
+        done = []
+        for flight, _, _ in rows.parts:
+            flight.lanes.add(lane)
+            if not flight.left:
+                done.append(flight)
+        if done:
+            slots = [flight.slot for flight in done]
+            having = [lane for lane in self.lanes if any(lane in flight.lanes for flight in done)]
+            drawn.append(_Drawn(done, [(lane, lane.call(lane.board.take, slots)) for lane in having]))
+
     @torch.no_grad()
-    def _forward(self) -> Tensor:
-        """Logits of the rows on the board; their votes go to the board too."""
-        board = self._board
-        slots, image_ids, sample_ids = board.rows
+    def _forward(self, lane: Lane) -> Tensor:
+        """Logits of the rows on a lane's board; their votes go to the board too."""
+        slots, image_ids, sample_ids = lane.board.rows
         replicas = ops.noisy_replicas(
-            board.images, slots, image_ids, sample_ids, board.key, self.law, self.scale, self.shift, self.clip,
+            self._images, slots, image_ids, sample_ids, lane.board.key, self.law, self.scale, self.shift, self.clip,
             self.dtype, torch.channels_last,
         )  # fmt: skip
-        with evaluating(self.base), strict_arithmetic(self.device):
-            logits = self.run_base(replicas)
+        with strict_arithmetic(self.device):
+            logits = lane.run_base(replicas)
         self._check_shape(logits)
-        ops.tally(logits, slots, board.counts, board.invalid)
+        ops.tally(logits, slots, lane.board.counts, lane.board.invalid)
         return logits
 
     def _settle(self) -> tuple[bool, str]:
@@ -313,14 +293,32 @@ class Engine:
         self._keys = {stream: stream_key(self.seed, stream) for stream in Stream}
         while True:
             try:
-                self._board = _Board(self.micro_batch, self.shape, self.image_dtype, self.num_classes, self.device)
-                self._forward()  # also compiles, and finds a wrong number of classes
-                self._step, graph = capture(self._forward, self.device)
-                return self._check_base(), graph
+                with evaluating(self.base), torch.inference_mode(False):  # whose tensors other threads cannot write
+                    graph = self._prepare()
+                    return self._check_base(), graph
             except torch.OutOfMemoryError:
                 if self.micro_batch == 1:
                     raise
             self.micro_batch //= 2  # outside of the handler, which holds on to the tensors of the failed pass
+
+    def _prepare(self) -> str:
+        """Boards, runners, and a pass of each lane, which finds a wrong number of classes; how the passes are made."""
+        self._images = torch.zeros((self.slots, *self.shape), dtype=self.image_dtype, device=self.device)
+        for lane in self.lanes:
+            lane.board = Board(self.micro_batch, self.slots, self.num_classes, self.device)
+        self._set_runners()
+        for lane in self.lanes:
+            forward = partial(self._forward, lane)
+            lane.call(forward).result()
+            lane.step, graph = lane.call(capture, forward, self.device).result()
+        return graph
+
+    def _set_runners(self) -> None:
+        """Made by a lane, for the one core that it has."""
+        rows = (self.micro_batch, *self.shape)
+        made = self.lanes[0].call(make_runners, self.base, self.runner, self.dtype, self.device, rows, len(self.lanes))
+        for lane, run_base in zip(self.lanes, made.result(), strict=True):
+            lane.run_base = run_base
 
     def _check_shape(self, logits: Any) -> None:
         if not isinstance(logits, Tensor):
@@ -334,22 +332,28 @@ class Engine:
     def _check_base(self) -> bool:
         """Whether the logits of a row depend on that row alone: the same replicas in other places, and among other
         rows, must get the same votes from logits that are the same up to rounding."""
-        size, images = self.micro_batch, self._board.images
+        size, images = self.micro_batch, self._images[: self.micro_batch]
         generator = torch.Generator().manual_seed(0)
         random = torch.randint(0, 256, images.shape, generator=generator)
         images.copy_(random if self.image_dtype == torch.uint8 else random / 255)
         rows, order = torch.arange(size), torch.randperm(size, generator=generator)
-
-        def logits(slots: Tensor, samples: Tensor) -> Tensor:
-            self._board.write(torch.stack([slots, slots, samples]), self._keys[Stream.PREDICT])
-            return self._step().clone()
-
         half = size // 2
-        straight, shuffled = logits(rows, rows), logits(order, order)
-        among_others = logits(rows, torch.where(rows < half, rows, rows + size))
+        straight, shuffled = self.logits(rows, rows), self.logits(order, order)
+        among_others = self.logits(rows, torch.where(rows < half, rows, rows + size))
         return self._same(straight[order.to(self.device)], shuffled) and self._same(
             straight[:half], among_others[:half]
         )
+
+    def logits(self, slots: Tensor, samples: Tensor) -> Tensor:
+        """Logits of a micro-batch of samples of stream PREDICT, of the images in these slots, whose ids are their
+        slots."""
+        lane = self.lanes[0]
+
+        def compute() -> Tensor:
+            lane.board.write(torch.stack([slots, slots, samples]), self._keys[Stream.PREDICT])
+            return lane.step().clone()
+
+        return lane.call(compute).result()
 
     def _same(self, a: Tensor, b: Tensor) -> bool:
         a, b = a.float(), b.float()
@@ -358,57 +362,10 @@ class Engine:
         return near and torch.equal(a.argmax(1), b.argmax(1))
 
 
-def _answers(flights: list[_Flight], votes: _Transfer) -> Iterator[tuple[_Flight, Draw | Decision]]:
-    """What the procedures make of their votes."""
-    for flight, counts in zip(flights, votes.wait().numpy(), strict=True):
-        yield flight, flight.job.procedure.update(counts)
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, which the host does not wait for."""
-    if tensor.device.type == "cpu" and device.type != "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
-
-
-def capture(forward: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], Tensor], str]:
-    """A function as one CUDA graph that is replayed; as it is where it cannot be captured, and why.
-
-    Its inputs and outputs stay in place, the returned tensor included: clone what is to outlive the next call.
-    """
-    if device.type != "cuda":
-        return forward, f"none on {device.type}"
-    broke: RuntimeError | None = None
-    try:
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):  # which makes its device the current one
-            forward()  # what libraries set up at a first call must not be captured
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                try:
-                    logits = forward()
-                except RuntimeError as error:
-                    broke = error  # what ends the capture complains too, and would hide it
-                    raise
-        torch.cuda.current_stream(device).wait_stream(stream)
-    except RuntimeError as error:
-        broke = broke or error
-        if isinstance(broke, torch.OutOfMemoryError):
-            raise broke from None
-        return forward, f"not captured: {str(broke).splitlines()[0]}"
-
-    def replay() -> Tensor:
-        graph.replay()
-        return logits
-
-    return replay, "captured"
-
-
 def default_micro_batch(shape: tuple[int, int, int], device: torch.device) -> int:
-    """Images of CIFAR size: 128 on a CPU, enough for its cores and small enough for their caches; 1024 on a GPU (not
-    measured). Fewer of larger ones."""
-    rows = 128 if device.type == "cpu" else 1024
+    """Images of CIFAR size: 32 for a lane of a CPU, whose activations stay in its caches; 1024 on a GPU (not measured).
+    Fewer of larger ones."""
+    rows = 32 if device.type == "cpu" else 1024
     return min(4 * rows, max(rows // 8, rows * 3072 // math.prod(shape)))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,6 +22,11 @@ from .specs import choice
 RUNNERS = ("eager", "compiled", "openvino")
 
 Runner = Callable[[Tensor], Tensor]
+
+
+class DeclinedError(ValueError):
+    """A runner is not installed, or cannot take a network."""
+
 
 CUDNN: Any = torch.backends.cudnn
 MATMUL: Any = torch.backends.cuda.matmul
@@ -32,16 +40,24 @@ if hasattr(MATMUL, "fp32_precision"):
     STRICT += [(part, "fp32_precision", "ieee") for part in (MATMUL, CUDNN.conv, CUDNN.rnn)]
 
 
-def make_runner(base: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> Runner:
-    """The base classifier as a function of one micro-batch.
+def make_runners(
+    base: nn.Module, kind: str, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...], count: int
+) -> list[Runner]:
+    """The base classifier as `count` functions of a micro-batch of this shape, which may be called at the same time.
+
+    They are made for the number of threads of the calling thread.
 
     Raises:
-        ValueError: there is no such runner, or it is not for this dtype or device, or not installed.
+        ValueError: there is no such runner.
+        DeclinedError: it is not for this dtype or device, or not installed, or cannot take the network.
     """
     choice("runner", kind, RUNNERS)
     if kind == "openvino":
-        return OpenVino(base, dtype, device)
-    return in_precision(frozen(base) if kind == "compiled" else base, dtype, device)
+        return openvino_runners(base, dtype, device, shape, count)
+    if kind == "compiled":
+        example = torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+        return [compiled(in_precision(base, dtype, device), example)] * count
+    return [in_precision(module, dtype, device) for module in copies(base, count)]
 
 
 def in_precision(network: Runner, dtype: torch.dtype, device: torch.device) -> Runner:
@@ -55,83 +71,101 @@ def in_precision(network: Runner, dtype: torch.dtype, device: torch.device) -> R
     return run
 
 
-def frozen(base: nn.Module) -> Runner:
-    """The base classifier compiled for one shape, its present weights folded in as constants."""
+def copies(base: nn.Module, count: int) -> list[nn.Module]:
+    """A module and copies of it with the same weights: in `forward` it may keep things on itself for later layers.
+
+    Where it cannot be copied, one that lets in a call at a time takes their place.
+    """
+    weights = {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())}
+    try:
+        return [base, *(deepcopy(base, dict(weights)) for _ in range(count - 1))]
+    except Exception as error:  # of whatever stands in the attributes of somebody's module
+        warnings.warn(f"the base classifier cannot be copied, and so keeps one core busy: {error}", stacklevel=2)
+        return [OneAtATime(base)] * count
+
+
+class OneAtATime(nn.Module):
+    """A module that threads call one after the other."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self._free = base, Lock()
+
+    def forward(self, replicas: Tensor) -> Tensor:
+        with self._free:
+            return self.base(replicas)
+
+
+def compiled(network: Runner, example: Tensor) -> Runner:
+    """A network compiled for one shape, its present weights folded in as constants."""
 
     def call(replicas: Tensor) -> Tensor:
-        return base(replicas)
+        return network(replicas)
 
     # Dynamo keeps compiled code by code object, and does not look at frozen weights when it takes it up again: an
     # engine needs a code object of its own. As options={"freezing": True} the setting comes too late to have effect.
-    call.__code__ = call.__code__.replace(co_name=f"base_{id(base)}")
-    compiled = torch.compile(call, dynamic=False)
-
-    def network(replicas: Tensor) -> Tensor:
-        with torch._inductor.config.patch(freezing=True):
-            return compiled(replicas)
-
-    return network
+    call.__code__ = call.__code__.replace(co_name=f"base_{id(call)}")
+    function = torch.compile(call, dynamic=False)
+    try:
+        with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+            function(example)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of Dynamo, of Inductor, of a compiler of C++
+        raise _declined("compiled", error) from error
+    return function
 
 
 OPENVINO_TYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-class OpenVino:
-    """The base classifier, converted for the shape of the first micro-batch, its present weights folded in.
+@torch.autocast("cpu", enabled=False)  # one around this call would become part of the network
+def openvino_runners(
+    base: nn.Module, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...], count: int
+) -> list[Runner]:
+    """The base classifier converted to OpenVINO, its present weights folded in: one network, a request for each."""
+    if find_spec("openvino") is None:
+        raise DeclinedError("runner is 'openvino', which is not installed: pip install smoothfast[openvino]")
+    if device.type != "cpu":
+        raise DeclinedError(f"runner is 'openvino', which runs on CPUs; the base classifier is on {device}")
+    if dtype not in OPENVINO_TYPES:
+        raise DeclinedError(f"runner is 'openvino', which computes in fp32 or bf16, not in {dtype}")
+    openvino = import_module("openvino")
+    element = getattr(openvino.Type, OPENVINO_TYPES[dtype])
+    settings = {
+        "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[dtype],
+        "NUM_STREAMS": count,
+        "INFERENCE_NUM_THREADS": count,
+        "ENABLE_CPU_PINNING": False,  # every process would take the first cores
+    }
+    try:
+        exported = torch.export.export(base, (torch.zeros(shape),))
+        steps = import_module("openvino.preprocess").PrePostProcessor(openvino.convert_model(exported))
+        # Pixels [rows, H, W, C], as the noise kernel writes them in channels_last.
+        steps.input().tensor().set_element_type(element).set_layout(openvino.Layout("NHWC"))
+        steps.input().model().set_layout(openvino.Layout("NCHW"))
+        network = openvino.Core().compile_model(steps.build(), "CPU", settings)
+    except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
+        raise _declined("openvino", error) from error
+    return [_asking(network.create_infer_request(), element) for _ in range(count)]
 
-    The rows are shared out among as many requests as there are threads, if these divide them, and are read in place.
 
-    Raises:
-        ValueError: OpenVINO is not installed or not for this dtype or device; or, when called, cannot convert the
-            network.
-    """
+def _declined(runner: str, error: Exception) -> DeclinedError:
+    reason = str(error).strip().partition("\n")[0]
+    return DeclinedError(f"runner is {runner!r}, which does not take this base classifier: {reason}")
 
-    def __init__(self, base: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-        if find_spec("openvino") is None:
-            raise ValueError("runner is 'openvino', which is not installed: pip install smoothfast[openvino]")
-        if device.type != "cpu":
-            raise ValueError(f"runner is 'openvino', which runs on CPUs; the base classifier is on {device}")
-        if dtype not in OPENVINO_TYPES:
-            raise ValueError(f"runner is 'openvino', which computes in fp32 or bf16, not in {dtype}")
-        self._base, self._dtype, self._openvino = base, dtype, import_module("openvino")
-        self._type = getattr(self._openvino.Type, OPENVINO_TYPES[dtype])
-        self._requests: list[Any] = []
 
-    @torch.autocast("cpu", enabled=False)  # one around this call would become part of the network
-    def __call__(self, replicas: Tensor) -> Tensor:
-        if not self._requests:
-            self._requests = self._convert(replicas.shape)
-        parts = replicas.permute(0, 2, 3, 1).chunk(len(self._requests))
-        for request, part in zip(self._requests, parts, strict=True):
-            request.set_input_tensor(self._in_place(part))
-            request.start_async()
-        for request in self._requests:
-            request.wait()
-        return torch.cat([torch.from_numpy(request.get_output_tensor().data) for request in self._requests])
+def _asking(request: Any, element: Any) -> Runner:
+    openvino = import_module("openvino")
 
-    def _convert(self, shape: torch.Size) -> list[Any]:
-        """Requests that take pixels [rows, H, W, C] as the noise kernel writes them in channels_last."""
-        openvino, threads = self._openvino, torch.get_num_threads()
-        count = math.gcd(shape[0], threads)
-        settings = {
-            "INFERENCE_PRECISION_HINT": OPENVINO_TYPES[self._dtype],
-            "NUM_STREAMS": count,
-            "INFERENCE_NUM_THREADS": threads,
-        }
-        try:
-            exported = torch.export.export(self._base, (torch.zeros(shape[0] // count, *shape[1:]),))
-            steps = import_module("openvino.preprocess").PrePostProcessor(openvino.convert_model(exported))
-            steps.input().tensor().set_element_type(self._type).set_layout(openvino.Layout("NHWC"))
-            steps.input().model().set_layout(openvino.Layout("NCHW"))
-            network = openvino.Core().compile_model(steps.build(), "CPU", settings)
-        except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"runner is 'openvino', which does not take this base classifier: {reason}") from error
-        return [network.create_infer_request() for _ in range(count)]
+    def run(replicas: Tensor) -> Tensor:
+        pixels = replicas.permute(0, 2, 3, 1)
+        values = pixels.view(torch.int16) if pixels.dtype == torch.bfloat16 else pixels  # NumPy knows no bfloat16
+        request.set_input_tensor(openvino.Tensor(values.numpy(), openvino.Shape(list(pixels.shape)), element))
+        request.infer()
+        return torch.from_numpy(request.get_output_tensor().data.copy())
 
-    def _in_place(self, part: Tensor) -> Any:
-        integers = part.view(torch.int16) if self._dtype == torch.bfloat16 else part  # NumPy knows no bfloat16
-        return self._openvino.Tensor(integers.numpy(), self._openvino.Shape(list(part.shape)), self._type)
+    return run
 
 
 @contextmanager

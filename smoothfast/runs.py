@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,11 +21,8 @@ from .distributed import Alone
 from .engine import Engine, Job
 from .logs import Row, RunLog, put_in_order
 from .procedures import Decision, Procedure
-from .smoothing import SmoothedClassifier, checked_images
+from .smoothing import checked_images
 from .version import __version__
-
-# Compilation takes 10 to 30 s and then saves about half of each forward pass: it pays from about this many on.
-COMPILE_FROM = 100_000
 
 LIBRARIES = ("numpy", "scipy", "safetensors", "torchvision", "triton", "openvino")
 
@@ -41,17 +36,8 @@ def chosen(count: int, skip: int, limit: int | None) -> list[int]:
     return list(range(0, count, skip))[:limit]
 
 
-def choose_runner(runner: str, forward_passes: int) -> str:
-    """ "auto" compiles where there is a compiler and enough work to pay for it. Decided by the whole run, so that a
-    resumed run is the same function."""
-    if runner != "auto":
-        return runner
-    has_compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
-    return "compiled" if has_compiler and forward_passes >= COMPILE_FROM else "eager"
-
-
 def log_run(
-    smoothed: SmoothedClassifier,
+    engine: Engine,
     data: Labelled,
     indices: list[int],
     procedure: Callable[[int, float], Procedure],
@@ -66,7 +52,7 @@ def log_run(
     In the end rows are in the order of the images, also where several processes wrote them as they came.
 
     Args:
-        smoothed: the classifier.
+        engine: for images like the first of these.
         data: images and labels; the index of an image is the id its noise is drawn under.
         indices: which of them.
         procedure: makes the procedure of one image from its label and the deviation of the noise (`noise.Law`).
@@ -77,8 +63,6 @@ def log_run(
         group: the processes that share the work, see `distributed.joined`; this one if not given.
     """
     group = group or Alone()
-    first = checked_images(data[indices[0]][0][None])
-    engine = smoothed.engine(first)
     settings = settings | engine.meta
     group.agree(settings | {"images": len(data)})
 

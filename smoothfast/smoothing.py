@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import index
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .engine import Engine, Job
+from .costs import AUTO, Network, candidates, measure
+from .engine import Engine, Job, resolve_precision
 from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
 from .procedures import Count, Decision, Procedure, certify_procedure, predict_procedure
+from .runners import DeclinedError
 from .specs import choice
 
 VOTINGS = ("prediction",)
@@ -95,8 +99,9 @@ class SmoothedClassifier(nn.Module):
         seed: of all noise, 0 .. 2**64 - 1.
         precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
         max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
-        runner: "eager"; "compiled": about twice as fast after about ten seconds of compilation; or "openvino", where it
-            is installed: much the same on CPUs after about three seconds.
+        runner: "eager"; "compiled": up to twice as fast after five to thirty seconds of compilation; "openvino", where
+            it is installed: as fast on CPUs after two to five seconds; or "auto": the one that takes least for the
+            samples of one image (`costs`), and the next where that one cannot take the network.
         clip: clamp noisy images to their range; the clamp is then part of the base classifier.
         deterministic: let every call of `forward` repeat the same samples. An attacker then faces a deterministic
             model: say so beside any robustness figure.
@@ -120,12 +125,13 @@ class SmoothedClassifier(nn.Module):
         precision: str = "auto",
         max_batch: int | None = None,
         *,
-        runner: str = "eager",
+        runner: str = "auto",
         clip: bool = False,
         deterministic: bool = False,
     ) -> None:
         super().__init__()
         choice("voting", voting, VOTINGS)
+        choice("runner", runner, AUTO)
         if noise is not None:
             choice("noise", noise, NOISES)
         for name, value, least in (
@@ -147,7 +153,8 @@ class SmoothedClassifier(nn.Module):
         )
         self.precision, self.max_batch, self.runner, self.clip = precision, max_batch, runner, clip
         self.deterministic = deterministic
-        self._engine: tuple[Any, Engine] | None = None
+        self._engines: dict[str, tuple[Any, Engine | DeclinedError]] = {}
+        self._network: tuple[Any, Network] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -242,9 +249,9 @@ class SmoothedClassifier(nn.Module):
             u = max(uniform(self.seed, image_id), LEAST_U) if randomize else 1.0
             return procedure(label, u, engine.deviation)
 
-        procedure(None if classes is None else 0, LEAST_U if randomize else 1.0, 0.0)  # checks its arguments
+        most = procedure(None if classes is None else 0, LEAST_U if randomize else 1.0, 0.0).most  # arguments, checked
         images = checked_images(images)
-        engine = self.engine(images)
+        engine = self.engine(images, most)
         decisions = self._decide(engine, images, ids, of_image)
         settings = {
             "n0": n0,
@@ -270,7 +277,7 @@ class SmoothedClassifier(nn.Module):
             alpha=alpha,
             sigma=sigma,
             seed=self.seed,
-            sound=is_sound(engine) and self.engine(images) is engine,  # a base that changes itself is no function
+            sound=is_sound(engine) and self.engine(images, most) is engine,  # a base that changes itself is no function
             meta={
                 **settings,
                 **engine.meta,
@@ -280,43 +287,77 @@ class SmoothedClassifier(nn.Module):
             },
         )
 
-    def engine(self, images: Tensor) -> Engine:
-        """The engine for images [N, C, H, W] of this shape and dtype; built anew when these or the weights change."""
-        dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
-        sigma, shape = tuple(self.sigma.tolist()), tuple(images.shape[1:])
-        key = self._engine_key(images)
-        if self._engine is None or self._engine[0] != key:
-            if self.base.training:
-                warnings.warn("the base classifier is in train mode; it runs in eval mode here", stacklevel=4)
-            if len(sigma) not in (1, shape[0]):
-                raise ValueError(f"sigma has {len(sigma)} entries; the images have {shape[0]} channels")
-            engine = Engine(
-                self.base,
-                self._law(dtype, sigma),
-                (shape[0], shape[1], shape[2]),
-                dtype,
-                self.num_classes,
-                self.seed,
-                self.normalize,
-                self.precision,
-                self.max_batch,
-                self.runner,
-                self.clip,
-            )
-            self._engine = (key, engine)
-        return self._engine[1]
+    def engine(self, images: Tensor, passes: int = 0) -> Engine:
+        """The engine for images [N, C, H, W] of this shape and dtype; built anew when these or the weights change.
 
-    def _engine_key(self, images: Tensor) -> Any:
+        Args:
+            passes: forward passes that are to come; runner "auto" chooses by them.
+        """
+        *preferred, last = self._candidates(images, passes)
+        for runner in preferred:
+            try:
+                return self._built(images, runner)
+            except DeclinedError as error:
+                warnings.warn(f"{error}; the next runner takes its place", stacklevel=4)
+        return self._built(images, last)
+
+    def _candidates(self, images: Tensor, passes: int) -> list[str]:
+        if self.runner != "auto":
+            return [self.runner]
+        device = next((t.device for t in chain(self.base.parameters(), self.base.buffers())), torch.device("cpu"))
+        return candidates(self.network(images), passes, resolve_precision(self.precision, device), device)
+
+    def network(self, images: Tensor) -> Network:
+        """What the base classifier computes for an image of this shape."""
+        key = images.shape[1:], [id(part) for part in self.base.modules()]
+        if self._network is None or self._network[0] != key:
+            self._network = key, measure(self.base, tuple(images.shape[1:]))
+        return self._network[1]
+
+    def _built(self, images: Tensor, runner: str) -> Engine:
+        key = self._engine_key(images, runner)
+        if self._engines.get(runner, (None,))[0] != key:
+            try:
+                self._engines[runner] = key, self._build(images, runner)
+            except DeclinedError as error:
+                self._engines[runner] = key, error
+        engine = self._engines[runner][1]
+        if isinstance(engine, DeclinedError):
+            raise engine
+        return engine
+
+    def _build(self, images: Tensor, runner: str) -> Engine:
+        if self.base.training:
+            warnings.warn("the base classifier is in train mode; it runs in eval mode here", stacklevel=6)
+        dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
+        sigma, (channels, height, width) = tuple(self.sigma.tolist()), images.shape[1:]
+        if len(sigma) not in (1, channels):
+            raise ValueError(f"sigma has {len(sigma)} entries; the images have {channels} channels")
+        return Engine(
+            self.base,
+            self._law(dtype, sigma),
+            (channels, height, width),
+            dtype,
+            self.num_classes,
+            self.seed,
+            self.normalize,
+            self.precision,
+            self.max_batch,
+            runner,
+            self.clip,
+        )
+
+    def _engine_key(self, images: Tensor, runner: str) -> Any:
         """What an engine is built for, as far as it can be seen: code and attributes of a module cannot."""
         # Other runners than eager have the weights frozen in, so their versions are part of what it is.
         tensors = list(self.base.state_dict(keep_vars=True).values())
         weights = [(t.data_ptr(), t._version) for t in tensors]
         parts = [(id(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in self.base.modules()]
         # A write through .data leaves the version as it was.
-        checksum = sum(float(t.detach().double().sum()) for t in tensors) if self.runner != "eager" else None
-        choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.runner, self.clip)
+        checksum = sum(float(t.detach().double().sum()) for t in tensors) if runner != "eager" else None
+        choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.clip)
         kind = (images.shape[1:], images.dtype == torch.uint8, tuple(self.sigma.tolist()))
-        return kind, parts, weights, checksum, choices, torch.get_num_threads()
+        return kind, parts, weights, checksum, choices, torch.get_num_threads(), os.getpid()  # a fork has no threads
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this module, or a plain one of its base classifier."""
@@ -337,9 +378,9 @@ class SmoothedClassifier(nn.Module):
     def _decide_alike(
         self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[[], Procedure]
     ) -> list[Decision]:
-        procedure()  # its arguments are checked even where there is no image
+        most = procedure().most  # its arguments are checked even where there is no image
         ids = _checked_ids(image_ids, len(images))
-        return self._decide(self.engine(images), images, ids, lambda *_: procedure()) if len(images) else []
+        return self._decide(self.engine(images, most), images, ids, lambda *_: procedure()) if len(images) else []
 
     def _stack(self, decisions: list[Decision], name: str) -> Tensor:
         values = np.array([getattr(decision, name) for decision in decisions])
@@ -348,7 +389,7 @@ class SmoothedClassifier(nn.Module):
         return torch.from_numpy(values.astype(np.int64 if integer else np.float64).reshape(shape))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_engine": None}  # built anew where it is needed
+        return self.__dict__ | {"_engines": {}}  # built anew where they are needed
 
     def _law(self, dtype: torch.dtype, sigma: tuple[float, ...]) -> Law:
         noise = self.noise or ("lattice" if dtype == torch.uint8 else "gaussian")

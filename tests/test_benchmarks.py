@@ -103,7 +103,7 @@ def test_certify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     ] + ["Cohen's loop, eager fp32, batch 50"]
     assert {row.baseline for row in rows} == {rows[-1].contender}
     assert capsys.readouterr().out.count("certify / bare forward") == 4
-    assert set(forwards) == {128, 16, 50}
+    assert set(forwards) == {32, 16, 50}
 
 
 @pytest.mark.parametrize("device", certify.CASES)

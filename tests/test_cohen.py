@@ -44,7 +44,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Given:
 
     def build(**stages: list[int]) -> sf.Smooth:
         counts = {Stream[name.upper()]: np.array(votes, np.int64) for name, votes in stages.items()}
-        monkeypatch.setattr(sf.Smooth, "_counts", lambda self, x, n, batch_size, stream: counts[stream])
+        monkeypatch.setattr(
+            sf.Smooth, "_votes", lambda self, x, n, alpha, batch_size: lambda count, stream: counts[stream]
+        )
         return sf.Smooth(nn.Identity(), 3, SIGMA)
 
     return build
@@ -127,7 +129,7 @@ def test_radii_stay_within_the_exact_ones() -> None:
 
 def test_votes_have_the_probability_that_is_known() -> None:
     n, smooth = 4000, make()
-    votes = smooth._counts(IMAGE, n, 500, Stream.ESTIMATE)
+    votes = smooth._votes(IMAGE, n, 0.001, 500)(n, Stream.ESTIMATE)
     assert votes.sum() == n
     assert binomtest(int(votes[1]), n, norm.cdf(distance(IMAGE) / SIGMA)).pvalue > 1e-4
 

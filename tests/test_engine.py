@@ -22,10 +22,10 @@ from smoothfast.engine import (
     DTYPES,
     Engine,
     Job,
-    capture,
     default_micro_batch,
     resolve_precision,
 )
+from smoothfast.lanes import capture
 from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key
 from smoothfast.procedures import (
     ABSTAIN,
@@ -151,8 +151,12 @@ def test_votes_do_not_depend_on_company_or_order(expected: list[list[list[int]]]
 
 
 def test_votes_do_not_depend_on_threads(expected: list[list[list[int]]]) -> None:
-    torch.set_num_threads(2)
-    assert votes(make(micro_batch=128)) == expected
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        engine = make()
+        assert len(engine.lanes) == threads
+        assert votes(engine) == votes(engine) == expected
+        assert torch.get_num_threads() == threads
 
 
 def test_rows_of_padding_do_not_vote() -> None:
@@ -173,7 +177,7 @@ def test_images_are_taken_as_they_are_needed() -> None:
     engine = make(micro_batch=64)
     for done, decision in enumerate(engine.run(stream())):
         assert decision.samples == 1 + done % 5  # in order
-        assert taken - done <= 64
+        assert taken - done <= engine.slots == 256
     assert done == images - 1
 
 
@@ -185,8 +189,9 @@ def test_a_slow_image_holds_up_a_bounded_number_of_results() -> None:
             yield Job(IMAGES[0], index, Count(4) if index else Count(1, stream=Stream.SELECT))
 
     taken: list[int] = []
-    next(make(micro_batch=4).run(stream()))
-    assert len(taken) <= 8
+    engine = make(micro_batch=4)
+    next(engine.run(stream()))
+    assert len(taken) <= 2 * engine.slots == 32
 
 
 def test_decisions_come_in_order_whatever_they_take() -> None:
@@ -283,9 +288,12 @@ class Watch:
 
     def __init__(self, engine: Engine, patch: pytest.MonkeyPatch) -> None:
         self.forwards = self.rows = self.padding = self.transfers = 0
-        noisy_replicas, take, run_base = ops.noisy_replicas, engine._board.take, engine.run_base
+        (lane,) = engine.lanes
+        noisy_replicas, take = ops.noisy_replicas, lane.board.take
 
         def replicas(images: Tensor, slots: Tensor, *arguments: Any) -> Tensor:
+            assert self.transfers <= self.forwards  # before this pass, at most one each
+            self.forwards += 1
             self.rows += len(slots)
             self.padding += int((slots == -1).sum())
             return noisy_replicas(images, slots, *arguments)
@@ -294,14 +302,8 @@ class Watch:
             self.transfers += 1
             return take(slots)
 
-        def forward(replicas: Tensor) -> Tensor:
-            assert self.transfers <= self.forwards  # before this pass, at most one each
-            self.forwards += 1
-            return run_base(replicas)
-
         patch.setattr("smoothfast.engine.ops.noisy_replicas", replicas)
-        patch.setattr(engine._board, "take", taken)
-        patch.setattr(engine, "run_base", forward)
+        patch.setattr(lane.board, "take", taken)
 
 
 @pytest.mark.parametrize(("micro_batch", "most"), [(64, 0.03), (128, 0.06)])
@@ -329,12 +331,14 @@ def test_votes_leave_the_device_once_per_micro_batch(
     assert watch.transfers <= watch.forwards
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 5])
-def test_answers_do_not_depend_on_how_far_ahead_the_device_is(ahead: int, mixed: list[dict[str, Any]]) -> None:
-    for micro_batch in (16, 64):
-        engine = make(micro_batch=micro_batch)
-        engine.ahead = ahead
-        assert told(engine.run(mixed_jobs(list(range(len(MIXED)))))) == mixed
+@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize("micro_batch", [16, 64])
+def test_answers_do_not_depend_on_how_much_a_lane_is_given(
+    depth: int, micro_batch: int, monkeypatch: pytest.MonkeyPatch, mixed: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setattr("smoothfast.engine.DEPTH", depth)
+    monkeypatch.setattr("smoothfast.lanes.DEPTH", depth)
+    assert told(make(micro_batch=micro_batch).run(mixed_jobs(list(range(len(MIXED)))))) == mixed
 
 
 def test_one_run_at_a_time(mixed: list[dict[str, Any]]) -> None:
@@ -608,8 +612,8 @@ def test_the_caller_keeps_its_gradients_between_results() -> None:
 
 def test_meta_records_the_function() -> None:
     assert make(micro_batch=None, clip=True).meta == {
-        "runner": "eager", "precision": "fp32", "micro_batch": 512, "device": "cpu", "threads": 1, "law": "lattice",
-        "clip": True, "row_function": True,
+        "runner": "eager", "precision": "fp32", "micro_batch": 128, "device": "cpu", "law": "lattice", "clip": True,
+        "row_function": True,
     }  # fmt: skip
 
 
@@ -633,6 +637,6 @@ def test_precision() -> None:
 
 
 def test_the_micro_batch_shrinks_with_the_image() -> None:
-    sizes = {(3, 32, 32): 128, (3, 224, 224): 16, (1, 28, 28): 501, (3, 8, 8): 512, (3, 64, 64): 32}
+    sizes = {(3, 32, 32): 32, (3, 224, 224): 4, (1, 28, 28): 125, (3, 8, 8): 128, (3, 64, 64): 8}
     assert {shape: default_micro_batch(shape, torch.device("cpu")) for shape in sizes} == sizes
     assert default_micro_batch((3, 224, 224), torch.device("cuda")) == 128

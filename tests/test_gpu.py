@@ -568,13 +568,14 @@ def test_an_engine_made_under_autocast_outlives_it() -> None:
 
 def test_a_micro_batch_waits_for_nothing() -> None:
     engine = classifier().engine(IMAGES)
+    (lane,) = engine.lanes
     rows, key = torch.zeros(3, engine.micro_batch, dtype=torch.int64), stream_key(0, Stream.PREDICT)
     for settings in (nullcontext(), no_waiting()):  # what happens at a first call only may wait
-        engine._board.clear()
+        lane.board.clear()
         with settings:
-            engine._board.write(rows, key)
-            engine._step()
-            transfer = engine._board.take([0, 1])
+            lane.board.write(rows, key)
+            lane.step()
+            transfer = lane.board.take([0, 1])
         assert transfer.wait().sum(1).tolist() == [engine.micro_batch, 0]
 
 

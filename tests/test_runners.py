@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from smoothfast import models, runners
 from smoothfast.engine import Engine, Job
 from smoothfast.noise import lattice_law
 from smoothfast.procedures import Count
-from smoothfast.runners import RUNNERS, make_runner
+from smoothfast.runners import RUNNERS, make_runners
 
 SHAPE, CLASSES = (3, 4, 4), 5
 IMAGES = torch.randint(0, 256, (6, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -38,6 +41,11 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(F.relu(self.norm(self.convolution(x))).flatten(1))
+
+
+class Pixels(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :CLASSES]
 
 
 def make(base: nn.Module, **options: Any) -> Engine:
@@ -78,11 +86,21 @@ def test_weights_are_frozen_in(runner: str) -> None:
     assert votes(engine) == before
 
 
-@needs_openvino
+def run(kind: str, base: nn.Module, replicas: Tensor) -> Tensor:
+    """Logits of one micro-batch, which is of the precision that is computed in."""
+    (runner,) = make_runners(base, kind, replicas.dtype, CPU, tuple(replicas.shape), 1)
+    with torch.no_grad():
+        return runner(replicas)
+
+
+@pytest.mark.usefixtures("one_thread")
+@frozen_runners
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "channels", "size", "threads"), [(6, 3, 32, 1), (6, 3, 17, 2), (7, 1, 16, 2)])
-def test_openvino_is_as_exact_as_torch(dtype: torch.dtype, rows: int, channels: int, size: int, threads: int) -> None:
-    """No worse than twice the error of PyTorch in the same precision; rows that threads do not divide; one channel."""
+@pytest.mark.parametrize(("rows", "channels", "size"), [(6, 3, 32), (7, 1, 17)])
+def test_frozen_runners_are_as_exact_as_torch(
+    runner: str, dtype: torch.dtype, rows: int, channels: int, size: int
+) -> None:
+    """No worse than twice the error of PyTorch in the same precision."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = models.resnet20().eval()
@@ -90,35 +108,139 @@ def test_openvino_is_as_exact_as_torch(dtype: torch.dtype, rows: int, channels: 
         for norm in (m for m in base.modules() if isinstance(m, nn.BatchNorm2d)):
             norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2.0)
         replicas = torch.randn(rows, channels, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.no_grad():
-            found, plain = (make_runner(base, kind, dtype, CPU)(replicas).double() for kind in ("openvino", "eager"))
-            exact = base.double()(replicas.double())
-    finally:
-        torch.set_num_threads(before)
+    found, plain = (run(kind, base, replicas).double() for kind in (runner, "eager"))
+    with torch.no_grad():
+        exact = base.double()(replicas.double())
     assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + 1e-6 * exact.abs().max()
 
 
-@needs_openvino
-def test_openvino_reads_replicas_where_they_are_and_keeps_no_logits() -> None:
-    """A second micro-batch, in other memory, changes nothing of the logits of the first."""
-    runner = make_runner(Net(3).eval(), "openvino", torch.float32, CPU)
-    first, second = (torch.randn(16, *SHAPE).contiguous(memory_format=torch.channels_last) for _ in range(2))
-    logits = runner(first)
-    kept = logits.clone()
-    assert not torch.equal(runner(second), kept)
-    assert torch.equal(logits, kept)
-    assert torch.equal(runner(first.clone(memory_format=torch.preserve_format)), kept)
+def micro_batch() -> Tensor:
+    return torch.randn(16, *SHAPE).contiguous(memory_format=torch.channels_last)
+
+
+@frozen_runners
+def test_a_later_micro_batch_leaves_logits_as_they_are(runner: str) -> None:
+    one, other = make_runners(Net(3).eval(), runner, torch.float32, CPU, (16, *SHAPE), 2)
+    first, second = micro_batch(), micro_batch()
+    with torch.no_grad():
+        logits = one(first)
+        kept = logits.clone()
+        assert not torch.equal(one(second), kept)
+        assert torch.equal(logits, kept)
+        assert torch.equal(one(first.clone(memory_format=torch.preserve_format)), kept)  # in other memory
+        assert torch.equal(other(first), kept)
 
 
 @needs_openvino
 def test_autocast_around_does_not_become_part_of_the_network() -> None:
-    replicas = torch.randn(16, *SHAPE).contiguous(memory_format=torch.channels_last)
+    replicas = micro_batch()
     with torch.autocast("cpu", torch.bfloat16):
-        inside = make_runner(Net(4).eval(), "openvino", torch.float32, CPU)(replicas)
-    assert torch.equal(inside, make_runner(Net(4).eval(), "openvino", torch.float32, CPU)(replicas))
+        inside = run("openvino", Net(4).eval(), replicas)
+    assert torch.equal(inside, run("openvino", Net(4).eval(), replicas))
+
+
+# ---- several lanes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_lanes_give_the_votes_of_one(kind: str) -> None:
+    if kind == "openvino":
+        pytest.importorskip("openvino")
+    base = models.resnet20().eval()
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+
+    def counts() -> list[list[int]]:
+        engine = Engine(base, lattice_law(0.3), (3, 32, 32), torch.uint8, 10, 7, precision="fp32", runner=kind)
+        assert len(engine.lanes) == torch.get_num_threads()
+        return [d.counts.tolist() for d in engine.run(Job(image, i, Count(200)) for i, image in enumerate(images))]
+
+    found = counts()
+    torch.set_num_threads(1)
+    assert counts() == found
+
+
+class Remembers(nn.Module):
+    """Keeps its input on itself for a later layer, and waits in between for the other lanes to come along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = x
+        time.sleep(0.001)
+        return self.scale * self.weight * self.kept.flatten(1)[:, :CLASSES]
+
+
+class Locked(Remembers):
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = Lock()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_lanes_do_not_share_what_a_module_keeps_on_itself() -> None:
+    expected = votes(make(Pixels()))
+    assert votes(make(Remembers())) == expected
+    with pytest.warns(UserWarning, match="the base classifier cannot be copied, and so keeps one core busy: cannot"):
+        engine = make(Locked())
+    with pytest.warns(UserWarning, match="cannot be copied"):
+        assert votes(engine) == expected
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_every_lane_sees_new_weights_and_attributes() -> None:
+    base = Remembers()
+    engine = make(base)
+    before = votes(engine)
+    base.scale = -1.0
+    turned = votes(engine)
+    assert turned != before
+    with torch.no_grad():
+        base.weight.neg_()
+    assert votes(engine) == before
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_a_lane_raises_reaches_the_caller() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if fails:
+                raise ArithmeticError("it broke")
+            return x.flatten(1)[:, :CLASSES]
+
+    fails = False
+    engine = make(Fails())
+    expected = votes(engine)
+    fails = True
+    with pytest.raises(ArithmeticError, match="it broke"):
+        votes(engine)
+    fails = False
+    assert votes(engine) == expected
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_inside_inference_mode_and_autocast() -> None:
+    expected = votes(make(Net(5)))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        engine = make(Net(5))
+        assert votes(engine) == expected
+    assert votes(engine) == expected
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 class Asks(nn.Module):
@@ -133,7 +255,7 @@ def test_what_openvino_cannot_take() -> None:
     with pytest.raises(ValueError, match=r"which computes in fp32 or bf16, not in torch\.float16"):
         make(Net(0), runner="openvino", precision="fp16")
     with pytest.raises(ValueError, match="runner is 'openvino', which runs on CPUs; the base classifier is on meta"):
-        make_runner(Net(0), "openvino", torch.float32, torch.device("meta"))
+        make_runners(Net(0), "openvino", torch.float32, torch.device("meta"), (16, *SHAPE), 1)
 
 
 def test_openvino_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,77 @@
+"""Which runner is worth its price: what each takes to make ready, and what it then computes.
+
+The choice depends on the network, the number of forward passes and what is installed, and on no clock and no number of
+cores: so a run that is repeated, resumed or shared out is computed by the same function.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .runners import RUNNERS, evaluating
+
+AUTO = ("auto", *RUNNERS)
+
+CORES = 2  # that the choice is made for, however many there are
+GPU_PASSES = 100_000  # from which a compiler pays on a GPU; not measured
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds to make ready, once and for each layer; then 10^9 operations (a multiplication or an addition) a second
+    and core. From ResNet-20 and ResNet-110 on an AMD EPYC (family 25; AVX512-BF16), torch 2.14.1, OpenVINO 2026.3."""
+
+    ready: float
+    layer: float
+    speed: dict[str, float]  # by precision
+
+
+COSTS = {
+    "eager": Cost(0.0, 0.0, {"fp32": 65, "bf16": 110, "fp16": 110}),
+    "openvino": Cost(1.5, 0.03, {"fp32": 95, "bf16": 180}),
+    "compiled": Cost(5.0, 0.3, {"fp32": 95, "bf16": 175, "fp16": 175}),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """Operations of a forward pass of one image, and layers with weights."""
+
+    operations: float
+    layers: int
+
+
+def measure(base: nn.Module, shape: tuple[int, ...]) -> Network:
+    """Counted on two images [C, H, W] of zeros."""
+    tensor = next(base.parameters(), torch.empty(0))
+    with evaluating(base), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        base(torch.zeros(2, *shape, device=tensor.device))
+    return Network(counter.get_total_flops() / 2, sum(1 for part in base.modules() if part._parameters))
+
+
+def seconds(runner: str, network: Network, passes: int, precision: str, cores: int = CORES) -> float:
+    """About what a runner takes for so many forward passes on a CPU, making it ready included."""
+    cost = COSTS[runner]
+    ready = cost.ready + cost.layer * network.layers
+    return ready + passes * network.operations / (cores * cost.speed[precision] * 1e9)
+
+
+def candidates(network: Network, passes: int, precision: str, device: torch.device) -> list[str]:
+    """The runners that are installed, the one to be preferred first; eager, which takes every network, is the last."""
+    if device.type != "cpu":
+        compiles = find_spec("triton") is not None and passes >= GPU_PASSES
+        return ["compiled", "eager"] if compiles else ["eager"]
+    installed = ["eager"]
+    if find_spec("openvino") is not None and precision in COSTS["openvino"].speed:
+        installed.append("openvino")
+    if shutil.which(os.environ.get("CXX", "g++")) is not None:
+        installed.append("compiled")
+    ordered = sorted(installed, key=lambda runner: seconds(runner, network, passes, precision))
+    return ordered[: ordered.index("eager") + 1]

@@ -36,8 +36,9 @@ ROWS = test_noisy_replicas.ROWS[[3, 6, 9]]  # padding, the last ids, and ids of 
 
 
 @pytest.fixture(autouse=True)
-def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter truncates to bfloat16; a GPU rounds to nearest even, see the cast in triton_compiled.py."""
+def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter truncates to bfloat16, and that of Triton 3.8 rounds the product of an fma; a GPU rounds to
+    nearest even, once: see check_rounding and the cast in triton_compiled.py."""
     former = interpreter.InterpreterBuilder.cast_impl
 
     def cast(self: Any, source: Any, target: Any) -> Any:
@@ -46,7 +47,12 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
         rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
         return interpreter.TensorHandle(rounded.view(torch.uint16).numpy(), tl.bfloat16)
 
+    def fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        exact = x.data.astype(np.float64) * y.data + z.data  # or nearly so
+        return interpreter.TensorHandle(exact.astype(z.data.dtype), z.dtype.scalar)
+
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", cast)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", fma)
 
 
 def arguments(case: Case) -> tuple[Any, ...]:
@@ -261,7 +267,10 @@ def test_steps_equal_the_cpu(extension: Any, shape: tuple[int, ...], norm: str) 
     broken[1:2].view(-1)[::2] = -math.inf
     for slope, (alpha, eps) in product((gradients, broken, torch.zeros_like(gradients)), STEPS):
         case = (adversarial, images, slope, norm, alpha, eps, 0.1, 0.7)
-        assert same(stepped(attack_step, *case), stepped(test_attack_step.op, *case)), (alpha, eps)
+        found, wanted = stepped(attack_step, *case), stepped(test_attack_step.op, *case)
+        if alpha == 0:  # the interpreter of Triton 3.8 loses the sign of -0.0 where it is a scalar; a GPU does not
+            found, wanted = found + 0.0, wanted + 0.0
+        assert same(found, wanted), (alpha, eps)
 
 
 @no_norm
@@ -273,7 +282,10 @@ def test_steps_at_the_ends_of_the_floats(extension: Any, norm: str) -> None:
     images, here, slope = (part.reshape(1, 1, 1, -1) for part in torch.cartesian_prod(*[torch.tensor(values)] * 3).T)
     for alpha, eps in ((0.0, 0.0), (0.0, 0.1), (1e-45, 1e-45), (1e38, 1e38), (1.0, 1e39), (0.3, 1.0)):
         case = (here.contiguous(), images.contiguous(), slope.contiguous(), norm, alpha, eps, -math.inf, math.inf)
-        assert same(stepped(attack_step, *case), stepped(test_attack_step.op, *case)), (alpha, eps)
+        found, wanted = stepped(attack_step, *case), stepped(test_attack_step.op, *case)
+        if alpha == 0:  # the interpreter of Triton 3.8 loses the sign of -0.0 where it is a scalar; a GPU does not
+            found, wanted = found + 0.0, wanted + 0.0
+        assert same(found, wanted), (alpha, eps)
 
 
 @pytest.mark.parametrize("norm", test_attack_step.NORMS)

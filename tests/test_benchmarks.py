@@ -10,19 +10,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import image as pictured
 from smoothfast.benchmarks import (
     attack_step,
     baselines,
     certify,
+    flights,
     harness,
+    memory,
+    methods,
     noisy_replicas,
     peers,
+    pictures,
+    processes,
     replica_sum,
+    scaling,
+    start,
     tally,
+    threads,
 )
 from torch import nn
+from typer.testing import CliRunner
 
-from smoothfast import SmoothedClassifier, cli, ops
+from smoothfast import SmoothedClassifier, cli, models, ops
+from smoothfast.noise import Stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = harness.CPU
@@ -194,6 +205,163 @@ def test_networks_of_certify(device: str) -> None:
         assert all(case.n % count == 0 for count in case.siam)
 
 
+# ---- suites ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> SmoothedClassifier:
+    """In place of the embedded network, on the embedded images."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10))
+
+    def embedded(device: torch.device = CPU) -> SmoothedClassifier:
+        return SmoothedClassifier(base.eval(), 0.25, 10, precision="fp32", runner="eager")
+
+    monkeypatch.setattr(harness, "embedded", embedded)
+    return embedded()
+
+
+def test_votes_of_more_samples_begin_with_those_of_fewer(tiny: SmoothedClassifier) -> None:
+    """One pass counts what a run with each number of samples counts."""
+    images, labels, ids = harness.embedded_images(4)
+    assert ids == [0, 50, 100, 150]
+    assert labels.tolist() == [0, 2, 5, 7]
+    ns = (1, 3, 10, 40)
+    votes = scaling.counted(tiny.engine(images), images, ids, ns)
+    for look, n in enumerate(ns):
+        assert votes[Stream.PREDICT][:, look, :-1].tolist() == tiny.votes(images, n, ids).tolist()
+    figures = scaling.judged(votes, labels.numpy(), ns, tiny.engine(images).deviation)
+    certificate = tiny.certify(images, scaling.N0, ns[-1], image_ids=ids)
+    assert votes[Stream.ESTIMATE][:, -1, :-1].tolist() == certificate.counts.tolist()
+    right = certificate.labels == labels
+    assert figures[scaling.RADIUS][:, -1].tolist() == torch.where(right, certificate.radii, 0).tolist()
+    prediction = tiny.predict(images, ns[-1], image_ids=ids).labels
+    assert figures[scaling.PREDICTED][:, -1].tolist() == (prediction == labels).tolist()
+    assert figures[scaling.ABSTAINED][:, -1].tolist() == (prediction < 0).tolist()
+    assert figures[scaling.ABSTAINED][:, :3].all()  # no 10 samples decide at alpha 0.001
+
+
+def test_scaling_and_its_picture(tiny: SmoothedClassifier, tmp_path: Path) -> None:
+    rows = harness.report(scaling.groups(6, (1, 10, 100), CPU), tmp_path / "rows.csv")
+    assert {row.setting for row in rows} == {"ResNet-20, eager fp32, 6 embedded images, sigma 0.25, alpha 0.001"}
+    units = [scaling.VOTED, scaling.PREDICTED, scaling.ABSTAINED, scaling.RADIUS, *scaling.CERTIFIED, scaling.TIME]
+    assert [(row.unit, row.contender) for row in rows] == list(product(units, ("n = 1", "n = 10", "n = 100")))
+    assert harness.read(tmp_path / "rows.csv") == rows
+    pixels = drawn(rows, tmp_path)
+    coloured = (pixels.max(-1) - pixels.min(-1) > 0.5).any(1)
+    assert coloured[: len(coloured) // 3].any()  # a panel each
+    assert coloured[-len(coloured) // 4 :].any()
+
+
+def drawn(rows: list[harness.Row], folder: Path) -> np.ndarray[Any, Any]:
+    """The pixels of the picture of rows."""
+    pictures.draw(rows, folder / "rows.png")
+    pixels: np.ndarray[Any, Any] = pictured.imread(folder / "rows.png")[..., :3]
+    assert pixels.std() > 0.05
+    return pixels
+
+
+def test_flights(tiny: SmoothedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "N_CERTIFY", 400)
+    rows = [row for group in flights.groups(5, (1, 2), CPU) for row in group]
+    assert [(row.contender, row.unit) for row in rows] == 2 * [
+        (size, unit) for unit in ("us/sample", "s/image") for size in ("1 at once", "2 at once")
+    ]
+    images, _, ids = harness.embedded_images(5)
+    samples = tiny.predict(images, method="sequential", image_ids=ids).samples.double().mean()
+    for sample, image in zip(rows[:2], rows[2:4], strict=True):
+        assert sample.ratio == image.ratio
+        assert image.value / sample.value * 1e6 == pytest.approx(float(samples), rel=1e-3)
+
+
+def test_threads(tiny: SmoothedClassifier) -> None:
+    rows = threads.rows((1, 2), 130)
+    assert [(row.contender, row.threads) for row in rows] == [("1 thread", 1), ("2 threads", 2)]
+    assert torch.get_num_threads() == 1
+
+
+def test_methods(tiny: SmoothedClassifier) -> None:
+    rows = [row for group in methods.groups(3, 200, CPU) for row in group]
+    assert [row.contender for row in rows] == 2 * list(methods.METHODS)
+    assert rows[0].value == 300
+    assert {row.unit for row in rows[:3]} == {"samples/image"}
+    assert {row.baseline for row in rows[3:]} == {"fixed"}
+
+
+def test_memory() -> None:
+    """In processes of their own, which count all samples and tell their peak."""
+    (row,) = memory.rows([(300, 2)], 1)
+    assert (row.contender, row.unit) == ("n = 300, images: 2", "MiB")
+    assert 50 < row.value < 5000
+    assert memory.run(300, 2) == 600
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """Commands run within this process, and are listed with their environment."""
+    asked: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(*words: str, **variables: str) -> str:
+        asked.append((list(words), variables))
+        first = words.index("smoothfast") + 1
+        done = CliRunner().invoke(cli.app, list(words[first:]), catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stdout
+
+    monkeypatch.setattr(harness, "whole_process", run)
+    return asked
+
+
+def test_start(commands: list[tuple[list[str], dict[str, str]]]) -> None:
+    rows = start.rows(("eager", "auto"), 1, 20, 1)
+    runs = [f"{runner}, {run} run" for runner in ("eager", "auto") for run in ("first", "second")]
+    assert [row.contender for row in rows] == runs
+    assert {row.baseline for row in rows} == {"eager, second run"}
+    caches = [variables["TORCHINDUCTOR_CACHE_DIR"] for _, variables in commands]
+    assert [caches[0] == caches[1], caches[1] == caches[2], caches[2] == caches[3]] == [True, False, True]
+    assert not Path(caches[0]).exists()
+
+
+def test_processes(commands: list[tuple[list[str], dict[str, str]]]) -> None:
+    """The launched command does the same here, so no rows differ; its times are shared out."""
+    rows = [row for group in processes.groups(2, 20, (2,), "eager", 1) for row in group]
+    assert [(row.contender, row.unit) for row in rows] == [
+        (name, unit)
+        for unit in ("s", "us/sample", "share of rows differing")
+        for name in ("1 process", "launched, 2 processes")
+    ]
+    assert [row.value for row in rows[4:]] == [0, 0]
+    assert rows[2].value * 2 * 120 * 1e-6 < rows[0].value  # sampling is a part of the command
+    (alone, environment), (launched, _) = commands[-2:]
+    assert launched[: len(launched) - len(alone)] == [
+        "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--",
+    ]  # fmt: skip
+    assert environment == {"OMP_NUM_THREADS": "1"}
+
+
+def test_rows_that_differ_are_counted() -> None:
+    logs = [
+        {"idx": ["0", "1"], "time": times, "nA": ["5", votes]}
+        for times, votes in ((["1", "2"], "7"), (["3", "4"], "8"))
+    ]
+    first, second = (processes._untimed(log) for log in logs)
+    assert [row != other for row, other in zip(first, second, strict=True)] == [False, True]
+
+
+def test_a_command_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"no_such_module: exit status 1\n.*No module named"):
+        harness.whole_process("no_such_module")
+
+
+def test_embedded() -> None:
+    smoothed, (images, labels, _) = harness.embedded(), harness.embedded_images(20)
+    found = smoothed.base(models.Normalize(*smoothed.normalize)(images / 255)).argmax(1)
+    assert (found == labels).float().mean() > 0.5
+    assert smoothed.runner == SmoothedClassifier(nn.Identity(), 0.25, 10).runner
+    with pytest.raises(ValueError, match=r"max is 201; it must be 1 .. 200"):
+        harness.embedded_images(201)
+
+
 # ---- timing and rows -------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +442,43 @@ def test_rows_are_appended_under_one_header(tmp_path: Path, capsys: pytest.Captu
     out.write_text("benchmark,setting\n")
     with pytest.raises(ValueError, match="first line is not the header"):
         harness.report(iter(()), out)
+
+
+def test_bars(tmp_path: Path) -> None:
+    rows = tally.rows(20, 3, torch.float32, CPU)
+    height, width, _ = drawn(rows, tmp_path).shape
+    assert width > height > 200
+    assert drawn(2 * rows, tmp_path).shape[0] > height
+    drawn(harness.means("b", "s", {"none": [0, 0]}, "share"), tmp_path)
+
+
+def test_bench_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: SmoothedClassifier) -> None:
+    monkeypatch.setattr(scaling, "NS", (1, 20))
+    bench = [
+        "bench",
+        "scaling",
+        "--max",
+        "2",
+        "--out",
+        str(tmp_path / "rows.csv"),
+        "--plot",
+        str(tmp_path / "rows.png"),
+    ]
+    done = CliRunner().invoke(cli.app, bench, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "2 embedded images" in done.stdout
+    assert len(harness.read(tmp_path / "rows.csv")) == 14
+    assert pictured.imread(tmp_path / "rows.png").std() > 0.05
+    for words, message in (
+        (
+            ["tally", "--max", "2"],
+            "max is 2; tally has no number of images, only methods, flights, processes, scaling have",
+        ),
+        (["tally", "--plot", "x.doc"], "plot is 'x.doc'"),
+        (["scaling", "--max", "0"], "max is 0; it must be 1 .. 200"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CliRunner().invoke(cli.app, ["bench", *words], catch_exceptions=False)
 
 
 def test_every_benchmark_has_a_name() -> None:

@@ -28,6 +28,7 @@ from smoothfast.weights import DEMO, read_weights
 from . import baselines, harness, peers
 
 SIGMA = 0.25
+N0 = 128  # samples that select, and with them n: whole micro-batches, whose padding would count where n is small
 REPEATS = 3
 PRODUCT = 4096  # rows and columns of the matrices
 
@@ -41,7 +42,7 @@ class Case:
     Attributes:
         model: a spec of `models.load`.
         about: the network, as the rows name it. Weights decide nothing about speed.
-        n: samples, a multiple of `siam`.
+        n: samples, a multiple of 128 and of `siam`.
         micro_batches: of the engine, None for its own choice.
         cohen: batches of Cohen's loop.
         art: batches of ART's `certify`; 32 is its default, 128 that of ART's `predict`.
@@ -58,7 +59,7 @@ class Case:
     micro_batches: tuple[int | None, ...] = (None,)
     cohen: tuple[int, ...] = (100, 400, 1000)
     art: tuple[int, ...] = (32, 128)
-    siam: tuple[int, ...] = (100,)
+    siam: tuple[int, ...] = (128,)
 
 
 BOTH = ("eager", "compiled")
@@ -66,15 +67,15 @@ CPU_RUNNERS = ("compiled", "openvino") if find_spec("openvino") else ("compiled"
 RESNET110, WIDE, RESNET50 = (f"{name} (random weights)" for name in ("ResNet-110", "WRN-34-10", "ResNet-50"))
 CASES = {
     "cpu": [
-        Case("resnet20", "ResNet-20", 32, 10, 10_000, CPU_RUNNERS),
-        Case("resnet110", RESNET110, 32, 10, 2_000, CPU_RUNNERS),
-        Case("wrn34_10", WIDE, 32, 10, 400, CPU_RUNNERS, ("bf16",), cohen=(100, 400), art=(128,), siam=()),
+        Case("resnet20", "ResNet-20", 32, 10, 10_240, CPU_RUNNERS),
+        Case("resnet110", RESNET110, 32, 10, 2_048, CPU_RUNNERS),
+        Case("wrn34_10", WIDE, 32, 10, 384, CPU_RUNNERS, ("bf16",), cohen=(100, 400), art=(128,), siam=()),
     ],
     "cuda": [
-        Case("resnet20", "ResNet-20", 32, 10, 100_000, BOTH, micro_batches=(None, 1024)),
-        Case("resnet110", RESNET110, 32, 10, 20_000, BOTH, micro_batches=(None, 1024)),
+        Case("resnet20", "ResNet-20", 32, 10, 102_400, BOTH, micro_batches=(None, 1024)),
+        Case("resnet110", RESNET110, 32, 10, 20_480, BOTH, micro_batches=(None, 1024)),
         Case(
-            "torchvision:resnet50", RESNET50, 224, 1000, 10_000, BOTH, micro_batches=(None, 256), cohen=(100, 400),
+            "torchvision:resnet50", RESNET50, 224, 1000, 10_240, BOTH, micro_batches=(None, 256), cohen=(100, 400),
             art=(),  # 24 GB of noisy copies
         ),
     ],
@@ -179,7 +180,7 @@ def _ours(case: Case, network: nn.Module) -> Contenders:
     image, found = _images(case, 1), Contenders()
     for (runner, form), smoothed in _classifiers(case, network):
         engine = smoothed.engine(image)
-        found[f"certify {runner} {form}"] = partial(smoothed.certify, image, 100, case.n - 100)
+        found[f"certify {runner} {form}"] = partial(smoothed.certify, image, N0, case.n - N0)
         found[f"bare {runner} forward {form}"] = bare_forward(engine, case.n)
         graph = engine.meta.get("graph", "none")
         print(f"{case.about}, {runner} {form}: micro-batch {engine.micro_batch}, graph {graph}", flush=True)
@@ -201,7 +202,7 @@ def _peers(case: Case, network: nn.Module) -> Contenders:
     found = Contenders()
     base, pixels = _published(case, network)
     for batch in case.art:
-        certify = peers.art_certify(base, pixels, case.n, SIGMA, batch, case.classes)
+        certify = peers.art_certify(base, pixels, N0, case.n - N0, SIGMA, batch, case.classes)
         if certify is not None:
             found[f"ART certify, eager fp32, batch {batch}"] = certify
     mean, std = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in _statistics(case))

@@ -21,23 +21,23 @@ def missing(name: str, *modules: str) -> bool:
 
 
 def art_certify(
-    base: nn.Module, image: Tensor, n: int, sigma: float, batch: int, num_classes: int
+    base: nn.Module, image: Tensor, n0: int, n: int, sigma: float, batch: int, num_classes: int
 ) -> Callable[[], tuple[Any, Any]] | None:
-    """`certify` of the Adversarial Robustness Toolbox: class and radius of one image from 100 and n - 100 samples, from
-    NumPy to NumPy. None where it is not installed; its `certify` imports statsmodels, which it does not require.
+    """`certify` of the Adversarial Robustness Toolbox: class and radius of one image from n0 and n samples, from NumPy
+    to NumPy. None where it is not installed; its `certify` imports statsmodels, which it does not require.
 
     Args:
         base: maps [B, C, H, W] in [0, 1] to logits; normalises inside.
         image: float [C, H, W] in [0, 1].
-        batch: rows per forward pass. All n noisy copies are made before the first.
+        batch: rows per forward pass. All noisy copies are made before the first.
     """
     if missing("adversarial-robustness-toolbox", "art", "statsmodels"):
         return None
     smoothing = import_module("art.estimators.certification.randomized_smoothing")
     smoothed = smoothing.PyTorchRandomizedSmoothing(
         model=base, loss=nn.CrossEntropyLoss(), input_shape=tuple(image.shape), nb_classes=num_classes,
-        clip_values=(0.0, 1.0), device_type="cpu" if image.device.type == "cpu" else "gpu", sample_size=100,
+        clip_values=(0.0, 1.0), device_type="cpu" if image.device.type == "cpu" else "gpu", sample_size=n0,
         scale=sigma, alpha=0.001,
     )  # fmt: skip
     pixels = image[None].cpu().numpy()
-    return lambda: smoothed.certify(pixels, n=n - 100, batch_size=batch)
+    return lambda: smoothed.certify(pixels, n=n, batch_size=batch)

@@ -139,7 +139,7 @@ def test_art_counts_n_samples(red: torch.Tensor) -> None:
     for module in ("art", "statsmodels"):
         pytest.importorskip(module)
     base = Colours()
-    call = peers.art_certify(base, red[1] / 255, 400, 0.25, 128, 10)
+    call = peers.art_certify(base, red[1] / 255, 100, 300, 0.25, 128, 10)
     assert call is not None
     [label], [radius] = call()
     assert base.batches == [100, 128, 128, 44]
@@ -154,7 +154,7 @@ def test_a_peer_that_is_missing_is_said_once(
     monkeypatch.setattr(peers, "find_spec", lambda module: None if module == "art" else object())
     peers.missing.cache_clear()
     for batch in (32, 128):
-        assert peers.art_certify(nn.Identity(), torch.zeros(3, 4, 4), 400, 0.25, batch, 10) is None
+        assert peers.art_certify(nn.Identity(), torch.zeros(3, 4, 4), 100, 300, 0.25, batch, 10) is None
     said = "adversarial-robustness-toolbox is left out: art not installed (pip install smoothfast[peers])\n"
     assert capsys.readouterr().out == said
     peers.missing.cache_clear()
@@ -202,7 +202,7 @@ def test_networks_of_certify(device: str) -> None:
             network = certify._network(case)
         assert not network.training
         assert len(certify._statistics(case)[0]) == 3
-        assert all(case.n % count == 0 for count in case.siam)
+        assert all(case.n % count == 0 for count in (certify.N0, *case.siam))
 
 
 # ---- suites ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,10 @@ LIMITS = {"linf": (2 / 255, 8 / 255, 0.0, 1.0), "l2": (0.1, 0.5, 0.0, 1.0)}  # a
 CHAINS = {"linf": baselines.linf_chain, "l2": baselines.l2_chain}
 
 
-def main(out: Path | None) -> None:
+def main(out: Path | None) -> list[harness.Row]:
     """128 images of 32x32 pixels and 16 of 224x224, both norms."""
-    for device in harness.devices():
-        for size, images in ((32, 128), (224, 16)):
-            for norm in LIMITS:
-                harness.report(rows(size, images, norm, device), out)
+    forms = product(harness.devices(), ((32, 128), (224, 16)), LIMITS)
+    return harness.report((rows(size, images, norm, device) for device, (size, images), norm in forms), out)
 
 
 def rows(size: int, images: int, norm: str, device: torch.device) -> list[harness.Row]:

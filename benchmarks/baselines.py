@@ -87,6 +87,27 @@ def cohen_counts(base: nn.Module, image: Tensor, n: int, sigma: float, batch: in
     return counts
 
 
+@torch.no_grad()
+def siam_votes(base: nn.Module, images: Tensor, m: int, sigma: float | Tensor, num_classes: int) -> Tensor:
+    """Monte-Carlo prediction as in the code of Nemcovsky et al. 2019 (SIAM): m passes over a batch, each with one noisy
+    copy of every image, whose votes are scattered into histograms on the device.
+
+    Args:
+        base: maps [B, C, H, W] to logits.
+        images: float [B, C, H, W], normalised before the noise, as theirs are.
+        sigma: in units of these; one number, or [C, 1, 1].
+
+    Returns:
+        int64 [B, num_classes].
+    """
+    votes = torch.zeros(len(images), num_classes, dtype=torch.int64, device=images.device)
+    one = votes.new_ones(len(images), 1)
+    for _ in range(m):
+        winners = base(images + torch.randn_like(images) * sigma).argmax(1, keepdim=True)
+        votes.scatter_add_(1, winners, one)
+    return votes
+
+
 class FourLooks:
     """The four looks of Voracek 2024, "Treatment of statistical estimation problems in randomized smoothing": is the
     probability of class 0 above p0? Clopper-Pearson bounds on either side, each at level alpha / 4."""

@@ -1,32 +1,39 @@
-"""Votes of one image: the engine against the published loop and against the bare network, captured as a graph on a GPU.
+"""Votes of one image: the engine against what people run today, the bare network, and the hardware.
 
-The published loop runs as torch is set up: its float32 convolutions on a GPU may be TF32, those of the engine are not.
+On a GPU the bare network is captured as a graph. What people run runs as torch is set up: its float32 convolutions on a
+GPU may be TF32, those of the engine are not. Ratios of times are against Cohen's loop at its best batch, those of rates
+against a large matrix product. A share of the processor's peak is not given: that takes the clock, which virtual
+machines hide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from smoothfast import data, models
+from smoothfast import costs, models
 from smoothfast.engine import Engine
 from smoothfast.lanes import Lane, capture
 from smoothfast.runners import strict_arithmetic
 from smoothfast.smoothing import SmoothedClassifier
 from smoothfast.weights import DEMO, read_weights
 
-from . import baselines, harness
+from . import baselines, harness, peers
 
 SIGMA = 0.25
+N0 = 128  # samples that select, and with them n: whole micro-batches, whose padding would count where n is small
 REPEATS = 3
+PRODUCT = 4096  # rows and columns of the matrices
+
+Contenders = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,11 @@ class Case:
     Attributes:
         model: a spec of `models.load`.
         about: the network, as the rows name it. Weights decide nothing about speed.
-        n: samples.
+        n: samples, a multiple of 128 and of `siam`.
         micro_batches: of the engine, None for its own choice.
-        batches: of Cohen's loop; ratios are against the last.
+        cohen: batches of Cohen's loop.
+        art: batches of ART's `certify`; 32 is its default, 128 that of ART's `predict`.
+        siam: images at once in SIAM's prediction.
     """
 
     model: str
@@ -47,46 +56,67 @@ class Case:
     classes: int
     n: int
     runners: tuple[str, ...]
-    micro_batches: tuple[int | None, ...]
-    batches: tuple[int, ...]
+    precisions: tuple[str, ...] = ("bf16", "fp32")
+    micro_batches: tuple[int | None, ...] = (None,)
+    cohen: tuple[int, ...] = (32, 100, 400, 1000)
+    art: tuple[int, ...] = (32, 128)
+    siam: tuple[int, ...] = (128,)
 
 
 BOTH = ("eager", "compiled")
 CPU_RUNNERS = ("compiled", "openvino") if find_spec("openvino") else ("compiled",)
+RESNET110, WIDE, RESNET50 = (f"{name} (random weights)" for name in ("ResNet-110", "WRN-34-10", "ResNet-50"))
 CASES = {
-    "cpu": [Case("resnet20", "ResNet-20", 32, 10, 10_000, CPU_RUNNERS, (None,), (1000, 100))],
-    "cuda": [
-        Case("resnet20", "ResNet-20", 32, 10, 100_000, BOTH, (None, 1024), (1000,)),
-        Case("resnet110", "ResNet-110 (random weights)", 32, 10, 20_000, BOTH, (None, 1024), (1000,)),
-        Case("torchvision:resnet50", "ResNet-50 (random weights)", 224, 1000, 10_000, BOTH, (None, 256), (400,)),
+    "cpu": [
+        Case("resnet20", "ResNet-20", 32, 10, 10_240, CPU_RUNNERS),
+        Case("resnet110", RESNET110, 32, 10, 1_024, CPU_RUNNERS),
+        Case("wrn34_10", WIDE, 32, 10, 256, CPU_RUNNERS, ("bf16",), cohen=(32, 100), art=(128,), siam=()),
     ],
-}
+    "cuda": [
+        Case("resnet20", "ResNet-20", 32, 10, 102_400, BOTH, micro_batches=(None, 1024)),
+        Case("resnet110", RESNET110, 32, 10, 20_480, BOTH, micro_batches=(None, 1024)),
+        Case(
+            "torchvision:resnet50", RESNET50, 224, 1000, 10_240, BOTH, micro_batches=(None, 256), cohen=(100, 400),
+            art=(),  # 24 GB of noisy copies
+        ),
+    ],
+}  # fmt: skip
 
 
-def main(out: Path | None) -> None:
-    """On the CPU ResNet-20, on a GPU ResNet-110 and ResNet-50 too."""
-    for device in harness.devices():
-        for case in CASES[device.type]:
-            harness.report(rows(case, device), out)
+def main(out: Path | None) -> list[harness.Row]:
+    """On the CPU ResNet-20, ResNet-110 and WRN-34-10, on a GPU ResNet-50 in place of the last."""
+    devices = harness.devices()
+    return harness.report((rows(case, device) for device in devices for case in CASES[device.type]), out)
 
 
 def rows(case: Case, device: torch.device) -> list[harness.Row]:
-    """Each precision, runner and micro-batch: the engine and its bare network on as many rows; and Cohen's loop."""
+    """Microseconds a sample of all; and TFLOP/s of the engine, beside a matrix product."""
     network = _network(case).to(device)
-    image = data.demo().images[:1] if case.size == 32 else torch.randint(0, 256, (1, 3, 224, 224), dtype=torch.uint8)
-    contenders: dict[str, Callable[[], object]] = {}
-    for (runner, form), smoothed in _classifiers(case, network):
-        engine = smoothed.engine(image)
-        contenders[f"certify {runner} {form}"] = partial(smoothed.certify, image, 100, case.n - 100)
-        contenders[f"bare {runner} forward {form}"] = bare_forward(engine, case.n)
-        graph = engine.meta.get("graph", "none")
-        print(f"{case.about}, {runner} {form}: micro-batch {engine.micro_batch}, graph {graph}", flush=True)
-    for batch in case.batches:
-        contenders[f"Cohen's loop, eager fp32, batch {batch}"] = _cohen(case, network, image, batch)
+    samplers = {**_ours(case, network), **_cohen(case, network), **_peers(case, network)}
+    products: Contenders = {_product(precision): product(precision, device) for precision in case.precisions}
+    took, memory = harness.timed(samplers | products, REPEATS, device)
+    _print_overhead(took)
     setting = f"{case.about} {case.size}x{case.size}, n = {case.n:,}"
-    found = harness.compare("certify", setting, contenders, case.n * 1e-6, "us/sample", REPEATS, device=device)
-    _print_overhead(found)
+    times = {name: [seconds / case.n * 1e6 for seconds in took[name]] for name in samplers}
+    loops = [name for name in samplers if name.startswith("Cohen")]
+    found = harness.rows("certify", setting, times, "us/sample", loops, device, memory)
+    operations = costs.measure(network, (3, case.size, case.size)).operations * case.n
+    for precision in case.precisions:
+        work = {_product(precision): 2 * PRODUCT**3} | {
+            name: operations for name in samplers if name.startswith("certify") and f" {precision}" in name
+        }
+        rates = {name: [work[name] / seconds * 1e-12 for seconds in took[name]] for name in work}
+        found += harness.rows("certify", setting, rates, "TFLOP/s", [_product(precision)], device, memory)
     return found
+
+
+def product(precision: str, device: torch.device) -> Callable[[], Tensor]:
+    left, right = torch.randn(2, PRODUCT, PRODUCT, device=device).to(harness.DTYPES[precision])
+    return partial(torch.matmul, left, right)
+
+
+def _product(precision: str) -> str:
+    return f"matrix product {precision}"
 
 
 def _network(case: Case) -> nn.Module:
@@ -96,13 +126,20 @@ def _network(case: Case) -> nn.Module:
     return network
 
 
+def _images(case: Case, count: int) -> Tensor:
+    """uint8 [count, 3, H, W]: embedded ones, or noise in their place."""
+    if case.size == 32:
+        return harness.embedded_images(count)[0]
+    return torch.randint(0, 256, (count, 3, case.size, case.size), dtype=torch.uint8)
+
+
 def _statistics(case: Case) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return models.STATISTICS["cifar10" if case.size == 32 else "imagenet"]
 
 
 def _classifiers(case: Case, network: nn.Module) -> Iterator[tuple[tuple[str, str], SmoothedClassifier]]:
     """By runner, and by precision and micro-batch."""
-    for precision in ("bf16", "fp32"):
+    for precision in case.precisions:
         for runner in case.runners:
             for micro_batch in case.micro_batches:
                 form = precision if micro_batch is None else f"{precision}, batch {micro_batch}"
@@ -125,23 +162,63 @@ def bare_forward(engine: Engine, n: int) -> Callable[[], None]:
     steps = [lane.call(capture, partial(forward, lane), engine.device).result()[0] for lane in engine.lanes]
     lanes = list(zip(engine.lanes, steps, strict=True))
 
-    def call() -> None:
+    def all_lanes() -> None:
         batches = range(-(-n // engine.micro_batch))
-        wait([lane.call(step) for _, (lane, step) in zip(batches, cycle(lanes), strict=False)])
+        for call in [lane.call(step) for _, (lane, step) in zip(batches, cycle(lanes), strict=False)]:
+            call.result()
 
-    return call
+    return all_lanes
 
 
-def _cohen(case: Case, network: nn.Module, image: Tensor, batch: int) -> Callable[[], object]:
+def _ours(case: Case, network: nn.Module) -> Contenders:
+    """Each precision, runner and micro-batch: the engine, and its bare network on as many rows."""
+    image, found = _images(case, 1), Contenders()
+    for (runner, form), smoothed in _classifiers(case, network):
+        engine = smoothed.engine(image)
+        found[f"certify {runner} {form}"] = partial(smoothed.certify, image, N0, case.n - N0)
+        found[f"bare {runner} forward {form}"] = bare_forward(engine, case.n)
+        graph = engine.meta.get("graph", "none")
+        print(f"{case.about}, {runner} {form}: micro-batch {engine.micro_batch}, graph {graph}", flush=True)
+    return found
+
+
+def _cohen(case: Case, network: nn.Module) -> Contenders:
+    base, pixels = _published(case, network)
+    return {
+        f"Cohen's loop, eager fp32, batch {batch}": partial(
+            baselines.cohen_counts, base, pixels, case.n, SIGMA, batch, case.classes
+        )
+        for batch in case.cohen
+    }
+
+
+def _peers(case: Case, network: nn.Module) -> Contenders:
+    """ART from image to radius; SIAM's prediction of a batch of images, n samples in all."""
+    found = Contenders()
+    base, pixels = _published(case, network)
+    for batch in case.art:
+        certify = peers.art_certify(base, pixels, N0, case.n - N0, SIGMA, batch, case.classes)
+        if certify is not None:
+            found[f"ART certify, eager fp32, batch {batch}"] = certify
+    mean, std = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) for values in _statistics(case))
+    for count in case.siam:
+        images = (_images(case, count).to(pixels.device) / 255 - mean) / std
+        found[f"SIAM MC predict, eager fp32, {count} images"] = partial(
+            baselines.siam_votes, network, images, case.n // count, SIGMA / std, case.classes
+        )
+    return found
+
+
+def _published(case: Case, network: nn.Module) -> tuple[nn.Module, Tensor]:
+    """The network that normalises inside, and one image in [0, 1]."""
     device = next(network.parameters()).device
-    published = nn.Sequential(models.Normalize(*_statistics(case)), network).eval().to(device)
-    pixels = image[0].to(device) / 255
-    return lambda: baselines.cohen_counts(published, pixels, case.n, SIGMA, batch, case.classes)
+    base = nn.Sequential(models.Normalize(*_statistics(case)), network).eval().to(device)
+    return base, _images(case, 1)[0].to(device) / 255
 
 
-def _print_overhead(found: list[harness.Row]) -> None:
-    time = {row.contender: row.median for row in found}
-    for name, floor in time.items():
+def _print_overhead(took: dict[str, list[float]]) -> None:
+    for name, floor in took.items():
         if name.startswith("bare "):
             run = name.removeprefix("bare ").replace(" forward", "", 1)
-            print(f"certify / bare forward, {run}: {time[f'certify {run}'] / floor:.3f}")
+            overhead = median(own / bare for own, bare in zip(took[f"certify {run}"], floor, strict=True))
+            print(f"certify / bare forward, {run}: {overhead:.3f}")

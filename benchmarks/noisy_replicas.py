@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ SIGMA = 0.25
 SIZES = {"cpu": ((32, 1000, 7), (224, 50, 5)), "cuda": ((32, 1000, 7), (32, 16_000, 7), (224, 256, 7))}  # last: repeats
 
 
-def main(out: Path | None) -> None:
+def main(out: Path | None) -> list[harness.Row]:
     """32x32 and 224x224 pixels; on the CPU one and two threads, every instruction set."""
+    return harness.report(_groups(), out)
+
+
+def _groups() -> Iterator[list[harness.Row]]:
     for device in harness.devices():
         for _ in _cpu_choices() if device.type == "cpu" else [None]:
-            for size, count, repeats in SIZES[device.type]:
-                for dtype in DTYPES:
-                    for memory_format in FORMATS:
-                        harness.report(rows(size, count, dtype, memory_format, repeats, device), out)
+            for (size, count, repeats), dtype, memory_format in product(SIZES[device.type], DTYPES, FORMATS):
+                yield rows(size, count, dtype, memory_format, repeats, device)
 
 
 def _cpu_choices() -> Iterator[None]:

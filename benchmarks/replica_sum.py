@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,10 @@ from . import baselines, harness
 from .harness import DTYPES, FORMATS
 
 
-def main(out: Path | None) -> None:
+def main(out: Path | None) -> list[harness.Row]:
     """64 images of 32x32 pixels with 16 rows each, 4 of 224x224 with 8; bfloat16 and float32, both memory formats."""
-    for device in harness.devices():
-        for size, images, each in ((32, 64, 16), (224, 4, 8)):
-            for dtype in DTYPES:
-                for memory_format in FORMATS:
-                    harness.report(rows(size, images, each, dtype, memory_format, device), out)
+    forms = product(harness.devices(), ((32, 64, 16), (224, 4, 8)), DTYPES, FORMATS)
+    return harness.report((rows(*sizes, dtype, form, device) for device, sizes, dtype, form in forms), out)
 
 
 def rows(size: int, images: int, each: int, dtype: str, memory_format: str, device: torch.device) -> list[harness.Row]:

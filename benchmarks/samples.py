@@ -5,18 +5,16 @@ No timing: means over repetitions, each through the procedure itself, at alpha =
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
-from datetime import date
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import norm
 
 from smoothfast.procedures import (
+    UNDECIDED,
     Decision,
     Draw,
     FixedPredict,
@@ -26,6 +24,7 @@ from smoothfast.procedures import (
     ToleranceCertify,
 )
 
+from . import harness
 from .baselines import FourLooks
 
 N, ALPHA, REPETITIONS = 100_000, 0.001, 2_000
@@ -36,37 +35,12 @@ PREDICT = ((0.98, 0.01), (0.8, 0.1), (0.6, 0.3), (0.5, 0.4), (0.45, 0.40), (0.36
 TOLERANCE = (0.999, 0.99, 0.95, 0.9, 0.8, 0.6)
 
 
-@dataclass(frozen=True)
-class Row:
-    """Mean samples of one procedure on votes of one law, and how often it came to an answer."""
-
-    benchmark: str
-    setting: str
-    procedure: str
-    samples: float
-    standard_error: float
-    answered: float
-    repetitions: int
-    date: str
+def main(out: Path | None) -> list[harness.Row]:
+    """Each procedure on votes of each law."""
+    return harness.report(chain(certify(), predict(), tolerance()), out)
 
 
-def main(out: Path | None) -> None:
-    rows = []
-    for row in (*certify(), *predict(), *tolerance()):
-        print(
-            f"{row.setting:46} {row.procedure:34} {row.samples:10.0f} +- {row.standard_error:<8.1f} {row.answered:.3f}"
-        )
-        rows.append(row)
-    if out is not None:
-        new = not out.exists()
-        with out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            if new:
-                writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-
-
-def certify() -> Iterator[Row]:
+def certify() -> Iterator[list[harness.Row]]:
     """Is the radius at least r? With a single rival, and with what is left spread over ten."""
     for z, probabilities in CERTIFY.items():
         for p in probabilities:
@@ -81,7 +55,7 @@ def certify() -> Iterator[Row]:
                     yield measured("certify", f"radius {z} sigma, p = {p}, {rivals} rivals", name, make, law)
 
 
-def predict() -> Iterator[Row]:
+def predict() -> Iterator[list[harness.Row]]:
     """The most probable class; the two largest probabilities, the rest spread evenly."""
     for classes in (10, 1000):
         for first, second in PREDICT:
@@ -91,7 +65,7 @@ def predict() -> Iterator[Row]:
             yield measured("predict", setting, "fixed n = 1,000", partial(FixedPredict, 1000, ALPHA), law)
 
 
-def tolerance() -> Iterator[Row]:
+def tolerance() -> Iterator[list[harness.Row]]:
     """A radius at most 0.05 sigma below that of n samples."""
     for p in TOLERANCE:
         law = [p, 1 - p, 0.0]
@@ -100,17 +74,16 @@ def tolerance() -> Iterator[Row]:
             yield measured("tolerance", f"p = {p}", f"tolerance 0.05, {bound}", make, law)
 
 
-def measured(benchmark: str, setting: str, name: str, make: Callable[[], Procedure], law: list[float]) -> Row:
-    """The mean over repetitions of the procedure that `make` makes, on votes of a law."""
+def measured(kind: str, setting: str, name: str, make: Callable[[], Procedure], law: list[float]) -> list[harness.Row]:
+    """Mean samples, and how often it came to an answer, of the procedure that `make` makes, on votes of a law."""
     rng = np.random.default_rng(0)
     decisions = [decide(make(), law, rng) for _ in range(REPETITIONS)]
-    samples = np.array([decision.samples for decision in decisions])
-    error = float(samples.std() / math.sqrt(REPETITIONS))
-    answered = float(np.mean([decision.outcome != "undecided" for decision in decisions]))
-    return Row(
-        benchmark, setting, name, round(float(samples.mean()), 1), round(error, 1), round(answered, 4), REPETITIONS,
-        date.today().isoformat(),
-    )  # fmt: skip
+    samples = {name: [decision.samples for decision in decisions]}
+    answered = {name: [decision.outcome != UNDECIDED for decision in decisions]}
+    setting = f"{kind}, {setting}"
+    return harness.means("samples", setting, samples, "samples") + harness.means(
+        "samples", setting, answered, "share answered"
+    )
 
 
 def decide(procedure: Procedure, law: list[float], rng: np.random.Generator) -> Decision:

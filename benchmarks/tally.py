@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,10 @@ from . import baselines, harness
 ROWS = 10_000
 
 
-def main(out: Path | None) -> None:
+def main(out: Path | None) -> list[harness.Row]:
     """10,000 rows of 10 and of 1,000 classes, float32 and bfloat16."""
-    for device in harness.devices():
-        for classes in (10, 1000):
-            for dtype in (torch.float32, torch.bfloat16):
-                harness.report(rows(ROWS, classes, dtype, device), out)
+    forms = product(harness.devices(), (10, 1000), (torch.float32, torch.bfloat16))
+    return harness.report((rows(ROWS, classes, dtype, device) for device, classes, dtype in forms), out)
 
 
 def rows(count: int, classes: int, dtype: torch.dtype, device: torch.device) -> list[harness.Row]:

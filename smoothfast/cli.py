@@ -46,8 +46,13 @@ DEMO_PASSES = 500_000  # about what that time is enough for: n is not known befo
 DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 NORMALIZATIONS = ("none", *models.STATISTICS)
 BENCHMARKS = {"noise": "noisy_replicas"} | {
-    name: name for name in ("tally", "replica_sum", "attack_step", "samples", "certify")
-}
+    name: name
+    for name in (
+        "tally", "replica_sum", "attack_step", "samples", "certify", "methods", "flights", "threads", "processes",
+        "memory", "start", "scaling",
+    )
+}  # fmt: skip
+OVER_IMAGES = ("methods", "flights", "processes", "scaling")  # benchmarks
 
 Item = TypeVar("Item")
 
@@ -269,10 +274,21 @@ def analyze(
 def bench(
     what: Annotated[str, typer.Argument(help=_of(BENCHMARKS))],
     out: Annotated[Path | None, typer.Option(help="CSV file to append the rows to.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG or PDF of the rows.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--max", help=f"Take so many of the embedded images; of {', '.join(OVER_IMAGES)}.")
+    ] = None,
 ) -> None:
     """Measure a part of the package beside what people use today."""
     choice("benchmark", what, BENCHMARKS)
-    import_module(f"{__package__}.benchmarks.{BENCHMARKS[what]}").main(out)
+    if limit is not None and what not in OVER_IMAGES:
+        raise ValueError(f"max is {limit}; {what} has no number of images, only {', '.join(OVER_IMAGES)} have")
+    if plot is not None:
+        plots.require_format(plot)
+    suite = import_module(f"{__package__}.benchmarks.{BENCHMARKS[what]}")
+    rows = suite.main(out) if limit is None else suite.main(out, limit)
+    if plot is not None:
+        import_module(f"{__package__}.benchmarks.pictures").draw(rows, plot)
 
 
 @app.command()

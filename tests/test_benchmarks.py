@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from smoothfast.benchmarks import attack_step, baselines, certify, harness, noisy_replicas, replica_sum, samples, tally
+from matplotlib import image as pictured
+from smoothfast.benchmarks import (
+    attack_step,
+    baselines,
+    certify,
+    flights,
+    harness,
+    memory,
+    methods,
+    noisy_replicas,
+    peers,
+    pictures,
+    processes,
+    replica_sum,
+    scaling,
+    start,
+    tally,
+    threads,
+)
 from torch import nn
+from typer.testing import CliRunner
 
-from smoothfast import cli, ops
+from smoothfast import SmoothedClassifier, cli, models, ops
+from smoothfast.noise import Stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = harness.CPU
@@ -79,31 +99,99 @@ def test_replicas_are_of_one_form(dtype: str, memory_format: str) -> None:
     assert found["copy of as many bytes"].nbytes == wanted.nbytes
 
 
+class Colours(nn.Module):
+    """Logits that are the mean of each colour, and seven that are less; keeps the sizes of its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 10)
+        self.linear.load_state_dict({"weight": torch.eye(10, 3), "bias": torch.tensor([0.0] * 3 + [-9.0] * 7)})
+        self.batches: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(x))
+        return self.linear(x.mean((2, 3)))
+
+
+@pytest.fixture
+def red() -> torch.Tensor:
+    """uint8 [2, 3, 32, 32], red and blue: noise of 0.25 moves the mean of 1,024 pixels by 0.008."""
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    images[0, 0], images[1, 2] = 255, 255
+    return images
+
+
+def test_peers_count_as_the_engine_does(red: torch.Tensor) -> None:
+    """Votes that no noise moves: Cohen's loop, SIAM's and the package's own, each of n samples."""
+    smoothed = SmoothedClassifier(Colours().eval(), 0.25, 10, runner="eager")
+    wanted = smoothed.votes(red, 25)
+    assert wanted[:, [0, 2]].tolist() == [[25, 0], [0, 25]]
+    found = baselines.siam_votes(Colours(), red / 255, 25, torch.full((3, 1, 1), 0.25), 10)
+    assert torch.equal(found, wanted)
+    for image, votes in zip(red, wanted, strict=True):
+        base = Colours()
+        assert baselines.cohen_counts(base, image / 255, 25, 0.25, 10, 10).tolist() == votes.tolist()
+        assert base.batches == [10, 10, 5]
+
+
+def test_art_counts_n_samples(red: torch.Tensor) -> None:
+    """Its class and radius are those of as many unanimous votes."""
+    for module in ("art", "statsmodels"):
+        pytest.importorskip(module)
+    base = Colours()
+    call = peers.art_certify(base, red[1] / 255, 100, 300, 0.25, 128, 10)
+    assert call is not None
+    [label], [radius] = call()
+    assert base.batches == [100, 128, 128, 44]
+    wanted = SmoothedClassifier(Colours().eval(), 0.25, 10, runner="eager").certify(red[1:], 100, 300, bound="cohen")
+    assert label == wanted.labels[0] == 2
+    assert radius == pytest.approx(float(wanted.radii[0]), rel=1e-3)
+
+
+def test_a_peer_that_is_missing_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda module: None if module == "art" else object())
+    peers.missing.cache_clear()
+    for batch in (32, 128):
+        assert peers.art_certify(nn.Identity(), torch.zeros(3, 4, 4), 100, 300, 0.25, batch, 10) is None
+    said = "adversarial-robustness-toolbox is left out: art not installed (pip install smoothfast[peers])\n"
+    assert capsys.readouterr().out == said
+    peers.missing.cache_clear()
+
+
 def test_certify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every row of a network too small to take time."""
-    forwards = []
-
-    class Tiny(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 10)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            forwards.append(len(x))
-            return self.linear(x.mean((2, 3)))
-
-    monkeypatch.setattr(certify, "_network", lambda case: Tiny().eval())
-    case = certify.Case("tiny", "Tiny", 32, 10, 300, ("eager",), (None, 16), (50,))
+    base = Colours()
+    monkeypatch.setattr(certify, "_network", lambda case: base.eval())
+    monkeypatch.setattr(certify, "PRODUCT", 16)
+    monkeypatch.setattr(peers, "art_certify", lambda *arguments: None)
+    case = certify.Case("tiny", "Tiny", 32, 10, 300, ("eager",), micro_batches=(None, 16), cohen=(50, 60), siam=(20,))
     rows = certify.rows(case, CPU)
-    assert [row.contender for row in rows] == [
-        f"{kind} {precision}{batch}"
-        for precision in ("bf16", "fp32")
-        for batch in ("", ", batch 16")
-        for kind in ("certify eager", "bare eager forward")
-    ] + ["Cohen's loop, eager fp32, batch 50"]
-    assert {row.baseline for row in rows} == {rows[-1].contender}
+    times = [row for row in rows if row.unit == "us/sample"]
+    engines = [f"{precision}{batch}" for precision in ("bf16", "fp32") for batch in ("", ", batch 16")]
+    loops = [f"Cohen's loop, eager fp32, batch {batch}" for batch in (50, 60)]
+    assert [row.contender for row in times] == [
+        *(f"{kind} {engine}" for engine in engines for kind in ("certify eager", "bare eager forward")),
+        *loops,
+        "SIAM MC predict, eager fp32, 20 images",
+    ]
+    fastest = min((row for row in times if row.contender in loops), key=lambda row: row.value)
+    assert {row.baseline for row in times} == {fastest.contender}
+    assert fastest.ratio == 1
     assert capsys.readouterr().out.count("certify / bare forward") == 4
-    assert set(forwards) == {32, 16, 50}
+    assert set(base.batches) > {16, 50, 60, 20}
+    rates = rows[len(times) :]
+    assert [row.contender for row in rates] == [
+        f"matrix product {engines[0]}", *(f"certify eager {engine}" for engine in engines[:2]),
+        f"matrix product {engines[2]}", *(f"certify eager {engine}" for engine in engines[2:]),
+    ]  # fmt: skip
+    by_name = {row.contender: row for row in times}
+    for row in rates:
+        assert (row.unit, row.baseline) == ("TFLOP/s", f"matrix product {row.baseline[-4:]}")
+        if row.contender in by_name:
+            assert row.value == pytest.approx(60e-6 / by_name[row.contender].value, rel=1e-3)
+            assert row.ratio < 1
 
 
 @pytest.mark.parametrize("device", certify.CASES)
@@ -113,12 +201,164 @@ def test_networks_of_certify(device: str) -> None:
             network = certify._network(case)
         assert not network.training
         assert len(certify._statistics(case)[0]) == 3
+        assert all(case.n % count == 0 for count in (certify.N0, *case.siam))
 
 
-def test_cohen_counts_every_sample() -> None:
-    image = torch.rand(3, 4, 4)
-    base = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval()
-    assert baselines.cohen_counts(base, image, 25, 0.25, 10, 5).sum() == 25
+# ---- suites ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> SmoothedClassifier:
+    """In place of the embedded network, on the embedded images."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10))
+
+    def embedded(device: torch.device = CPU) -> SmoothedClassifier:
+        return SmoothedClassifier(base.eval(), 0.25, 10, precision="fp32", runner="eager")
+
+    monkeypatch.setattr(harness, "embedded", embedded)
+    return embedded()
+
+
+def test_votes_of_more_samples_begin_with_those_of_fewer(tiny: SmoothedClassifier) -> None:
+    """One pass counts what a run with each number of samples counts."""
+    images, labels, ids = harness.embedded_images(4)
+    assert ids == [0, 50, 100, 150]
+    assert labels.tolist() == [0, 2, 5, 7]
+    ns = (1, 3, 10, 40)
+    votes = scaling.counted(tiny.engine(images), images, ids, ns)
+    for look, n in enumerate(ns):
+        assert votes[Stream.PREDICT][:, look, :-1].tolist() == tiny.votes(images, n, ids).tolist()
+    figures = scaling.judged(votes, labels.numpy(), ns, tiny.engine(images).deviation)
+    certificate = tiny.certify(images, scaling.N0, ns[-1], image_ids=ids)
+    assert votes[Stream.ESTIMATE][:, -1, :-1].tolist() == certificate.counts.tolist()
+    right = certificate.labels == labels
+    assert figures[scaling.RADIUS][:, -1].tolist() == torch.where(right, certificate.radii, 0).tolist()
+    prediction = tiny.predict(images, ns[-1], image_ids=ids).labels
+    assert figures[scaling.PREDICTED][:, -1].tolist() == (prediction == labels).tolist()
+    assert figures[scaling.ABSTAINED][:, -1].tolist() == (prediction < 0).tolist()
+    assert figures[scaling.ABSTAINED][:, :3].all()  # no 10 samples decide at alpha 0.001
+
+
+def test_scaling_and_its_picture(tiny: SmoothedClassifier, tmp_path: Path) -> None:
+    rows = harness.report(scaling.groups(6, (1, 10, 100), CPU), tmp_path / "rows.csv")
+    assert {row.setting for row in rows} == {"ResNet-20, eager fp32, 6 embedded images, sigma 0.25, alpha 0.001"}
+    units = [scaling.VOTED, scaling.PREDICTED, scaling.ABSTAINED, scaling.RADIUS, *scaling.CERTIFIED, scaling.TIME]
+    assert [(row.unit, row.contender) for row in rows] == list(product(units, ("n = 1", "n = 10", "n = 100")))
+    assert harness.read(tmp_path / "rows.csv") == rows
+    pixels = drawn(rows, tmp_path)
+    coloured = (pixels.max(-1) - pixels.min(-1) > 0.5).any(1)
+    assert coloured[: len(coloured) // 3].any()  # a panel each
+    assert coloured[-len(coloured) // 4 :].any()
+
+
+def drawn(rows: list[harness.Row], folder: Path) -> np.ndarray[Any, Any]:
+    """The pixels of the picture of rows."""
+    pictures.draw(rows, folder / "rows.png")
+    pixels: np.ndarray[Any, Any] = pictured.imread(folder / "rows.png")[..., :3]
+    assert pixels.std() > 0.05
+    return pixels
+
+
+def test_flights(tiny: SmoothedClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flights, "N_CERTIFY", 400)
+    rows = [row for group in flights.groups(5, (1, 2), CPU) for row in group]
+    assert [(row.contender, row.unit) for row in rows] == 2 * [
+        (size, unit) for unit in ("us/sample", "s/image") for size in ("1 at once", "2 at once")
+    ]
+    images, _, ids = harness.embedded_images(5)
+    samples = tiny.predict(images, method="sequential", image_ids=ids).samples.double().mean()
+    for sample, image in zip(rows[:2], rows[2:4], strict=True):
+        assert sample.ratio == image.ratio
+        assert image.value / sample.value * 1e6 == pytest.approx(float(samples), rel=1e-3)
+
+
+def test_threads(tiny: SmoothedClassifier) -> None:
+    rows = threads.rows((1, 2), 130)
+    assert [(row.contender, row.threads) for row in rows] == [("1 thread", 1), ("2 threads", 2)]
+    assert torch.get_num_threads() == 1
+
+
+def test_methods(tiny: SmoothedClassifier) -> None:
+    rows = [row for group in methods.groups(3, 200, CPU) for row in group]
+    assert [row.contender for row in rows] == 2 * list(methods.METHODS)
+    assert rows[0].value == 300
+    assert {row.unit for row in rows[:3]} == {"samples/image"}
+    assert {row.baseline for row in rows[3:]} == {"fixed"}
+
+
+def test_memory() -> None:
+    """In processes of their own, which count all samples and tell their peak."""
+    (row,) = memory.rows([(300, 2)], 1)
+    assert (row.contender, row.unit) == ("n = 300, images: 2", "MiB")
+    assert 50 < row.value < 5000
+    assert memory.run(300, 2) == 600
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """Commands run within this process, and are listed with their environment."""
+    asked: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(*words: str, **variables: str) -> str:
+        asked.append((list(words), variables))
+        first = words.index("smoothfast") + 1
+        done = CliRunner().invoke(cli.app, list(words[first:]), catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stdout
+
+    monkeypatch.setattr(harness, "whole_process", run)
+    return asked
+
+
+def test_start(commands: list[tuple[list[str], dict[str, str]]]) -> None:
+    rows = start.rows(("eager", "auto"), 1, 20, 1)
+    runs = [f"{runner}, {run} run" for runner in ("eager", "auto") for run in ("first", "second")]
+    assert [row.contender for row in rows] == runs
+    assert {row.baseline for row in rows} == {"eager, second run"}
+    caches = [variables["TORCHINDUCTOR_CACHE_DIR"] for _, variables in commands]
+    assert [caches[0] == caches[1], caches[1] == caches[2], caches[2] == caches[3]] == [True, False, True]
+    assert not Path(caches[0]).exists()
+
+
+def test_processes(commands: list[tuple[list[str], dict[str, str]]]) -> None:
+    """The launched command does the same here, so no rows differ; its times are shared out."""
+    rows = [row for group in processes.groups(2, 20, (2,), "eager", 1) for row in group]
+    assert [(row.contender, row.unit) for row in rows] == [
+        (name, unit)
+        for unit in ("s", "us/sample", "share of rows differing")
+        for name in ("1 process", "launched, 2 processes")
+    ]
+    assert [row.value for row in rows[4:]] == [0, 0]
+    assert rows[2].value * 2 * 120 * 1e-6 < rows[0].value  # sampling is a part of the command
+    (alone, environment), (launched, _) = commands[-2:]
+    assert launched[: len(launched) - len(alone)] == [
+        "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--",
+    ]  # fmt: skip
+    assert environment == {"OMP_NUM_THREADS": "1"}
+
+
+def test_rows_that_differ_are_counted() -> None:
+    logs = [
+        {"idx": ["0", "1"], "time": times, "nA": ["5", votes]}
+        for times, votes in ((["1", "2"], "7"), (["3", "4"], "8"))
+    ]
+    first, second = (processes._untimed(log) for log in logs)
+    assert [row != other for row, other in zip(first, second, strict=True)] == [False, True]
+
+
+def test_a_command_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"no_such_module: exit status 1\n.*No module named"):
+        harness.whole_process("no_such_module")
+
+
+def test_embedded() -> None:
+    smoothed, (images, labels, _) = harness.embedded(), harness.embedded_images(20)
+    found = smoothed.base(models.Normalize(*smoothed.normalize)(images / 255)).argmax(1)
+    assert (found == labels).float().mean() > 0.5
+    assert smoothed.runner == SmoothedClassifier(nn.Identity(), 0.25, 10).runner
+    with pytest.raises(ValueError, match=r"max is 201; it must be 1 .. 200"):
+        harness.embedded_images(201)
 
 
 # ---- timing and rows -------------------------------------------------------------------------------------------------
@@ -130,9 +370,40 @@ def test_clocks_are_read_when_the_device_is_idle(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(harness.time, "perf_counter", lambda: told.append("clock") or float(len(told)))
     [row] = harness.compare("b", "s", {"c": lambda: told.append("call")}, 2.0, "s", 1, calls=3)
     assert told == ["call", "synchronize", "clock", "call", "call", "call", "synchronize", "clock"]
-    assert row.median == pytest.approx((8 - 3) / (3 * 2.0), abs=1e-4)
+    assert row.value == pytest.approx((8 - 3) / (3 * 2.0), abs=1e-4)
     assert (row.device, row.ratio, row.baseline) == ("cpu", 1, "c")
     assert row.kernels == harness.kernels(CPU)
+    assert row.repeats == 1
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """The machine is twice as slow in the second round, and ten times in the third."""
+    figures = {"ours": [1.0, 2.0, 10.0, 1.0], "slow": [9.0] * 4, "best": [3.0, 6.0, 30.0, 4.0]}
+    rows = harness.rows("b", "s", figures, "s", ["slow", "best"])
+    assert {row.baseline for row in rows} == {"best"}
+    ours, slow, best = rows
+    assert (ours.ratio, best.ratio) == (3, 1)
+    assert slow.ratio == pytest.approx((4 / 9 + 6 / 9) / 2, rel=1e-4)
+    assert (ours.value, ours.low, ours.high, ours.min, ours.max, ours.repeats) == (1.5, 1, 4, 1, 10, 4)
+    faster, _ = harness.rows("b", "s", {"ours": [2.0, 8.0], "product": [1.0, 2.0]}, "TFLOP/s", ["product"])
+    assert faster.ratio == 3
+
+
+def test_means_have_an_error() -> None:
+    (row,) = harness.means("b", "s", {"c": [True, False, False, False]}, "right")
+    assert (row.value, row.repeats, row.ratio, row.baseline) == (0.25, 4, None, "")
+    assert row.error == pytest.approx(np.sqrt(0.25 * 0.75 / 4), rel=1e-4)
+
+
+def test_memory_is_that_of_the_contender() -> None:
+    """Not what the process once had."""
+    if not harness.FORGET.exists():
+        pytest.skip(f"no {harness.FORGET}: the peak of a process cannot be told")
+    size = 64 * 2**20
+    harness.forget_peak()
+    bytearray(size)
+    _, memory = harness.timed({"little": lambda: None, "much": lambda: bytearray(b"1") * size}, 2)
+    assert 50 < memory["much"] - memory["little"] < 80
 
 
 @pytest.mark.parametrize("op", ops.OPS)
@@ -151,23 +422,62 @@ def test_implementations_on_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.stem)
 def test_recorded_rows_have_the_header_of_new_ones(path: Path) -> None:
-    row = samples.Row if path.stem == "samples" else harness.Row
-    rows = list(csv.reader(path.open(newline="")))
-    assert rows[0] == [field.name for field in fields(row)]
-    assert {len(cells) for cells in rows} == {len(rows[0])}
-    if row is harness.Row:
-        assert all(cells[rows[0].index("device")] for cells in rows)
-        assert {cells[0] for cells in rows[1:]} == {path.stem}
+    rows = harness.read(path)
+    assert next(csv.reader(path.open(newline=""))) == harness.HEADER
+    assert {row.benchmark for row in rows} == {path.stem}
+    for row in rows:
+        assert all((row.setting, row.contender, row.unit, row.device, row.date))
+        assert (row.ratio is None) == (not row.baseline)
 
 
 def test_rows_are_appended_under_one_header(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.csv"
     for _ in range(2):
-        harness.report(tally.rows(20, 3, torch.float32, CPU), out)
+        harness.report([tally.rows(20, 3, torch.float32, CPU)], out)
     rows = list(csv.DictReader(out.open()))
     assert [row["contender"] for row in rows[:3]] == [row["contender"] for row in rows[3:]]
     assert {row["device"] for row in rows} == {"cpu"}
     assert capsys.readouterr().out.count("ns/row") == 6
+    out.write_text("benchmark,setting\n")
+    with pytest.raises(ValueError, match="first line is not the header"):
+        harness.report(iter(()), out)
+
+
+def test_bars(tmp_path: Path) -> None:
+    rows = tally.rows(20, 3, torch.float32, CPU)
+    height, width, _ = drawn(rows, tmp_path).shape
+    assert width > height > 200
+    assert drawn(2 * rows, tmp_path).shape[0] > height
+    drawn(harness.means("b", "s", {"none": [0, 0]}, "share"), tmp_path)
+
+
+def test_bench_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: SmoothedClassifier) -> None:
+    monkeypatch.setattr(scaling, "NS", (1, 20))
+    bench = [
+        "bench",
+        "scaling",
+        "--max",
+        "2",
+        "--out",
+        str(tmp_path / "rows.csv"),
+        "--plot",
+        str(tmp_path / "rows.png"),
+    ]
+    done = CliRunner().invoke(cli.app, bench, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "2 embedded images" in done.stdout
+    assert len(harness.read(tmp_path / "rows.csv")) == 14
+    assert pictured.imread(tmp_path / "rows.png").std() > 0.05
+    for words, message in (
+        (
+            ["tally", "--max", "2"],
+            "max is 2; tally has no number of images, only methods, flights, processes, scaling have",
+        ),
+        (["tally", "--plot", "x.doc"], "plot is 'x.doc'"),
+        (["scaling", "--max", "0"], "max is 0; it must be 1 .. 200"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CliRunner().invoke(cli.app, ["bench", *words], catch_exceptions=False)
 
 
 def test_every_benchmark_has_a_name() -> None:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image
 
 from smoothfast.logs import Log, read_log
-from smoothfast.plots import certified_accuracy_curve
+from smoothfast.plots import certified_accuracy_curve, require_format
 
 
 @pytest.fixture
@@ -43,6 +43,10 @@ def test_pdf(tmp_path: Path, log: Log) -> None:
 def test_an_unknown_format_is_named(tmp_path: Path, log: Log) -> None:
     with pytest.raises(ValueError, match="xyz"):
         certified_accuracy_curve({"a": log}, tmp_path / "curve.xyz")
+    for name in ("curve.xyz", "curve"):
+        with pytest.raises(ValueError, match=rf"plot is '{name}'; its suffix must be one of .*png"):
+            require_format(name)
+    require_format("curve.png")
 
 
 def test_published_curves(tmp_path: Path, published_logs: Path) -> None:

@@ -15,7 +15,8 @@ from triton_ptx import attack_kernel, noise_kernel, sum_kernel, tally_kernel
 ARCHS = (80, 90)
 KINDS = (("lattice", "u8"), ("gaussian", "u8"), ("gaussian", "fp32"))
 DTYPES = ("fp32", "bf16", "fp16")
-NOISE_REGISTERS = 80  # by Triton 3.8; 64 by 3.9. Three blocks of 256 threads, or four, on a multiprocessor
+# Of a thread of the noise kernels: by Triton 3.8 one of them keeps two more words on its stack.
+NOISE_REGISTERS, STACK = (64, 0) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else (80, 8)
 
 
 def instructions(kernel: CompiledKernel, pattern: str) -> set[str]:
@@ -23,13 +24,14 @@ def instructions(kernel: CompiledKernel, pattern: str) -> set[str]:
 
 
 def registers(kernel: CompiledKernel, folder: Path) -> int:
-    """Of a thread, which keeps nothing in local memory."""
+    """Of a thread, which spills nothing."""
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(kernel.asm["cubin"])
     command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin]
     usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     count, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
-    assert (stack, local) == ("0", "0")
+    assert int(stack) <= STACK
+    assert local == "0"
     assert not instructions(kernel, "ld.local|st.local")
     return int(count)
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from . import harness
 
 COUNTS = (1, 2)
-IMAGES, N0, N, REPEATS = 200, 100, 600, 3
+IMAGES, N0, N, REPEATS = 200, 100, 300, 3
 LAUNCH = ("torch.distributed.run", "--standalone")
 ALONE = "1 process"  # without a launcher
 
@@ -18,7 +18,7 @@ Log = dict[str, list[str]]  # columns
 
 
 def main(out: Path | None, images: int = IMAGES) -> list[harness.Row]:
-    """The embedded images with 600 samples each: a minute of one thread."""
+    """The embedded images with 300 samples each, and 100 that select: half a minute of one thread."""
     return harness.report(groups(images, N, COUNTS, "compiled", REPEATS), out)
 
 

@@ -389,7 +389,7 @@ class SmoothedClassifier(nn.Module):
         return torch.from_numpy(values.astype(np.int64 if integer else np.float64).reshape(shape))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_engines": {}}  # built anew where they are needed
+        return self.__dict__ | {"_engines": {}, "_network": None}  # made anew where they are needed
 
     def _law(self, dtype: torch.dtype, sigma: tuple[float, ...]) -> Law:
         noise = self.noise or ("lattice" if dtype == torch.uint8 else "gaussian")

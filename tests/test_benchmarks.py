@@ -356,7 +356,7 @@ def test_embedded() -> None:
     smoothed, (images, labels, _) = harness.embedded(), harness.embedded_images(20)
     found = smoothed.base(models.Normalize(*smoothed.normalize)(images / 255)).argmax(1)
     assert (found == labels).float().mean() > 0.5
-    assert smoothed.runner == SmoothedClassifier(nn.Identity(), 0.25, 10).runner
+    assert smoothed.runner in ("openvino", "compiled")
     with pytest.raises(ValueError, match=r"max is 201; it must be 1 .. 200"):
         harness.embedded_images(201)
 

@@ -612,7 +612,7 @@ def test_the_caller_keeps_its_gradients_between_results() -> None:
 
 def test_meta_records_the_function() -> None:
     assert make(micro_batch=None, clip=True).meta == {
-        "runner": "eager", "precision": "fp32", "micro_batch": 128, "device": "cpu", "law": "lattice", "clip": True,
+        "runner": "eager", "precision": "fp32", "micro_batch": 256, "device": "cpu", "law": "lattice", "clip": True,
         "row_function": True,
     }  # fmt: skip
 
@@ -637,6 +637,6 @@ def test_precision() -> None:
 
 
 def test_the_micro_batch_shrinks_with_the_image() -> None:
-    sizes = {(3, 32, 32): 32, (3, 224, 224): 4, (1, 28, 28): 125, (3, 8, 8): 128, (3, 64, 64): 8}
+    sizes = {(3, 32, 32): 64, (3, 224, 224): 8, (1, 28, 28): 250, (3, 8, 8): 256, (3, 64, 64): 16}
     assert {shape: default_micro_batch(shape, torch.device("cpu")) for shape in sizes} == sizes
     assert default_micro_batch((3, 224, 224), torch.device("cuda")) == 128

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smoothfast import models, runners
+from smoothfast.costs import measure
 from smoothfast.engine import Engine, Job
 from smoothfast.noise import lattice_law
 from smoothfast.procedures import Count
@@ -198,6 +200,16 @@ def test_lanes_do_not_share_what_a_module_keeps_on_itself() -> None:
         engine = make(Locked())
     with pytest.warns(UserWarning, match="cannot be copied"):
         assert votes(engine) == expected
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    "prepare", [torch.jit.script, partial(torch.compile, backend="eager")], ids=["script", "compile"]
+)
+def test_a_base_that_torch_has_prepared(prepare: Callable[[nn.Module], nn.Module]) -> None:
+    expected = votes(make(Net(6)))
+    assert votes(make(prepare(Net(6).eval()))) == expected
+    assert measure(prepare(Net(6).eval()), SHAPE).layers == 3
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -51,7 +52,8 @@ class Network:
 def measure(base: nn.Module, shape: tuple[int, ...]) -> Network:
     """Counted on two images [C, H, W] of zeros."""
     tensor = next(base.parameters(), torch.empty(0))
-    with evaluating(base), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluating(base), torch.no_grad(), warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # of a base compiled already: our hooks
         base(torch.zeros(2, *shape, device=tensor.device))
     return Network(counter.get_total_flops() / 2, sum(1 for part in base.modules() if part._parameters))
 

@@ -8,9 +8,8 @@ sample, and procedures see votes only when a draw is complete, nothing depends o
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -79,7 +78,7 @@ class _Rows:
         return table
 
 
-@dataclass
+@dataclass(eq=False)
 class _Drawn:
     """Flights whose draws were handed out whole; votes [flights, K + 1] are on their way, a part from each lane."""
 
@@ -88,6 +87,14 @@ class _Drawn:
 
     def arrived(self) -> bool:
         return all(part.done() and part.result().arrived() for _, part in self.parts)
+
+    def imminent(self) -> bool:
+        """Whether the lanes have computed them, and they are only to be fetched."""
+        return not any(lane.load() for lane, _ in self.parts)
+
+    def wait(self) -> None:
+        for _, part in self.parts:
+            part.result().wait()
 
     def answers(self) -> Iterator[tuple[_Flight, Draw | Decision]]:
         """What the procedures make of their votes."""
@@ -201,38 +208,40 @@ class Engine:
     def _run(self, waiting: Iterator[tuple[int, Job]]) -> Iterator[Decision]:
         free = list(range(self.slots))
         flights: list[_Flight] = []
-        drawn: deque[_Drawn] = deque()
+        drawn: list[_Drawn] = []
         decided: dict[int, Decision] = {}
-        next_out, starved = 0, False
+        next_out = 0
         while True:
             lane = idle(self.lanes)
-            # Lanes have work before votes are waited for; when these come changes no result.
-            while drawn and (starved or len(drawn) > DEPTH * len(self.lanes) or drawn[0].arrived()):
-                starved = False
-                for flight, answer in drawn.popleft().answers():
-                    if isinstance(answer, Draw):
-                        flight.draw, flight.taken, flight.lanes = answer, 0, set()
-                        continue
-                    decided[flight.index] = answer
-                    free.append(flight.slot)
-                    flights.remove(flight)
+            arrived = [one for one in drawn if one.arrived()]
+            for flight, answer in chain.from_iterable(one.answers() for one in arrived):
+                if isinstance(answer, Draw):
+                    flight.draw, flight.taken, flight.lanes = answer, 0, set()
+                    continue
+                decided[flight.index] = answer
+                free.append(flight.slot)
+                flights.remove(flight)
+            drawn = [one for one in drawn if one not in arrived]
             while next_out in decided:
                 yield decided.pop(next_out)
                 next_out += 1
-            rows = self._fill(flights, free, waiting, len(decided), pad=not drawn)
+            # Votes on their way will ask for more rows. Where they take long, an idle lane computes what there is.
+            pad = not drawn or not (lane.load() or any(one.imminent() for one in drawn))
+            rows = self._fill(flights, free, waiting, len(decided), pad)
             if rows is not None:
-                self._hand_out(lane, rows, drawn)
+                drawn += self._hand_out(lane, rows)
             elif not drawn:
                 return
-            starved = rows is None
+            if rows is None or len(drawn) > DEPTH * len(self.lanes):
+                wait_for_any(drawn)
 
     def _fill(
         self, flights: list[_Flight], free: list[int], jobs: Iterator[tuple[int, Job]], held: int, pad: bool
     ) -> _Rows | None:
-        """Rows for the next micro-batch: of the stream of the oldest flight whose stream can fill it; new images enter
-        until one can. A micro-batch has one stream, since the stream is in the key of the noise. Once as many results
-        as there are slots are held up by the oldest flight, that flight goes first. Only if `pad`, the rows may be too
-        few: as long as votes are on their way, they will ask for more."""
+        """Rows for the next micro-batch, of one stream, since the stream is in the key of the noise: that of the oldest
+        flight whose stream can fill it. New images enter until one can. If none does, and only if `pad`, the stream
+        with most rows. Once as many results as there are slots are held up by the oldest flight, that one goes first.
+        """
         open_rows: dict[Stream, int] = {}
         for flight in flights:
             open_rows[flight.draw.stream] = open_rows.get(flight.draw.stream, 0) + flight.left
@@ -251,7 +260,8 @@ class Engine:
         open_flights = [flight for flight in flights if flight.left]
         if not open_flights or (full is None and not pad):
             return None
-        rows = _Rows(full or open_flights[0].draw.stream)
+        most = max(open_rows, key=open_rows.__getitem__) if held < self.slots else open_flights[0].draw.stream
+        rows = _Rows(full or most)
         room = self.micro_batch
         for flight in open_flights:
             if flight.draw.stream is rows.stream and room:
@@ -261,7 +271,7 @@ class Engine:
                 room -= count
         return rows
 
-    def _hand_out(self, lane: Lane, rows: _Rows, drawn: deque[_Drawn]) -> None:
+    def _hand_out(self, lane: Lane, rows: _Rows) -> list[_Drawn]:
         """Gives a micro-batch to a lane, and asks for the votes of the draws that it completes."""
         lane.start(rows.table(self.micro_batch), self._keys[rows.stream])
         done = []
@@ -269,10 +279,11 @@ class Engine:
             flight.lanes.add(lane)
             if not flight.left:
                 done.append(flight)
-        if done:
-            slots = [flight.slot for flight in done]
-            having = [lane for lane in self.lanes if any(lane in flight.lanes for flight in done)]
-            drawn.append(_Drawn(done, [(lane, lane.call(lane.board.take, slots)) for lane in having]))
+        if not done:
+            return []
+        slots = [flight.slot for flight in done]
+        having = [lane for lane in self.lanes if any(lane in flight.lanes for flight in done)]
+        return [_Drawn(done, [(lane, lane.call(lane.board.take, slots)) for lane in having])]
 
     @torch.no_grad()
     def _forward(self, lane: Lane) -> Tensor:
@@ -360,6 +371,15 @@ class Engine:
         largest = float(a.nan_to_num().abs().max()) if a.numel() else 0.0
         near = torch.allclose(a, b, rtol=0, atol=ROUNDING[self.precision] * largest, equal_nan=True)
         return near and torch.equal(a.argmax(1), b.argmax(1))
+
+
+def wait_for_any(drawn: list[_Drawn]) -> None:
+    """Waits until a part of some votes has come; where all are on their way from a device, for the oldest."""
+    coming = [part for one in drawn for _, part in one.parts if not part.done()]
+    if coming:
+        wait(coming, return_when=FIRST_COMPLETED)
+    else:
+        drawn[0].wait()
 
 
 def default_micro_batch(shape: tuple[int, int, int], device: torch.device) -> int:

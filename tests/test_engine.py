@@ -321,6 +321,15 @@ def test_little_is_padding_while_many_images_are_in_flight(
     assert watch.transfers <= watch.forwards
 
 
+def test_images_that_fell_out_of_step_share_micro_batches_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that select by 20 rows and then look ten times at 3: 12 micro-batches of 16 each if they were alone."""
+    draws = (Draw(Stream.SELECT, 0, 20), *(Draw(Stream.ESTIMATE, 3 * i, 3) for i in range(10)))
+    engine = make()
+    watch = Watch(engine, monkeypatch)
+    assert len(list(engine.run(Job(IMAGES[i], i, Scripted(*draws)) for i in range(2)))) == 2
+    assert watch.forwards <= 16
+
+
 def test_votes_leave_the_device_once_per_micro_batch(
     monkeypatch: pytest.MonkeyPatch, mixed: list[dict[str, Any]]
 ) -> None:

@@ -16,7 +16,7 @@ from . import harness
 
 RUNNERS = ("auto", "eager", "compiled", *(["openvino"] if find_spec("openvino") else []))
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TMPDIR")
-IMAGES, N, REPEATS = 10, 1_000, 2
+IMAGES, N, REPEATS = 10, 1_000, 1
 
 
 def main(out: Path | None) -> list[harness.Row]:

@@ -27,7 +27,7 @@ GPU_PASSES = 100_000  # from which a compiler pays on a GPU; not measured
 @dataclass(frozen=True)
 class Cost:
     """Seconds to make ready, once and for each layer; then 10^9 operations (a multiplication or an addition) a second
-    and core. Of ResNet-20 on an AMD EPYC (family 25; AVX512-BF16) with torch 2.14.1 and OpenVINO 2026.4, in a first run;
+    and core. Of ResNet-20 on an AMD EPYC (family 25; AVX512-BF16) with torch 2.14.1 and OpenVINO 2026.4, first run;
     rough for anything else: OpenVINO is ready with ResNet-110 after 6 s, where this says 8. fp16 is not measured."""
 
     ready: float

@@ -63,7 +63,7 @@ def test_votes_that_other_shapes_move(precision: str, runner: str) -> None:
     logits, expected = votes(make(precision, runner=runner), rows)
     gap = logits.topk(2, 1).values.diff(dim=1).abs()[:, 0]
     moved = {}
-    for max_batch in (16, 64, 100, 256):
+    for max_batch in (16, 100, 256):
         _, seen = votes(make(precision, max_batch, runner), rows)
         moved[f"micro-batch {max_batch}"] = int((seen != expected).sum())
         assert gap[seen != expected].numel() == 0 or gap[seen != expected].max() < 0.1 * logits.abs().max()

@@ -99,8 +99,8 @@ class SmoothedClassifier(nn.Module):
         seed: of all noise, 0 .. 2**64 - 1.
         precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
         max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
-        runner: "eager"; "compiled": up to twice as fast after five to thirty seconds of compilation; "openvino", where
-            it is installed: as fast on CPUs after two to five seconds; or "auto": the one that takes least for the
+        runner: "eager"; "compiled": up to twice as fast after some seconds of compilation (about 18 for ResNet-20);
+            "openvino", where it is installed: as fast on CPUs after fewer (2 for ResNet-20, 6 for ResNet-110); or "auto": the one that takes least for the
             samples of one image (`costs`), and the next where that one cannot take the network.
         clip: clamp noisy images to their range; the clamp is then part of the base classifier.
         deterministic: let every call of `forward` repeat the same samples. An attacker then faces a deterministic

@@ -24,7 +24,7 @@ from . import ops
 from .lanes import DEPTH, Board, Lane, Transfer, capture, idle, make_lanes, sent
 from .noise import Law, Stream, stream_key
 from .procedures import Decision, Draw, Procedure, Votes
-from .runners import evaluating, make_runners, strict_arithmetic
+from .runners import device_of, evaluating, make_runners, strict_arithmetic
 from .specs import choice
 
 SLOTS = 4  # images in flight at most, in micro-batches of all lanes: images that need few samples fill them too
@@ -144,7 +144,7 @@ class Engine:
         clip: bool = False,
     ) -> None:
         self.base, self.shape, self.num_classes, self.seed, self.clip = base, shape, num_classes, seed, clip
-        self.device = next((t.device for t in chain(base.parameters(), base.buffers())), torch.device("cpu"))
+        self.device = device_of(base)
         self.micro_batch = micro_batch or default_micro_batch(shape, self.device)
         self.precision = resolve_precision(precision, self.device)
         self.dtype, self.runner = DTYPES[self.precision], runner

@@ -60,6 +60,11 @@ def make_runners(
     return [in_precision(module, dtype, device) for module in copies(base, count)]
 
 
+def device_of(base: nn.Module) -> torch.device:
+    """Where its weights are; the CPU if it has none."""
+    return next((tensor.device for tensor in chain(base.parameters(), base.buffers())), torch.device("cpu"))
+
+
 def in_precision(network: Runner, dtype: torch.dtype, device: torch.device) -> Runner:
     """By autocast rather than converted weights: batch norms are folded into the convolutions in float32 first."""
 

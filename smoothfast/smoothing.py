@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from operator import index
 from typing import Any
 
@@ -19,7 +18,7 @@ from .costs import AUTO, Network, candidates, measure
 from .engine import Engine, Job, resolve_precision
 from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
 from .procedures import Count, Decision, Procedure, certify_procedure, predict_procedure
-from .runners import DeclinedError
+from .runners import DeclinedError, device_of
 from .specs import choice
 
 VOTINGS = ("prediction",)
@@ -100,8 +99,9 @@ class SmoothedClassifier(nn.Module):
         precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
         max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
         runner: "eager"; "compiled": up to twice as fast after some seconds of compilation (about 18 for ResNet-20);
-            "openvino", where it is installed: as fast on CPUs after fewer (2 for ResNet-20, 6 for ResNet-110); or "auto": the one that takes least for the
-            samples of one image (`costs`), and the next where that one cannot take the network.
+            "openvino", where it is installed: as fast on CPUs after fewer (2 for ResNet-20, 6 for ResNet-110); or
+            "auto": the one that takes least for the samples of one image (`costs`), and the next where that one cannot
+            take the network.
         clip: clamp noisy images to their range; the clamp is then part of the base classifier.
         deterministic: let every call of `forward` repeat the same samples. An attacker then faces a deterministic
             model: say so beside any robustness figure.
@@ -304,7 +304,7 @@ class SmoothedClassifier(nn.Module):
     def _candidates(self, images: Tensor, passes: int) -> list[str]:
         if self.runner != "auto":
             return [self.runner]
-        device = next((t.device for t in chain(self.base.parameters(), self.base.buffers())), torch.device("cpu"))
+        device = device_of(self.base)
         return candidates(self.network(images), passes, resolve_precision(self.precision, device), device)
 
     def network(self, images: Tensor) -> Network:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .runners import RUNNERS, evaluating
+from .runners import RUNNERS, device_of, evaluating
 
 AUTO = ("auto", *RUNNERS)
 
@@ -44,7 +44,10 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Network:
-    """Operations of a forward pass of one image, and layers with weights."""
+    """Operations for one image, and layers with weights.
+
+    The gradient by an image takes twice the operations of a forward pass, and no layers more.
+    """
 
     operations: float
     layers: int
@@ -52,10 +55,10 @@ class Network:
 
 def measure(base: nn.Module, shape: tuple[int, ...]) -> Network:
     """Counted on two images [C, H, W] of zeros."""
-    tensor = next(base.parameters(), torch.empty(0))
+    images = torch.zeros(2, *shape, device=device_of(base))
     with evaluating(base), torch.no_grad(), warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
         warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # of a base compiled already: our hooks
-        base(torch.zeros(2, *shape, device=tensor.device))
+        base(images)
     return Network(counter.get_total_flops() / 2, sum(1 for part in base.modules() if part._parameters))
 
 

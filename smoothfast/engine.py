@@ -24,7 +24,7 @@ from . import ops
 from .lanes import DEPTH, Board, Lane, Transfer, capture, idle, make_lanes, sent
 from .noise import Law, Stream, stream_key
 from .procedures import Decision, Draw, Procedure, Votes
-from .runners import device_of, evaluating, make_runners, strict_arithmetic
+from .runners import device_of, evaluating, make_runners, micro_batch_of, strict_arithmetic
 from .specs import choice
 
 SLOTS = 4  # images in flight at most, in micro-batches of all lanes: images that need few samples fill them too
@@ -326,8 +326,10 @@ class Engine:
 
     def _set_runners(self) -> None:
         """Made by a lane, for the one core that it has."""
-        rows = (self.micro_batch, *self.shape)
-        made = self.lanes[0].call(make_runners, self.base, self.runner, self.dtype, self.device, rows, len(self.lanes))
+        examples = (micro_batch_of((self.micro_batch, *self.shape), self.dtype, self.device),)
+        made = self.lanes[0].call(
+            make_runners, self.base, self.runner, self.dtype, self.device, examples, len(self.lanes)
+        )
         for lane, run_base in zip(self.lanes, made.result(), strict=True):
             lane.run_base = run_base
 

@@ -88,6 +88,11 @@ def gaussian_law(sigma: float | Sequence[float], levels: int = 1) -> Law:
     return Law("gaussian", sigmas, (torch.tensor([levels * s for s in sigmas], dtype=torch.float32),))
 
 
+def no_noise() -> Law:
+    """Images as they are, drawn by the same kernels: what an attack on a classifier without noise samples from."""
+    return Law("gaussian", (0.0,), (torch.zeros(1),))
+
+
 def lattice(
     shape: Sequence[int],
     sigma: float,
@@ -133,6 +138,15 @@ def uniform(seed: int, image_id: int) -> float:
     counter = [zero, *reference._row_words(torch.tensor(image_id), zero, key[1])]
     high, low, *_ = reference.philox(counter, reference._key_words(key))
     return ((int(high) << 21 | int(low) >> 11) + 1) / 2**53
+
+
+def uniforms(count: int, seed: int, image_ids: Tensor, sample_ids: Tensor, stream: Stream) -> Tensor:
+    """Uniform numbers in (-1, 1), float32 [R, count], of image and sample ids [R]: the words of a stream, whose upper
+    24 bits count, on a grid symmetric around 0."""
+    from . import reference
+
+    words = reference._words(count, image_ids, sample_ids, stream_key(seed, stream, image_ids.device))
+    return ((words >> 8).double() * 2.0**-23 + (2.0**-24 - 1)).float()
 
 
 def _draw(

@@ -1,7 +1,9 @@
-"""The base classifier as a function of one micro-batch: as it is, compiled, or by OpenVINO."""
+"""A network as a function of one micro-batch: as it is, compiled, or by OpenVINO. It is the base classifier, or the
+gradient of a loss of it (`passes.Differentiated`), which is a network too."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ from .specs import choice
 
 RUNNERS = ("eager", "compiled", "openvino")
 
-Runner = Callable[[Tensor], Tensor]
+Runner = Callable[..., Any]  # replicas [B, C, H, W], and what the network takes beside them
 
 
 class DeclinedError(ValueError):
@@ -41,11 +43,15 @@ if hasattr(MATMUL, "fp32_precision"):
 
 
 def make_runners(
-    base: nn.Module, kind: str, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...], count: int
+    network: nn.Module, kind: str, dtype: torch.dtype, device: torch.device, examples: tuple[Tensor, ...], count: int
 ) -> list[Runner]:
-    """The base classifier as `count` functions of a micro-batch of this shape, which may be called at the same time.
+    """A network as `count` functions of a micro-batch, which may be called at the same time.
 
     They are made for the number of threads of the calling thread.
+
+    Args:
+        dtype: what is computed in.
+        examples: what the network takes, the replicas first; all micro-batches must have these shapes.
 
     Raises:
         ValueError: there is no such runner.
@@ -53,11 +59,15 @@ def make_runners(
     """
     choice("runner", kind, RUNNERS)
     if kind == "openvino":
-        return openvino_runners(base, dtype, device, shape, count)
+        return openvino_runners(network, dtype, device, examples, count)
     if kind == "compiled":
-        example = torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
-        return [compiled(in_precision(base, dtype, device), example)] * count
-    return [in_precision(module, dtype, device) for module in copies(base, count)]
+        return [compiled(in_precision(network, dtype, device), examples)] * count
+    return [in_precision(module, dtype, device) for module in copies(network, count)]
+
+
+def micro_batch_of(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros [B, C, H, W], as the noise kernel would write replicas."""
+    return torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
 
 
 def device_of(base: nn.Module) -> torch.device:
@@ -68,10 +78,10 @@ def device_of(base: nn.Module) -> torch.device:
 def in_precision(network: Runner, dtype: torch.dtype, device: torch.device) -> Runner:
     """By autocast rather than converted weights: batch norms are folded into the convolutions in float32 first."""
 
-    def run(replicas: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> Any:
         # A cache of casts would be that of an autocast around this one, and a captured graph outlives it.
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
-            return network(replicas)
+            return network(*inputs)
 
     return run
 
@@ -96,16 +106,16 @@ class OneAtATime(nn.Module):
         super().__init__()
         self.base, self._free = base, Lock()
 
-    def forward(self, replicas: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Any:
         with self._free:
-            return self.base(replicas)
+            return self.base(*inputs)
 
 
-def compiled(network: Runner, example: Tensor) -> Runner:
+def compiled(network: Runner, examples: tuple[Tensor, ...]) -> Runner:
     """A network compiled for one shape, its present weights folded in as constants."""
 
-    def call(replicas: Tensor) -> Tensor:
-        return network(replicas)
+    def call(*inputs: Tensor) -> Any:
+        return network(*inputs)
 
     # Dynamo keeps compiled code by code object, and does not look at frozen weights when it takes it up again: an
     # engine needs a code object of its own. As options={"freezing": True} the setting comes too late to have effect.
@@ -113,11 +123,11 @@ def compiled(network: Runner, example: Tensor) -> Runner:
     function = torch.compile(call, dynamic=False)
     try:
         with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-            function(example)
+            function(*examples)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of Dynamo, of Inductor, of a compiler of C++
-        raise _declined("compiled", error) from error
+        raise declined("compiled", error) from error
     return function
 
 
@@ -126,9 +136,9 @@ OPENVINO_TYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 @torch.autocast("cpu", enabled=False)  # one around this call would become part of the network
 def openvino_runners(
-    base: nn.Module, dtype: torch.dtype, device: torch.device, shape: tuple[int, ...], count: int
+    network: nn.Module, dtype: torch.dtype, device: torch.device, examples: tuple[Tensor, ...], count: int
 ) -> list[Runner]:
-    """The base classifier converted to OpenVINO, its present weights folded in: one network, a request for each."""
+    """A network converted to OpenVINO, its present weights folded in: one network, a request for each."""
     if find_spec("openvino") is None:
         raise DeclinedError("runner is 'openvino', which is not installed: pip install smoothfast[openvino]")
     if device.type != "cpu":
@@ -144,33 +154,53 @@ def openvino_runners(
         "ENABLE_CPU_PINNING": False,  # every process would take the first cores
     }
     try:
-        exported = torch.export.export(base, (torch.zeros(shape),))
-        steps = import_module("openvino.preprocess").PrePostProcessor(openvino.convert_model(exported))
-        # Pixels [rows, H, W, C], as the noise kernel writes them in channels_last.
-        steps.input().tensor().set_element_type(element).set_layout(openvino.Layout("NHWC"))
-        steps.input().model().set_layout(openvino.Layout("NCHW"))
-        network = openvino.Core().compile_model(steps.build(), "CPU", settings)
+        replicas, *others = examples
+        exported = torch.export.export(network, (torch.zeros(replicas.shape), *others))
+        model = openvino.convert_model(exported)
+        steps = import_module("openvino.preprocess").PrePostProcessor(model)
+        # Pixels [rows, H, W, C], as the noise kernel writes them in channels_last; so are their gradients.
+        images = [output for output in range(len(model.outputs)) if len(model.output(output).partial_shape) == 4]
+        for port in (steps.input(0), *map(steps.output, images)):
+            port.tensor().set_element_type(element).set_layout(openvino.Layout("NHWC"))
+            port.model().set_layout(openvino.Layout("NCHW"))
+        converted = openvino.Core().compile_model(steps.build(), "CPU", settings)
     except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
-        raise _declined("openvino", error) from error
-    return [_asking(network.create_infer_request(), element) for _ in range(count)]
+        raise declined("openvino", error) from error
+    return [_asking(converted.create_infer_request(), dtype) for _ in range(count)]
 
 
-def _declined(runner: str, error: Exception) -> DeclinedError:
+def declined(runner: str, error: Exception) -> DeclinedError:
     reason = str(error).strip().partition("\n")[0]
     return DeclinedError(f"runner is {runner!r}, which does not take this base classifier: {reason}")
 
 
-def _asking(request: Any, element: Any) -> Runner:
+def _asking(request: Any, dtype: torch.dtype) -> Runner:
     openvino = import_module("openvino")
+    element = getattr(openvino.Type, OPENVINO_TYPES[dtype])
 
-    def run(replicas: Tensor) -> Tensor:
+    def run(replicas: Tensor, *others: Tensor) -> Any:
         pixels = replicas.permute(0, 2, 3, 1)
-        values = pixels.view(torch.int16) if pixels.dtype == torch.bfloat16 else pixels  # NumPy knows no bfloat16
-        request.set_input_tensor(openvino.Tensor(values.numpy(), openvino.Shape(list(pixels.shape)), element))
+        values = pixels.view(torch.int16) if dtype == torch.bfloat16 else pixels  # NumPy knows no bfloat16
+        request.set_input_tensor(0, openvino.Tensor(values.numpy(), openvino.Shape(list(pixels.shape)), element))
+        for place, tensor in enumerate(others, 1):
+            request.set_input_tensor(place, openvino.Tensor(tensor.numpy()))
         request.infer()
-        return torch.from_numpy(request.get_output_tensor().data.copy())
+        outputs = [torch.from_numpy(output.data.copy()) for output in request.output_tensors]
+        outputs = [out.view(dtype).permute(0, 3, 1, 2) if out.dim() == 4 else out for out in outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run
+
+
+def fingerprint(base: nn.Module, runner: str) -> Any:
+    """What a runner is made for, as far as it can be seen: code and attributes of a module cannot."""
+    # Other runners than eager have the weights frozen in, so their versions are part of what it is.
+    tensors = list(base.state_dict(keep_vars=True).values())
+    weights = [(t.data_ptr(), t._version) for t in tensors]
+    parts = [(id(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in base.modules()]
+    # A write through .data leaves the version as it was.
+    checksum = sum(float(t.detach().double().sum()) for t in tensors) if runner != "eager" else None
+    return runner, parts, weights, checksum, torch.get_num_threads(), os.getpid()  # a fork has no threads
 
 
 @contextmanager

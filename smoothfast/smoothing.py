@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from .costs import AUTO, Network, candidates, measure
 from .engine import Engine, Job, resolve_precision
 from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
 from .procedures import Count, Decision, Procedure, certify_procedure, predict_procedure
-from .runners import DeclinedError, device_of
+from .runners import DeclinedError, device_of, fingerprint
 from .specs import choice
 
 VOTINGS = ("prediction",)
@@ -237,8 +236,8 @@ class SmoothedClassifier(nn.Module):
                 elsewhere, by 0.03 in the median and 0.16 at most where all agree.
         """
         sigma = min(self.sigma.tolist())
-        ids = _checked_ids(image_ids, len(images))
-        classes = None if labels is None else _checked_labels(labels, len(images), self.num_classes)
+        ids = checked_ids(image_ids, len(images))
+        classes = None if labels is None else checked_labels(labels, len(images), self.num_classes)
 
         def procedure(label: int | None, u: float, deviation: float) -> Procedure:
             return certify_procedure(method, n0, n, alpha, sigma, bound, radius, tolerance, label, u, deviation)
@@ -348,16 +347,9 @@ class SmoothedClassifier(nn.Module):
         )
 
     def _engine_key(self, images: Tensor, runner: str) -> Any:
-        """What an engine is built for, as far as it can be seen: code and attributes of a module cannot."""
-        # Other runners than eager have the weights frozen in, so their versions are part of what it is.
-        tensors = list(self.base.state_dict(keep_vars=True).values())
-        weights = [(t.data_ptr(), t._version) for t in tensors]
-        parts = [(id(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in self.base.modules()]
-        # A write through .data leaves the version as it was.
-        checksum = sum(float(t.detach().double().sum()) for t in tensors) if runner != "eager" else None
         choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.clip)
         kind = (images.shape[1:], images.dtype == torch.uint8, tuple(self.sigma.tolist()))
-        return kind, parts, weights, checksum, choices, torch.get_num_threads(), os.getpid()  # a fork has no threads
+        return fingerprint(self.base, runner), kind, choices
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this module, or a plain one of its base classifier."""
@@ -379,7 +371,7 @@ class SmoothedClassifier(nn.Module):
         self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[[], Procedure]
     ) -> list[Decision]:
         most = procedure().most  # its arguments are checked even where there is no image
-        ids = _checked_ids(image_ids, len(images))
+        ids = checked_ids(image_ids, len(images))
         return self._decide(self.engine(images, most), images, ids, lambda *_: procedure()) if len(images) else []
 
     def _stack(self, decisions: list[Decision], name: str) -> Tensor:
@@ -439,7 +431,7 @@ def _finite(images: Tensor) -> Tensor:
     return images.detach().float()
 
 
-def _checked_ids(image_ids: Sequence[int] | Tensor | None, count: int) -> list[int]:
+def checked_ids(image_ids: Sequence[int] | Tensor | None, count: int) -> list[int]:
     given = range(count) if image_ids is None else image_ids.tolist() if isinstance(image_ids, Tensor) else image_ids
     ids = [index(image_id) for image_id in given]
     if len(ids) != count:
@@ -450,7 +442,7 @@ def _checked_ids(image_ids: Sequence[int] | Tensor | None, count: int) -> list[i
     return ids
 
 
-def _checked_labels(labels: Sequence[int] | Tensor, count: int, num_classes: int) -> list[int]:
+def checked_labels(labels: Sequence[int] | Tensor, count: int, num_classes: int) -> list[int]:
     classes = [index(label) for label in (labels.tolist() if isinstance(labels, Tensor) else labels)]
     if len(classes) != count:
         raise ValueError(f"labels has {len(classes)} entries; there are {count} images")

@@ -90,7 +90,7 @@ def test_weights_are_frozen_in(runner: str) -> None:
 
 def run(kind: str, base: nn.Module, replicas: Tensor) -> Tensor:
     """Logits of one micro-batch, which is of the precision that is computed in."""
-    (runner,) = make_runners(base, kind, replicas.dtype, CPU, tuple(replicas.shape), 1)
+    (runner,) = make_runners(base, kind, replicas.dtype, CPU, (replicas,), 1)
     with torch.no_grad():
         return runner(replicas)
 
@@ -122,7 +122,7 @@ def micro_batch() -> Tensor:
 
 @frozen_runners
 def test_a_later_micro_batch_leaves_logits_as_they_are(runner: str) -> None:
-    one, other = make_runners(Net(3).eval(), runner, torch.float32, CPU, (16, *SHAPE), 2)
+    one, other = make_runners(Net(3).eval(), runner, torch.float32, CPU, (torch.zeros(16, *SHAPE),), 2)
     first, second = micro_batch(), micro_batch()
     with torch.no_grad():
         logits = one(first)
@@ -267,7 +267,7 @@ def test_what_openvino_cannot_take() -> None:
     with pytest.raises(ValueError, match=r"which computes in fp32 or bf16, not in torch\.float16"):
         make(Net(0), runner="openvino", precision="fp16")
     with pytest.raises(ValueError, match="runner is 'openvino', which runs on CPUs; the base classifier is on meta"):
-        make_runners(Net(0), "openvino", torch.float32, torch.device("meta"), (16, *SHAPE), 1)
+        make_runners(Net(0), "openvino", torch.float32, torch.device("meta"), (torch.zeros(16, *SHAPE),), 1)
 
 
 def test_openvino_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,263 @@
+"""What all attacks share: the model, the classes to go away from or to, noisy samples and their counts."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import index
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..costs import AUTO, candidates, measure
+from ..engine import resolve_precision
+from ..losses import Loss, cross_entropy
+from ..noise import MAX_SAMPLE_ID, Stream, gaussian_law, no_noise, stream_key, uniforms
+from ..passes import Passes, default_rows
+from ..runners import DeclinedError, device_of, fingerprint
+from ..smoothing import SmoothedClassifier, checked_ids, checked_images, checked_labels
+from ..specs import choice
+
+
+class Options(TypedDict, total=False):
+    """What every attack takes by keyword, beside its own arguments.
+
+    Attributes:
+        sigma: noise on an image, in [0, 1] pixel units. If not given, that of a `SmoothedClassifier`, else none.
+        seed: of all noise of the attack, 0 .. 2**64 - 1. Defences draw other samples, also with the same seed.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
+        max_batch: rows per forward and backward pass; bounds memory whatever `samples` is.
+        runner: "eager", "compiled", "openvino", or "auto": what takes least for one call of the attack (`costs`).
+        replicas_per_forward: for models that draw noise of their own once in a forward pass: how many samples of an
+            image share it. 1 draws anew for each sample; images beside each other share it still.
+    """
+
+    sigma: float | Sequence[float] | None
+    seed: int
+    precision: str
+    max_batch: int | None
+    runner: str
+    replicas_per_forward: int | None
+
+
+Targets = Callable[[Passes, Tensor, Tensor, Tensor], Tensor]  # of passes, images, labels and image ids
+
+
+class Attack(ABC):
+    """An attack on a model: `adversarial = attack(images, labels)`.
+
+    Args:
+        model: a `SmoothedClassifier`, of which the base classifier is attacked under its noise, or any module from
+            images [N, C, H, W] in [0, 1] to logits [N, K]. It runs in eval mode and is left in the mode it was in; its
+            parameters get no gradients.
+        samples: noisy copies, or passes of a model that draws noise itself, behind each gradient or loss.
+
+    The others are described in `Options`.
+
+    Attributes:
+        gradients: sample gradients that the last call took, over all images: backward passes of one noisy copy.
+        forwards: noisy copies that it sent through the base classifier, those of the gradients included.
+    """
+
+    loss: Loss = staticmethod(cross_entropy)
+    columns = 1  # of classes, that the loss takes
+    average = "loss"
+    needs: tuple[str, ...] = ("backward",)  # kinds of passes, see `Passes.outcomes`
+    draws = 1  # of samples, by an image: what the choice of a runner is made by
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        samples: int = 1,
+        sigma: float | Sequence[float] | None = None,
+        seed: int = 0,
+        precision: str = "auto",
+        max_batch: int | None = None,
+        runner: str = "auto",
+        replicas_per_forward: int | None = None,
+    ) -> None:
+        choice("runner", runner, AUTO)
+        stream_key(index(seed), Stream.ATTACK)  # checks it
+        numbers = {"samples": samples, "max_batch": max_batch, "replicas_per_forward": replicas_per_forward}
+        for name, value in numbers.items():
+            if value is not None and index(value) < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.model, self.samples, self.seed = model, samples, seed
+        self.precision, self.max_batch, self.runner = precision, max_batch, runner
+        self.replicas_per_forward = replicas_per_forward
+        self.base: nn.Module = model
+        self.normalize: ops.Statistics | None = None
+        self.clip = False
+        if isinstance(model, SmoothedClassifier):
+            self.base, self.normalize, self.clip = model.base, model.normalize, model.clip
+            sigma = tuple(model.sigma.tolist()) if sigma is None else sigma
+        self.law = no_noise() if sigma is None else gaussian_law(sigma)
+        self.gradients = self.forwards = 0
+        self._takes_normalized = False
+        self._targets: Targets | None = None
+        self._made: dict[str, tuple[Any, Passes | DeclinedError]] = {}
+
+    def __call__(
+        self, images: Tensor, labels: Sequence[int] | Tensor, image_ids: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """Adversarial images float32 [N, C, H, W] in [0, 1], or normalised as `set_normalization_used` says.
+
+        Args:
+            images: uint8 (0..255) or float (0..1) [N, C, H, W].
+            labels: int [N], the true classes; in the mode targeted by label, the classes to be reached.
+            image_ids: [N], the numbers that noise is drawn under; 0..N-1 if not given.
+
+        Raises:
+            ValueError: an argument is out of its range.
+        """
+        images = self._pixels(images)
+        ids = torch.tensor(checked_ids(image_ids, len(images)), dtype=torch.int64, device=images.device)
+        if not len(images):
+            return images
+        passes = self._passes(images)
+        passes.forwards = passes.backwards = 0
+        classes = self._classes(labels, passes)
+        if self._targets is not None:
+            classes = self._classes(self._targets(passes, images, classes, ids), passes)
+        adversarial = self._attack(passes, images, classes, ids)
+        self.gradients, self.forwards = passes.backwards, passes.forwards
+        return self._normalized(adversarial)
+
+    @abstractmethod
+    def _attack(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
+        """Adversarial images of images [N, C, H, W], away from or towards classes [N]."""
+
+    @property
+    def sign(self) -> int:
+        """Of the gradients of the loss that the attack goes along: up, or down to a target."""
+        return 1 if self._targets is None else -1
+
+    # ---- modes, named as in torchattacks ---------------------------------------------------------------------------
+
+    def set_mode_default(self) -> None:
+        """Away from the true label."""
+        self._targets = None
+
+    def set_mode_targeted_by_label(self) -> None:
+        """`labels` are the classes to be reached."""
+        self._targets = lambda passes, images, labels, ids: labels
+
+    def set_mode_targeted_by_function(self, target_map_function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Towards the classes that a function makes of images and labels."""
+        self._targets = lambda passes, images, labels, ids: target_map_function(images, labels)
+
+    def set_mode_targeted_random(self) -> None:
+        """Towards a class other than the label, all equally likely; a function of seed and image id."""
+        self._targets = self._random_targets
+
+    def set_mode_targeted_least_likely(self, kth_min: int = 1) -> None:
+        """Towards the class with the smallest mean logit over the samples (the second smallest, …), never the label."""
+        if index(kth_min) < 1:
+            raise ValueError(f"kth_min is {kth_min}; it must be at least 1")
+        self._targets = partial(self._least_likely, kth_min)
+
+    def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Images come and go normalised, for a model that takes them so; eps stays in [0, 1] pixel units."""
+        if isinstance(self.model, SmoothedClassifier):
+            raise ValueError(
+                "the model is a SmoothedClassifier, which takes images in [0, 1] and has its own normalize"
+            )
+        ops.affine((mean, std), len(mean), torch.float32)  # checks them
+        self.normalize, self._takes_normalized = (tuple(mean), tuple(std)), True
+
+    def _random_targets(self, passes: Passes, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        draws = uniforms(1, self.seed, ids, torch.full_like(ids, MAX_SAMPLE_ID), Stream.ATTACK_START)[:, 0]
+        others = passes.num_classes - 1
+        return (labels + 1 + ((draws.double() + 1) / 2 * others).long()) % passes.num_classes
+
+    def _least_likely(self, kth_min: int, passes: Passes, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        if kth_min >= passes.num_classes:
+            raise ValueError(f"kth_min is {kth_min}; the model has {passes.num_classes} classes, one of them the label")
+        logits = passes.outcomes(images, labels, ids, 0, self.samples).logits
+        logits.scatter_(1, labels[:, None], torch.inf)
+        return logits.argsort(1)[:, kth_min - 1]
+
+    # ---- what goes in and out --------------------------------------------------------------------------------------
+
+    def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.normalize is not None
+        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in self.normalize)
+        return mean, std
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """float32 in [0, 1], on the device of the model."""
+        if self._takes_normalized:
+            mean, std = self._statistics(images)
+            images = (images * std + mean).clamp(0, 1)  # rounding may have left the range
+        images = checked_images(images).to(device_of(self.base))
+        return images.float() / 255 if images.dtype == torch.uint8 else images
+
+    def _normalized(self, adversarial: Tensor) -> Tensor:
+        if not self._takes_normalized:
+            return adversarial
+        mean, std = self._statistics(adversarial)
+        return (adversarial - mean) / std
+
+    def _classes(self, labels: Sequence[int] | Tensor, passes: Passes) -> Tensor:
+        checked = checked_labels(labels, len(labels), passes.num_classes)
+        return torch.tensor(checked, dtype=torch.int64, device=passes.device)
+
+    # ---- passes ----------------------------------------------------------------------------------------------------
+
+    def _passes(self, images: Tensor) -> Passes:
+        """By the runner that takes least, and the next where it declines the model."""
+        *preferred, last = self._candidates(images)
+        for runner in preferred:
+            try:
+                return self._built(images, runner)
+            except DeclinedError as error:
+                warnings.warn(f"{error}; the next runner takes its place", stacklevel=4)
+        return self._built(images, last)
+
+    def _candidates(self, images: Tensor) -> list[str]:
+        device = device_of(self.base)
+        if self.runner != "auto":
+            return [self.runner]
+        if self.replicas_per_forward is not None:
+            return ["eager"]  # a model that draws noise itself is no fixed graph
+        network = measure(self.base, tuple(images.shape[1:]))
+        passes = len(images) * self.draws * self.samples * (1 + ("backward" in self.needs))
+        return candidates(network, passes, resolve_precision(self.precision, device), device)
+
+    def _built(self, images: Tensor, runner: str) -> Passes:
+        """Kept where the weights are frozen in; anew where code of the model may have changed, which nobody sees."""
+        batch = self._micro_batch(images)
+        key = fingerprint(self.base, runner), images.shape[1:], batch, self.normalize
+        if runner == "eager" or self._made.get(runner, (None,))[0] != key:
+            try:
+                self._made[runner] = key, self._build(images, runner, batch)
+            except DeclinedError as error:
+                self._made[runner] = key, error
+        passes = self._made[runner][1]
+        if isinstance(passes, DeclinedError):
+            raise passes
+        return passes
+
+    def _build(self, images: Tensor, runner: str, micro_batch: int | None) -> Passes:
+        channels, height, width = images.shape[1:]
+        if len(self.law.sigma) not in (1, channels):
+            raise ValueError(f"sigma has {len(self.law.sigma)} entries; the images have {channels} channels")
+        passes = Passes(
+            self.base, self.law, (channels, height, width), self.seed, self.loss, self.average, self.normalize,
+            self.clip, self.precision, runner, micro_batch, self.replicas_per_forward,
+        )  # fmt: skip
+        for how in self.needs:
+            passes.prepare(how, self.columns)
+        return passes
+
+    def _micro_batch(self, images: Tensor) -> int | None:
+        """No larger than a forward pass can be where samples of an image are kept apart."""
+        if self.replicas_per_forward is None:
+            return self.max_batch
+        usual = self.max_batch or default_rows(images.shape[1:], device_of(self.base))
+        return min(usual, len(images) * min(self.replicas_per_forward, self.samples))

@@ -1,0 +1,426 @@
+"""Forward and backward passes over noisy copies of many images: all that an attack may ask of a classifier.
+
+    images ─ noise ─▶ replicas ─ gradient network ─▶ logits, gradients ─ sums ─▶ votes, loss and mean gradient by image
+
+The replicas of many images share micro-batches of one size, noise is regenerated and never stored, and only sums by
+image outlive a micro-batch: memory is that of the images and of a micro-batch for each core, whatever the number of
+samples. Sums are taken over blocks of `BLOCK` samples, one by one, and then over the blocks in their order: so an image
+gets the same bits whatever is attacked beside it, in micro-batches of whatever size, on however many cores.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from . import ops
+from .engine import DTYPES, default_micro_batch, resolve_precision
+from .lanes import DEPTH, Lane, make_lanes, sent
+from .losses import Loss, cross_entropy
+from .noise import Law, Stream, stream_key
+from .runners import (
+    Runner,
+    declined,
+    device_of,
+    evaluating,
+    in_precision,
+    make_runners,
+    micro_batch_of,
+    strict_arithmetic,
+)
+from .specs import choice
+
+BLOCK = 8  # samples that are summed before they meet the others; a micro-batch of fewer rows makes blocks smaller
+
+AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {"loss": torch.zeros_like, "probabilities": torch.neg}
+"""What is averaged over the samples of an image, by the logarithms of the weights that its gradients get.
+
+"loss": the mean of the losses, whose gradient is the mean of the gradients (EPGD; Nemcovsky et al. 2019, eq. 25).
+"probabilities": -log of the mean probability of the class, whose gradient is the mean of the gradients of -log p
+weighted by p (SmoothAdv; Salman et al. 2019, arXiv 1906.04584, eq. 6; Nemcovsky et al., eq. 24).
+"""
+
+
+class Differentiated(nn.Module):
+    """The gradient of a loss of a base classifier, as a network: replicas [B, C, H, W] and classes int64 [B, k] to
+    logits float32 [B, K] and gradients with respect to the replicas. No parameter gets a gradient."""
+
+    def __init__(self, base: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.base, self.loss = base, loss
+
+    def forward(self, replicas: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        replicas = replicas.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.base(replicas).float()
+            total = self.loss(logits, *classes.unbind(1)).sum()
+            (gradients,) = torch.autograd.grad(total, replicas)
+        return logits.detach(), gradients
+
+
+@dataclass
+class Sums:
+    """Of images [N], or of blocks of samples: what adds up over samples. Weights are in units of exp(top).
+
+    Attributes:
+        top: float32 [N], the largest logarithm of a weight.
+        scalars: float32 [N, 2 + K]: sums of the weights, of the losses and of the logits.
+        votes: int64 [N, K], by class.
+        gradients: float32 [N, C, H, W], the weighted sums.
+    """
+
+    top: Tensor
+    scalars: Tensor
+    votes: Tensor
+    gradients: Tensor | None
+
+    def take(self, at: Tensor) -> Sums:
+        gradients = None if self.gradients is None else self.gradients[at]
+        return Sums(self.top[at], self.scalars[at], self.votes[at], gradients)
+
+    def add(self, index: Tensor, block: Sums) -> None:
+        """Adds blocks [B] to the images `index` [B], which are all different."""
+        top = torch.maximum(self.top[index], block.top)
+        before, now = (self.top[index] - top).exp(), (block.top - top).exp()
+        self.top[index] = top
+        scalars, more = self.scalars[index], block.scalars
+        scalars[:, 0] = scalars[:, 0] * before + more[:, 0] * now
+        scalars[:, 1:] += more[:, 1:]
+        self.scalars[index] = scalars
+        self.votes[index] += block.votes
+        if self.gradients is not None and block.gradients is not None:
+            before, now = before.view(-1, 1, 1, 1), now.view(-1, 1, 1, 1)
+            self.gradients[index] = self.gradients[index] * before + block.gradients * now
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the samples of images [N] gave.
+
+    Attributes:
+        losses: float32 [N], averaged over the samples as `AVERAGES` says.
+        logits: float32 [N, K], the mean.
+        votes: int64 [N, K], by class; a sample with logits that are not finite has none.
+        gradients: float32 [N, C, H, W] of the losses with respect to the images; empty where none were asked for.
+    """
+
+    losses: Tensor
+    logits: Tensor
+    votes: Tensor
+    gradients: Tensor
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A micro-batch.
+
+    Attributes:
+        table: int64 [3, B]: image, block and sample of each row, -1 where it is padding.
+        blocks: how many there are.
+        places: blocks and their images, int64 each: the first blocks of all images, then the second ones, …, so that
+            images are all different within a place.
+    """
+
+    table: Tensor
+    blocks: int
+    places: list[tuple[Tensor, Tensor]]
+
+
+class Passes:
+    """One fixed function from noisy images to logits and gradients, and the loop that feeds it.
+
+    Args:
+        base: base classifier, normalised images [B, C, H, W] to logits [B, K].
+        law: of the noise on float images in [0, 1]; `noise.no_noise()` where there is none.
+        shape: (C, H, W) of the images.
+        seed: of all noise.
+        loss: of a row, see `losses`.
+        average: "loss" or "probabilities" (cross-entropy only), see `AVERAGES`.
+        normalize: (mean, std) applied after the noise, or None.
+        clip: clamp noisy images to their range. Gradients pass the clamp unchanged (Athalye et al. 2018, arXiv
+            1802.00420).
+        precision, runner: as of `engine.Engine`.
+        micro_batch: rows of a micro-batch; by image size and device if not given.
+        replicas_per_forward: how many samples of an image may be in a micro-batch; None: any number. For base
+            classifiers that draw noise of their own once in a forward pass: 1 makes the draws of the samples of an
+            image independent. Images beside each other share them.
+
+    Raises:
+        ValueError: an argument is out of its range, or the base classifier does not return [B, K].
+        DeclinedError: the runner cannot take the base classifier.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        law: Law,
+        shape: tuple[int, int, int],
+        seed: int,
+        loss: Loss = cross_entropy,
+        average: str = "loss",
+        normalize: ops.Statistics | None = None,
+        clip: bool = False,
+        precision: str = "auto",
+        runner: str = "eager",
+        micro_batch: int | None = None,
+        replicas_per_forward: int | None = None,
+    ) -> None:
+        choice("average", average, AVERAGES)
+        self.base, self.shape, self.loss, self.clip, self.runner = base, shape, loss, clip, runner
+        self.log_weights, self.replicas_per_forward = AVERAGES[average], replicas_per_forward
+        self.device = device_of(base)
+        self.precision = resolve_precision(precision, self.device)
+        self.dtype = DTYPES[self.precision]
+        self.micro_batch = micro_batch or default_rows(shape, self.device)
+        self.law = law.to(self.device)
+        self.scale, self.shift = (t.to(self.device) for t in ops.affine(normalize, shape[0], torch.float32))
+        self._one = torch.ones_like(self.scale)
+        self._key = stream_key(seed, Stream.ATTACK, self.device)
+        self.num_classes = self._count_classes()
+        self.lanes = make_lanes(self.device)
+        self._runners: dict[bool, list[Runner]] = {}
+        self.forwards = self.backwards = 0  # samples that went through the base classifier so far
+
+    def outcomes(
+        self, images: Tensor, classes: Tensor, image_ids: Tensor, first: int, samples: int, how: str = "forward"
+    ) -> Outcome:
+        """What `samples` noisy copies of each image give, those numbered from `first` on in the stream ATTACK.
+
+        Args:
+            images: float32 [N, C, H, W].
+            classes: int64 [N] or [N, k], what the loss takes.
+            image_ids: int64 [N], the numbers the noise is drawn under.
+            how: "forward": no gradients. "backward": by differentiation. "estimate": by forward passes alone, for
+                average "probabilities": the gradient of the mean of p(x + noise) is that of p noise / sigma^2 (Stein
+                1981), here with the same weights p (Salman et al. 2019, section 4.1).
+        """
+        classes = classes.view(len(images), -1)
+        count = self.num_classes
+        sums = Sums(
+            images.new_full((len(images),), -torch.inf),
+            images.new_zeros(len(images), 2 + count),
+            classes.new_zeros(len(images), count),
+            None if how == "forward" else torch.zeros_like(images),
+        )
+        self.prepare(how, classes.shape[1])
+        with evaluating(self.base):
+            lanes = list(zip(self.lanes, self._runners[how == "backward"], strict=True))
+            given = (images, classes, image_ids, first)
+            for batch, block in self._computed(how, lanes, given, self._batches(len(images), samples)):
+                for at, index in batch.places:
+                    sums.add(index, block.take(at))
+        self.forwards += len(images) * samples
+        self.backwards += len(images) * samples * (how == "backward")
+        return self._outcome(sums, samples)
+
+    def _outcome(self, sums: Sums, samples: int) -> Outcome:
+        weights, losses, logits = sums.scalars[:, 0], sums.scalars[:, 1], sums.scalars[:, 2:]
+        if self.log_weights is torch.neg:
+            losses = float(np.log(samples)) - sums.top - weights.log()
+        else:
+            losses = losses / samples
+        gradients = losses.new_empty(0) if sums.gradients is None else sums.gradients / weights.view(-1, 1, 1, 1)
+        return Outcome(losses, logits / samples, sums.votes, gradients)
+
+    def _batches(self, images: int, samples: int) -> Iterator[_Batch]:
+        """Blocks in order, image by image, as long as they fit; sample by sample where forward passes are to differ."""
+        most = min(self.replicas_per_forward or samples, self.micro_batch)
+        size = min(BLOCK, most)
+        blocks = ((image, start) for image in range(images) for start in range(0, samples, size))
+        if self.replicas_per_forward is not None:
+            blocks = ((image, start) for start in range(0, samples, size) for image in range(images))
+        taken: list[tuple[int, int, int]] = []
+        rows = 0
+        for image, start in blocks:
+            count = min(size, samples - start)
+            beside = sum(c for i, _, c in taken if i == image) if self.replicas_per_forward is not None else 0
+            if rows + count > self.micro_batch or beside + count > most:
+                yield self._batch(taken)
+                taken, rows = [], 0
+            taken.append((image, start, count))
+            rows += count
+        if taken:
+            yield self._batch(taken)
+
+    def _batch(self, blocks: list[tuple[int, int, int]]) -> _Batch:
+        table: NDArray[np.int64] = np.full((3, self.micro_batch), -1, np.int64)
+        seen: Counter[int] = Counter()
+        places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        row = 0
+        for number, (image, start, count) in enumerate(blocks):
+            table[0, row : row + count] = image
+            table[1, row : row + count] = number
+            table[2, row : row + count] = np.arange(start, start + count)
+            row += count
+            places[seen[image]].append((number, image))
+            seen[image] += 1
+        pairs = [sent(torch.tensor(place).T.contiguous(), self.device) for place in places.values()]
+        return _Batch(sent(torch.from_numpy(table), self.device), len(blocks), [(at, index) for at, index in pairs])
+
+    def _computed(
+        self,
+        how: str,
+        lanes: list[tuple[Lane, Runner]],
+        given: tuple[Tensor, Tensor, Tensor, int],
+        batches: Iterator[_Batch],
+    ) -> Iterator[tuple[_Batch, Sums]]:
+        """Micro-batches and their sums, in order; a bounded number of them are under way."""
+        pending: deque[tuple[_Batch, Future[Sums]]] = deque()
+        try:
+            for batch, (lane, run) in zip(batches, cycle(lanes), strict=False):
+                if len(pending) == DEPTH * len(lanes):
+                    done, future = pending.popleft()
+                    yield done, future.result()
+                pending.append((batch, lane.call(self._compute, how, run, given, batch)))
+            while pending:
+                done, future = pending.popleft()
+                yield done, future.result()
+        finally:
+            wait([future for _, future in pending])
+
+    @torch.no_grad()
+    def _compute(self, how: str, run: Runner, given: tuple[Tensor, Tensor, Tensor, int], batch: _Batch) -> Sums:
+        images, classes, image_ids, first = given
+        slots, blocks, samples = batch.table
+        rows = slots.clamp(min=0)
+        numbers = (slots, image_ids[rows], first + samples.clamp(min=0))
+        replicas = ops.noisy_replicas(
+            images, *numbers, self._key, self.law, self.scale, self.shift, self.clip, self.dtype, torch.channels_last
+        )
+        with strict_arithmetic(self.device):
+            logits, gradients = STEPS[how](self, run, replicas, classes[rows], images, numbers)
+        logits = logits.float()
+        losses = self.loss(logits, *classes[rows].unbind(1))
+        log_weights = self.log_weights(losses)
+        count = batch.blocks
+        top = losses.new_full((count,), -torch.inf)
+        valid = blocks.clamp(min=0), log_weights.masked_fill(blocks < 0, -torch.inf)
+        top.scatter_reduce_(0, valid[0], valid[1], "amax")
+        weights = (log_weights - top[valid[0]]).exp()
+        votes = torch.zeros(count, self.num_classes, dtype=torch.int64, device=self.device)
+        ops.tally(logits, blocks, votes, votes.new_zeros(count))
+        scalars = torch.cat([weights[:, None], losses[:, None], logits], 1)[:, :, None, None]
+        summed = ops.replica_sum(scalars, blocks, self._one.new_ones(scalars.shape[1]), count)[:, :, 0, 0]
+        if gradients is None:
+            return Sums(top, summed, votes, None)
+        weighted = gradients.float() * weights.view(-1, 1, 1, 1)
+        scale = self._one if how == "estimate" else self.scale
+        return Sums(top, summed, votes, ops.replica_sum(weighted, blocks, scale, count))
+
+    # ---- how the rows of a micro-batch get their gradients: (logits, gradients or None) ----------------------------
+
+    def _forward(self, run: Runner, replicas: Tensor, *_: object) -> tuple[Tensor, None]:
+        return run(replicas), None
+
+    def _backward(self, run: Runner, replicas: Tensor, classes: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        return run(replicas, classes)
+
+    def _estimate(
+        self, run: Runner, replicas: Tensor, classes: Tensor, images: Tensor,
+        numbers: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        noise = ops.noisy_replicas(
+            torch.zeros_like(images), *numbers, self._key, self.law, self._one, torch.zeros_like(self._one)
+        )
+        variance = torch.tensor(self.law.sigma, device=self.device).square().view(-1, 1, 1)
+        return run(replicas), -noise / variance
+
+    # ---- runners ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, how: str, columns: int) -> None:
+        """Makes what such passes need where it is not there: the base classifier, or its gradient with so many columns
+        of classes, as each lane runs it.
+
+        Raises:
+            DeclinedError: the runner cannot take it.
+        """
+        choice("how", how, STEPS)
+        backward = how == "backward"
+        if backward not in self._runners:
+            with evaluating(self.base):
+                self._runners[backward] = self.lanes[0].call(self._make, columns if backward else 0).result()
+
+    def _make(self, columns: int) -> list[Runner]:
+        replicas = micro_batch_of((self.micro_batch, *self.shape), self.dtype, self.device)
+        examples: tuple[Tensor, ...] = (replicas,)
+        network = self.base
+        if columns:
+            classes = torch.zeros(self.micro_batch, columns, dtype=torch.int64, device=self.device)
+            network, examples = Differentiated(self.base, self.loss), (replicas, classes)
+            if self.runner != "eager":
+                network = traced(network, self.runner, self.dtype, examples)
+        return make_runners(network, self.runner, self.dtype, self.device, examples, len(self.lanes))
+
+    def _count_classes(self) -> int:
+        with evaluating(self.base), torch.no_grad():
+            logits = self.base(torch.zeros(2, *self.shape, device=self.device))
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"the model turns 2 images into {found}; it must return logits [2, K]")
+        return logits.shape[1]
+
+
+STEPS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
+    "forward": Passes._forward,
+    "backward": Passes._backward,
+    "estimate": Passes._estimate,
+}
+
+
+def default_rows(shape: Sequence[int], device: torch.device) -> int:
+    """Half of the engine's micro-batch: a backward pass needs what the layers put out, and attacks come in batches of
+    few rows. Microseconds a gradient and core with 16, 32, 64 rows, ResNet-20 by OpenVINO in bf16 on an AMD EPYC
+    (family 25): 982, 972, 941."""
+    channels, height, width = shape
+    return max(1, default_micro_batch((channels, height, width), device) // 2)
+
+
+def traced(network: nn.Module, runner: str, dtype: torch.dtype, examples: tuple[Tensor, ...]) -> nn.Module:
+    """A network that calls autograd as one that does not: its operations, forwards and backwards, in a graph.
+
+    OpenVINO chooses its own precision, and takes them in float32.
+    """
+    replicas, *others = examples
+    if runner == "openvino":
+        dtype, replicas = torch.float32, replicas.float()
+    table = core_aten_decompositions() | {torch.ops.aten.convolution_backward.default: _convolution_backward}
+    try:
+        graph = make_fx(in_precision(network, dtype, replicas.device), decomposition_table=table)(replicas, *others)
+    except Exception as error:  # of whatever stands in somebody's module
+        raise declined(runner, error) from error
+    random = [
+        node for node in graph.graph.nodes if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    ]
+    if random:
+        raise declined(runner, ValueError(f"it draws random numbers ({random[0].target})"))
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _convolution_backward(
+    gradient: Tensor, inputs: Tensor, weight: Tensor, bias: list[int] | None, stride: list[int], padding: list[int],
+    dilation: list[int], transposed: bool, output_padding: list[int], groups: int, mask: list[bool],
+) -> Any:  # fmt: skip
+    """With respect to the input: a transposed convolution, for which compilers have fast code."""
+    if transposed or mask[1] or mask[2]:
+        return NotImplemented
+    left = [
+        size - ((out - 1) * step - 2 * pad + apart * (kernel - 1) + 1)
+        for size, out, kernel, step, pad, apart in zip(
+            inputs.shape[2:], gradient.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
+        )
+    ]
+    out = torch.ops.aten.convolution(gradient, weight, None, stride, padding, dilation, True, left, groups)
+    return out, None, None

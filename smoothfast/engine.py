@@ -8,7 +8,7 @@ sample, and procedures see votes only when a draw is complete, nothing depends o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -384,7 +384,7 @@ def wait_for_any(drawn: list[_Drawn]) -> None:
         drawn[0].wait()
 
 
-def default_micro_batch(shape: tuple[int, int, int], device: torch.device) -> int:
+def default_micro_batch(shape: Sequence[int], device: torch.device) -> int:
     """Images of CIFAR size: 64 for a lane of a CPU, 1024 on a GPU (not measured). Fewer of larger ones.
 
     Microseconds a sample with 16, 32, 64, 128 rows by OpenVINO in bf16, two lanes of an AMD EPYC (family 25): ResNet-20

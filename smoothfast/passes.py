@@ -5,43 +5,36 @@
 The replicas of many images share micro-batches of one size, noise is regenerated and never stored, and only sums by
 image outlive a micro-batch: memory is that of the images and of a micro-batch for each core, whatever the number of
 samples. Sums are taken over blocks of `BLOCK` samples, one by one, and then over the blocks in their order: so an image
-gets the same bits whatever is attacked beside it, in micro-batches of whatever size, on however many cores.
+gets the same bits whatever is attacked beside it and on however many cores; and in micro-batches of other sizes, as far
+as the kernels of the base classifier do not depend on that.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch._decomp import core_aten_decompositions
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from . import ops
+from .differentiation import Differentiated, traced
 from .engine import DTYPES, default_micro_batch, resolve_precision
 from .lanes import DEPTH, Lane, make_lanes, sent
 from .losses import Loss, cross_entropy
 from .noise import Law, Stream, stream_key
-from .runners import (
-    Runner,
-    declined,
-    device_of,
-    evaluating,
-    in_precision,
-    make_runners,
-    micro_batch_of,
-    strict_arithmetic,
-)
+from .runners import Runner, declined, device_of, evaluating, make_runners, micro_batch_of, strict_arithmetic
 from .specs import choice
 
 BLOCK = 8  # samples that are summed before they meet the others; a micro-batch of fewer rows makes blocks smaller
+
+# Of gradients to those of autograd in float32. Rectifiers near 0 that bfloat16 switches leave 0.95 of random networks.
+LEAST_COSINE = {"fp32": 0.999, "bf16": 0.85, "fp16": 0.95}
 
 AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {"loss": torch.zeros_like, "probabilities": torch.neg}
 """What is averaged over the samples of an image, by the logarithms of the weights that its gradients get.
@@ -50,23 +43,6 @@ AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {"loss": torch.zeros_like, "pr
 "probabilities": -log of the mean probability of the class, whose gradient is the mean of the gradients of -log p
 weighted by p (SmoothAdv; Salman et al. 2019, arXiv 1906.04584, eq. 6; Nemcovsky et al., eq. 24).
 """
-
-
-class Differentiated(nn.Module):
-    """The gradient of a loss of a base classifier, as a network: replicas [B, C, H, W] and classes int64 [B, k] to
-    logits float32 [B, K] and gradients with respect to the replicas. No parameter gets a gradient."""
-
-    def __init__(self, base: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.base, self.loss = base, loss
-
-    def forward(self, replicas: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        replicas = replicas.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = self.base(replicas).float()
-            total = self.loss(logits, *classes.unbind(1)).sum()
-            (gradients,) = torch.autograd.grad(total, replicas)
-        return logits.detach(), gradients
 
 
 @dataclass
@@ -182,7 +158,7 @@ class Passes:
         self.device = device_of(base)
         self.precision = resolve_precision(precision, self.device)
         self.dtype = DTYPES[self.precision]
-        self.micro_batch = micro_batch or default_rows(shape, self.device)
+        self.micro_batch = micro_batch or default_micro_batch(shape, self.device)
         self.law = law.to(self.device)
         self.scale, self.shift = (t.to(self.device) for t in ops.affine(normalize, shape[0], torch.float32))
         self._one = torch.ones_like(self.scale)
@@ -360,7 +336,22 @@ class Passes:
             network, examples = Differentiated(self.base, self.loss), (replicas, classes)
             if self.runner != "eager":
                 network = traced(network, self.runner, self.dtype, examples)
-        return make_runners(network, self.runner, self.dtype, self.device, examples, len(self.lanes))
+        made = make_runners(network, self.runner, self.dtype, self.device, examples, len(self.lanes))
+        if columns and self.runner != "eager":
+            self._check(made[0], *examples)
+        return made
+
+    def _check(self, run: Runner, replicas: Tensor, classes: Tensor) -> None:
+        """Gradients of noise by a compiler against those of autograd in float32: compilers have bugs (see
+        `differentiation`), and a wrong gradient is a defence."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(replicas.shape, generator=generator).to(self.device)
+        classes = classes + torch.arange(classes.shape[1], device=self.device)
+        found = run(noise.to(self.dtype).contiguous(memory_format=torch.channels_last), classes)[1][:BLOCK]
+        wanted = Differentiated(self.base, self.loss)(noise[:BLOCK], classes[:BLOCK])[1]
+        cosine = torch.cosine_similarity(found.float().flatten(1), wanted.flatten(1)).median()
+        if cosine < LEAST_COSINE[self.precision]:
+            raise declined(self.runner, ValueError(f"cosine of its gradients to those of autograd is {cosine:.3f}"))
 
     def _count_classes(self) -> int:
         with evaluating(self.base), torch.no_grad():
@@ -376,51 +367,3 @@ STEPS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "backward": Passes._backward,
     "estimate": Passes._estimate,
 }
-
-
-def default_rows(shape: Sequence[int], device: torch.device) -> int:
-    """Half of the engine's micro-batch: a backward pass needs what the layers put out, and attacks come in batches of
-    few rows. Microseconds a gradient and core with 16, 32, 64 rows, ResNet-20 by OpenVINO in bf16 on an AMD EPYC
-    (family 25): 982, 972, 941."""
-    channels, height, width = shape
-    return max(1, default_micro_batch((channels, height, width), device) // 2)
-
-
-def traced(network: nn.Module, runner: str, dtype: torch.dtype, examples: tuple[Tensor, ...]) -> nn.Module:
-    """A network that calls autograd as one that does not: its operations, forwards and backwards, in a graph.
-
-    OpenVINO chooses its own precision, and takes them in float32.
-    """
-    replicas, *others = examples
-    if runner == "openvino":
-        dtype, replicas = torch.float32, replicas.float()
-    table = core_aten_decompositions() | {torch.ops.aten.convolution_backward.default: _convolution_backward}
-    try:
-        graph = make_fx(in_precision(network, dtype, replicas.device), decomposition_table=table)(replicas, *others)
-    except Exception as error:  # of whatever stands in somebody's module
-        raise declined(runner, error) from error
-    random = [
-        node for node in graph.graph.nodes if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    ]
-    if random:
-        raise declined(runner, ValueError(f"it draws random numbers ({random[0].target})"))
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
-
-
-def _convolution_backward(
-    gradient: Tensor, inputs: Tensor, weight: Tensor, bias: list[int] | None, stride: list[int], padding: list[int],
-    dilation: list[int], transposed: bool, output_padding: list[int], groups: int, mask: list[bool],
-) -> Any:  # fmt: skip
-    """With respect to the input: a transposed convolution, for which compilers have fast code."""
-    if transposed or mask[1] or mask[2]:
-        return NotImplemented
-    left = [
-        size - ((out - 1) * step - 2 * pad + apart * (kernel - 1) + 1)
-        for size, out, kernel, step, pad, apart in zip(
-            inputs.shape[2:], gradient.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
-        )
-    ]
-    out = torch.ops.aten.convolution(gradient, weight, None, stride, padding, dilation, True, left, groups)
-    return out, None, None

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..costs import AUTO, candidates, measure
-from ..engine import resolve_precision
+from ..costs import AUTO, CORES, candidates, measure
+from ..engine import default_micro_batch, resolve_precision
 from ..losses import Loss, cross_entropy
 from ..noise import MAX_SAMPLE_ID, Stream, gaussian_law, no_noise, stream_key, uniforms
-from ..passes import Passes, default_rows
+from ..passes import BLOCK, Passes
 from ..runners import DeclinedError, device_of, fingerprint
 from ..smoothing import SmoothedClassifier, checked_ids, checked_images, checked_labels
 from ..specs import choice
@@ -121,9 +121,9 @@ class Attack(ABC):
             return images
         passes = self._passes(images)
         passes.forwards = passes.backwards = 0
-        classes = self._classes(labels, passes)
+        classes = self._classes(labels, passes, len(images))
         if self._targets is not None:
-            classes = self._classes(self._targets(passes, images, classes, ids), passes)
+            classes = self._classes(self._targets(passes, images, classes, ids), passes, len(images))
         adversarial = self._attack(passes, images, classes, ids)
         self.gradients, self.forwards = passes.backwards, passes.forwards
         return self._normalized(adversarial)
@@ -203,8 +203,8 @@ class Attack(ABC):
         mean, std = self._statistics(adversarial)
         return (adversarial - mean) / std
 
-    def _classes(self, labels: Sequence[int] | Tensor, passes: Passes) -> Tensor:
-        checked = checked_labels(labels, len(labels), passes.num_classes)
+    def _classes(self, labels: Sequence[int] | Tensor, passes: Passes, count: int) -> Tensor:
+        checked = checked_labels(labels, count, passes.num_classes)
         return torch.tensor(checked, dtype=torch.int64, device=passes.device)
 
     # ---- passes ----------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Attack(ABC):
 
     def _built(self, images: Tensor, runner: str) -> Passes:
         """Kept where the weights are frozen in; anew where code of the model may have changed, which nobody sees."""
-        batch = self._micro_batch(images)
+        batch = self._micro_batch(images, runner)
         key = fingerprint(self.base, runner), images.shape[1:], batch, self.normalize
         if runner == "eager" or self._made.get(runner, (None,))[0] != key:
             try:
@@ -255,9 +255,10 @@ class Attack(ABC):
             passes.prepare(how, self.columns)
         return passes
 
-    def _micro_batch(self, images: Tensor) -> int | None:
-        """No larger than a forward pass can be where samples of an image are kept apart."""
-        if self.replicas_per_forward is None:
+    def _micro_batch(self, images: Tensor, runner: str) -> int | None:
+        """Where no shape is compiled in, no larger than what a call has for `CORES` cores."""
+        if runner != "eager":
             return self.max_batch
-        usual = self.max_batch or default_rows(images.shape[1:], device_of(self.base))
-        return min(usual, len(images) * min(self.replicas_per_forward, self.samples))
+        usual = self.max_batch or default_micro_batch(images.shape[1:], device_of(self.base))
+        rows = len(images) * min(self.replicas_per_forward or self.samples, self.samples)
+        return min(usual, rows, BLOCK * -(-rows // (CORES * BLOCK)))

@@ -4,6 +4,7 @@ from . import data, models, noise, ops, procedures, statistics, training, weight
 from .cohen import Smooth
 from .procedures import ABSTAIN
 from .smoothing import Certificate, Prediction, SmoothedClassifier
+from .soft import SoftClassifier
 from .version import __version__
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Prediction",
     "Smooth",
     "SmoothedClassifier",
+    "SoftClassifier",
     "__version__",
     "data",
     "models",

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_
 from .procedures import Count, Decision, Procedure, certify_procedure, predict_procedure
 from .runners import DeclinedError, device_of, fingerprint
 from .specs import choice
+
+if TYPE_CHECKING:
+    from .soft import SoftClassifier
 
 VOTINGS = ("prediction",)
 NOISES = ("lattice", "gaussian")
@@ -152,6 +155,7 @@ class SmoothedClassifier(nn.Module):
         )
         self.precision, self.max_batch, self.runner, self.clip = precision, max_batch, runner, clip
         self.deterministic = deterministic
+        self.training = base.training  # packages that put back the mode they found would train the base classifier
         self._engines: dict[str, tuple[Any, Engine | DeclinedError]] = {}
         self._network: tuple[Any, Network] | None = None
         self.reset()
@@ -164,13 +168,26 @@ class SmoothedClassifier(nn.Module):
         """Log-scores float32 [N, K] of images [N, C, H, W]; their argmax is the prediction.
 
         The score of a class with c of n votes is log((c + 1/2) / (n + K/2)): finite, and in the order of the votes.
-        Every call draws samples that were not drawn before, unless `deterministic`.
+        Every call draws samples that were not drawn before, unless `deterministic`. Votes have no gradient: whoever
+        asks for one gets a ValueError that names `differentiable`.
         """
         first = 0 if self.deterministic else self._next_sample
         self._next_sample = first + self.samples
-        decisions = self._decide_alike(_finite(images), None, lambda: Count(self.samples, first))
+        decisions = self._decide_alike(finite_images(images).detach(), None, lambda: Count(self.samples, first))
         counts = self._stack(decisions, "counts").to(images.device)
-        return torch.log((counts + 0.5) / (self.samples + self.num_classes / 2)).float()
+        scores = torch.log((counts + 0.5) / (self.samples + self.num_classes / 2)).float()
+        return _WithoutGradient.apply(images, scores)
+
+    def differentiable(self, samples: int = 8, max_batch: int | None = None) -> SoftClassifier:
+        """The classifier by mean probabilities instead of votes, for gradient attacks of other packages.
+
+        Args:
+            samples: noisy copies per image in each of its calls.
+            max_batch: rows per pass of the base classifier; that of this classifier if not given.
+        """
+        from .soft import SoftClassifier  # stands above this module
+
+        return SoftClassifier(self, samples, max_batch)
 
     def votes(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
         """Votes by class, int64 [N, K], of the first `samples` noisy copies of each image."""
@@ -398,6 +415,25 @@ class SmoothedClassifier(nn.Module):
         return self
 
 
+class _WithoutGradient(torch.autograd.Function):
+    """Scores, which depend on images in a way that has no gradient.
+
+    Were they cut off from the images, an attack would stop at an error of torch that says nothing of votes, or climb
+    along whatever else is in its loss. Predictions for images that require a gradient are the same as for others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, scores: Tensor) -> Tensor:
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Any:
+        raise ValueError(
+            "voting is 'prediction', and votes have no gradient: give a gradient attack of another package "
+            "model.differentiable() in place of the model, or take one of smoothfast.attacks, which need no such thing"
+        )
+
+
 def is_sound(engine: Engine) -> bool:
     """Whether radii from this engine hold in the arithmetic actually used (docs/soundness.md)."""
     return engine.law.name == "lattice" and bool(engine.meta["row_function"])
@@ -409,7 +445,7 @@ def checked_images(images: Tensor) -> Tensor:
     Raises:
         ValueError: wrong shape, dtype or range, or a value that is not finite.
     """
-    images = _finite(images)
+    images = finite_images(images).detach()
     if images.is_floating_point() and len(images) and (images.min() < 0 or images.max() > 1):
         low, high = float(images.min()), float(images.max())
         raise ValueError(
@@ -419,7 +455,12 @@ def checked_images(images: Tensor) -> Tensor:
     return images
 
 
-def _finite(images: Tensor) -> Tensor:
+def finite_images(images: Tensor) -> Tensor:
+    """Images uint8 or float32 [N, C, H, W] in whatever range.
+
+    Raises:
+        ValueError: wrong shape or dtype, or a value that is not finite.
+    """
     if images.dim() != 4 or 0 in images.shape[1:]:
         raise ValueError(f"images have shape {tuple(images.shape)}; they must be [N, C, H, W]")
     if images.dtype == torch.uint8:
@@ -428,7 +469,7 @@ def _finite(images: Tensor) -> Tensor:
         raise ValueError(f"images are {images.dtype}; they must be uint8 (0..255) or float (0..1)")
     if not images.isfinite().all():
         raise ValueError("images hold values that are not finite (NaN or inf)")
-    return images.detach().float()
+    return images.float()
 
 
 def checked_ids(image_ids: Sequence[int] | Tensor | None, count: int) -> list[int]:

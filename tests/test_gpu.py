@@ -592,6 +592,20 @@ def test_memory_does_not_grow_with_the_samples() -> None:
     assert peaks[1] <= 1.05 * peaks[0]
 
 
+@pytest.mark.parametrize("max_batch", [None, 24])
+def test_the_soft_classifier_and_its_gradients_are_those_of_the_cpu(max_batch: int | None) -> None:
+    """As far as TF32 lets them: convolutions run as torch is set up."""
+    found = []
+    for device in ("cpu", DEVICE):
+        images = (IMAGES / 255).to(device).requires_grad_()
+        scores = classifier(Net(), device).differentiable(8, max_batch)(images)
+        assert scores.device == images.device
+        (gradient,) = torch.autograd.grad(scores[:, 0].sum(), images)
+        found.append((scores.detach().cpu(), gradient.cpu()))
+    for expected, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, expected, rtol=0.01, atol=0.003)
+
+
 @two_devices
 def test_the_engine_on_another_device_than_the_current_one() -> None:
     smooth = classifier(device="cuda:1")

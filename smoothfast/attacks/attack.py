@@ -20,6 +20,7 @@ from ..noise import MAX_SAMPLE_ID, Stream, gaussian_law, no_noise, stream_key, u
 from ..passes import BLOCK, Passes
 from ..runners import DeclinedError, device_of, fingerprint
 from ..smoothing import SmoothedClassifier, checked_ids, checked_images, checked_labels
+from ..soft import SoftClassifier
 from ..specs import choice
 
 
@@ -82,6 +83,8 @@ class Attack(ABC):
         replicas_per_forward: int | None = None,
     ) -> None:
         choice("runner", runner, AUTO)
+        if isinstance(model, SoftClassifier):
+            raise ValueError("model is a SoftClassifier, which is for other packages; give the SmoothedClassifier")
         stream_key(index(seed), Stream.ATTACK)  # checks it
         numbers = {"samples": samples, "max_batch": max_batch, "replicas_per_forward": replicas_per_forward}
         for name, value in numbers.items():

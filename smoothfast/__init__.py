@@ -1,6 +1,6 @@
 """smoothfast: randomized smoothing that is fast, sample-efficient and sound."""
 
-from . import data, models, noise, ops, procedures, statistics, training, weights
+from . import attacks, data, evaluation, models, noise, ops, procedures, statistics, training, weights
 from .cohen import Smooth
 from .procedures import ABSTAIN
 from .smoothing import Certificate, Prediction, SmoothedClassifier
@@ -15,7 +15,9 @@ __all__ = [
     "SmoothedClassifier",
     "SoftClassifier",
     "__version__",
+    "attacks",
     "data",
+    "evaluation",
     "models",
     "noise",
     "ops",

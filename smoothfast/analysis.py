@@ -24,6 +24,7 @@ __all__ = [
     "average_certified_radius",
     "certified_accuracy",
     "effort",
+    "markdown",
     "named",
     "render",
     "summary",
@@ -154,7 +155,7 @@ def render(table: Table, format: Format) -> str:
         ValueError: the format is none of these.
     """
     if format == "markdown":
-        return _markdown(*_cells(table, ".3f"))
+        return markdown(*_cells(table, ".3f"))
     if format == "latex":
         return _latex(*_cells(table, ".3f"))
     if format == "csv":
@@ -193,7 +194,8 @@ def _cells(table: Table, spec: str) -> tuple[list[str], list[list[str]]]:
     return ["log", *heads, "ACR", "abstain", "images"], rows
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A head and rows of cells as a table, of which the first column stands to the left and the others to the right."""
     rows = [[row[0].replace("|", r"\|"), *row[1:]] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

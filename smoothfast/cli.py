@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,10 +17,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import analysis, data, distributed, models, ops, plots, runs
+from . import analysis, attack_runs, data, distributed, models, ops, plots, runs
 from .costs import AUTO, COSTS, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
+from .evaluation import elected
 from .logs import read_log
+from .losses import LOSSES
 from .noise import Stream
 from .procedures import (
     CERTIFY_METHODS,
@@ -30,8 +33,9 @@ from .procedures import (
     certify_procedure,
     predict_procedure,
 )
-from .smoothing import NOISES, SmoothedClassifier, checked_images
-from .specs import choice
+from .reference import NORMS
+from .smoothing import NOISES, SmoothedClassifier, checked_images, pixels
+from .specs import choice, fraction
 from .statistics import TOP_SHARE
 from .training import PRECISIONS as TRAINING_PRECISIONS
 from .training import RECIPES, SCHEDULES, Settings, Trainer
@@ -52,6 +56,7 @@ BENCHMARKS = {"noise": "noisy_replicas"} | {
         "memory", "start", "scaling",
     )
 }  # fmt: skip
+PICTURED = 8  # images in the picture of an attack
 OVER_IMAGES = ("methods", "flights", "processes", "scaling")  # benchmarks
 
 Item = TypeVar("Item")
@@ -212,6 +217,81 @@ def predict(
 
 
 @app.command()
+def attack(
+    name: Annotated[str, typer.Option("--attack", help=_of(attack_runs.ATTACKS))],
+    out: Annotated[Path, typer.Option("--out", help="safetensors file of the adversarial images and the votes.")],
+    data_spec: DataOption = "demo",
+    model: ModelOption = "resnet20",
+    weights: WeightsOption = None,
+    sigma: SigmaOption = 0.25,
+    source: Annotated[
+        str, typer.Option(help=f"What images are crafted on. {_of(attack_runs.SOURCES)} base: without noise.")
+    ] = "smoothed",
+    eps: Annotated[str | None, typer.Option(help="Radius of the ball in [0, 1] pixel units, as 0.03 or 8/255.")] = None,
+    alpha: Annotated[str | None, typer.Option(help="Length of a step, likewise; eps/4 if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Noisy copies behind each gradient or loss.")] = None,
+    norm: Annotated[str | None, typer.Option(help=f"Of the ball. {_of(NORMS)}")] = None,
+    restarts: Annotated[int | None, typer.Option(help="From other starts; the best counts.")] = None,
+    loss: Annotated[str | None, typer.Option(help=_of(LOSSES))] = None,
+    targeted: Annotated[
+        str | None, typer.Option(help=f"The class to be reached. {_of(attack_runs.TARGETED)} none: any but the label.")
+    ] = None,
+    votes: Annotated[int, typer.Option(help="Fresh samples by which the smoothed classifier judges an image.")] = 100,
+    picture: Annotated[
+        Path | None, typer.Option(help=f"PNG or PDF of the first {PICTURED} images and what was done to them.")
+    ] = None,
+    classes: ClassesOption = None,
+    normalize: NormalizeOption = None,
+    runner: RunnerOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "cpu",
+    batch: BatchOption = None,
+    seed: SeedOption = 0,
+    skip: SkipOption = 1,
+    limit: MaxOption = None,
+) -> None:
+    """Attack images: accuracy of base and smoothed classifier before and after, decided by fresh votes.
+
+    Options that are not given are as the attack has them; one that it does not take is an error.
+    """
+    lengths = {"eps": eps, "alpha": alpha}
+    given = {length: fraction(length, text) for length, text in lengths.items() if text is not None} | {
+        "steps": steps, "samples": samples, "norm": norm, "restarts": restarts, "loss": loss, "targeted": targeted,
+    }  # fmt: skip
+    options = attack_runs.options(name, given)
+    if votes < 1:
+        raise ValueError(f"votes is {votes}; it must be at least 1")
+    choice("runner", runner, AUTO)
+    attack_runs.require_new(out)
+    if picture is not None:
+        plots.require_format(picture, "picture")
+    smoothed, images, indices, settings = _prepared(
+        data_spec, model, weights, sigma, classes, skip, limit, normalize=normalize, seed=seed, precision=precision,
+        max_batch=batch, runner=runner, device=device,
+    )  # fmt: skip
+    crafted = attack_runs.make(name, smoothed, source, options)
+    with nullcontext() if picture is None else attack_runs.whole(picture) as drawing:
+        with attack_runs.whole(out) as tensors:
+            image = checked_images(images[indices[0]][0][None])
+            console.print(f"{len(indices):,} images, {name} on the {source} classifier: {json.dumps(options)}")
+            with console.status("preparing the base classifier"):
+                passes, engine = attack_runs.settle(crafted, smoothed, image, len(indices), votes)
+            console.print(f"attack: {passes.runner} base classifier, precision {passes.precision}")
+            console.print(f"votes: {_described(smoothed, engine, image, 2 * len(indices) * votes)}")
+            size = attack_runs.at_once(passes, crafted.samples)
+            bar = _bar(f"batches of {min(size, len(indices)):,} images")
+            attacked = attack_runs.run(crafted, smoothed, images, indices, votes, size, bar)
+            print(attack_runs.tables(attacked, name))
+            by = {"runner": passes.runner, "precision": passes.precision, "micro_batch": passes.micro_batch}
+            settings |= {"command": "attack", "attack": name, "source": source, "votes": votes} | options
+            attack_runs.save(attacked, settings | {"crafted_by": by, "judged_by": engine.meta}, tensors)
+        if drawing is not None:
+            _draw(images, attacked, drawing)
+    console.print(f"written: {', '.join(str(path) for path in (out, picture) if path is not None)}")
+
+
+@app.command()
 def train(
     data_spec: DataOption,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
@@ -354,20 +434,11 @@ def _run(
     choice("shard", shard, tuple(distributed.SHARDS))
     with distributed.joined(shard) as group:
         resume = group.begin(out, resume)
-        weights = _weights(model, weights_path)
-        source = data.load(data_spec)
-        if not len(source):
-            raise ValueError(f"data is {data_spec!r}, which holds no images")
-        indices = runs.chosen(len(source), skip, limit)
-        num_classes = _num_classes(classes, weights.about, source)
-        smoothed = _smoothed(
-            model, weights, num_classes, sigma, normalize=normalize, noise=noise, seed=seed, precision=precision,
-            max_batch=batch, runner=runner, device=group.device(device),
+        smoothed, source, indices, about = _prepared(
+            data_spec, model, weights_path, sigma, classes, skip, limit, normalize=normalize, noise=noise, seed=seed,
+            precision=precision, max_batch=batch, runner=runner, device=group.device(device),
         )  # fmt: skip
-        settings = settings | {
-            "data": data_spec, "model": model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
-            "normalize": smoothed.normalize, "seed": seed, "skip": skip, "max": limit,
-        }  # fmt: skip
+        settings = settings | about
         passes = _expected(settings["method"], samples) * len(indices)
         image = checked_images(source[indices[0]][0][None])
         engine = smoothed.engine(image, passes)
@@ -377,6 +448,24 @@ def _run(
         runs.log_run(engine, source, indices, procedure, settings, out, resume, _progress, group)
         if group.rank == 0:
             _show([out])
+
+
+def _prepared(
+    data_spec: str, model: str, weights_path: Path | None, sigma: float, classes: int | None, skip: int,
+    limit: int | None, **options: Any,
+) -> tuple[SmoothedClassifier, data.Labelled, list[int], dict[str, Any]]:  # fmt: skip
+    """The smoothed classifier, the data set, which of its images, and what the record of a run says of these."""
+    weights = _weights(model, weights_path)
+    source = data.load(data_spec)
+    if not len(source):
+        raise ValueError(f"data is {data_spec!r}, which holds no images")
+    indices = runs.chosen(len(source), skip, limit)
+    smoothed = _smoothed(model, weights, _num_classes(classes, weights.about, source), sigma, **options)
+    about = {
+        "data": data_spec, "model": model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
+        "normalize": smoothed.normalize, "seed": smoothed.seed, "skip": skip, "max": limit,
+    }  # fmt: skip
+    return smoothed, source, indices, about
 
 
 def _weights(model: str, path: Path | None) -> Weights:
@@ -458,6 +547,15 @@ def _show(logs: list[Path], picture: Path | None = None) -> None:
         plots.certified_accuracy_curve(named, picture)
         written.append(str(picture))
     console.print(f"written: {', '.join(written)}")
+
+
+def _draw(source: data.Labelled, attacked: attack_runs.Attacked, path: Path) -> None:
+    """The first images, their perturbations and the class that they end with."""
+    columns = {name: values[:PICTURED] for name, values in attacked.columns.items()}
+    clean = pixels(torch.stack([source[index][0] for index in columns["indices"].tolist()]))
+    ends = zip(columns["labels"].tolist(), elected(columns["smoothed_adversarial"]).tolist(), strict=True)
+    titles = [f"label {label}\nvoted {vote}" for label, vote in ends]
+    plots.perturbation_gallery(clean, columns["adversarial"], titles, path)
 
 
 def _bar(what: str) -> Callable[[Iterable[Item]], Iterator[Item]]:

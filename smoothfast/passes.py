@@ -181,7 +181,7 @@ class Passes:
                 average "probabilities": the gradient of the mean of p(x + noise) is that of p noise / sigma^2 (Stein
                 1981), here with the same weights p (Salman et al. 2019, section 4.1).
         """
-        classes = classes.view(len(images), -1)
+        classes = classes if classes.dim() == 2 else classes[:, None]
         count = self.num_classes
         sums = Sums(
             images.new_full((len(images),), -torch.inf),

@@ -1,20 +1,21 @@
-"""Pictures of certification logs."""
+"""Pictures of certification logs, and of adversarial images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from smoothfast.analysis import certified_accuracy
 from smoothfast.logs import Log
 
-__all__ = ["certified_accuracy_curve", "require_format", "tidy"]
+__all__ = ["certified_accuracy_curve", "perturbation_gallery", "require_format", "tidy"]
 
 
 def certified_accuracy_curve(logs: Mapping[str, Log], path: str | os.PathLike[str]) -> None:
@@ -51,6 +52,44 @@ def certified_accuracy_curve(logs: Mapping[str, Log], path: str | os.PathLike[st
     figure.savefig(path, dpi=200)
 
 
+def perturbation_gallery(
+    clean: Tensor, adversarial: Tensor, titles: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Draws images above their perturbations and the adversarial images, a column for each.
+
+    Perturbations are scaled so that the largest of them spans the range of a pixel, around grey, which is none; the
+    picture says how.
+
+    Args:
+        clean, adversarial: float32 [N, C, H, W] in [0, 1], C being 1 or 3.
+        titles: [N], above the columns.
+        path: the picture to write; its suffix says the format (`.png`, `.pdf`).
+
+    Raises:
+        ValueError: there are no images, or they cannot be drawn, or the format is unknown.
+        OSError: the picture cannot be written.
+    """
+    if not len(clean) or clean.shape[1] not in (1, 3) or adversarial.shape != clean.shape:
+        shapes = f"{tuple(clean.shape)} and {tuple(adversarial.shape)}"
+        raise ValueError(f"images are {shapes}; they must be of one shape [N, C, H, W], with 1 or 3 channels")
+    moved = (adversarial - clean).double()
+    largest = float(moved.abs().max())
+    scale = 0.5 / largest if largest else 1.0
+    perturbation = f"perturbation,\n{scale:.3g} times, around grey"
+    rows = {"clean": clean, perturbation: 0.5 + scale * moved, "adversarial": adversarial}
+    figure = Figure(figsize=(1.1 * len(clean) + 0.5, 4.0), layout="constrained")
+    grid = figure.subplots(len(rows), len(clean), squeeze=False)
+    for axes, (name, images) in zip(grid, rows.items(), strict=True):
+        axes[0].set_ylabel(name, fontsize=8)
+        for cell, image in zip(axes, images, strict=True):
+            cell.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
+    for cell, title in zip(grid[0], titles, strict=True):
+        cell.set_title(title, fontsize=8, parse_math=False)  # a "$" in a name is a "$"
+    figure.savefig(path, dpi=200)
+
+
 def tidy(axes: Axes) -> None:
     """A faint grid behind the curves, and no frame around them."""
     axes.grid(color="0.9")
@@ -58,7 +97,7 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def require_format(path: str | os.PathLike[str]) -> None:
+def require_format(path: str | os.PathLike[str], argument: str = "plot") -> None:
     """For pictures that are drawn only after long work.
 
     Raises:
@@ -66,4 +105,4 @@ def require_format(path: str | os.PathLike[str]) -> None:
     """
     formats = FigureCanvasBase.get_supported_filetypes()
     if Path(path).suffix[1:] not in formats:
-        raise ValueError(f"plot is {str(path)!r}; its suffix must be one of {', '.join(sorted(formats))}")
+        raise ValueError(f"{argument} is {str(path)!r}; its suffix must be one of {', '.join(sorted(formats))}")

@@ -6,7 +6,7 @@ import ctypes
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,8 @@ def _rows(
         for index in group.take(indices):
             image, label = data[index]
             taken.append((index, label))
-            yield Job(_checked(image, index, engine), index, procedure(label, engine.deviation))
+            alike = checked_alike(image, index, engine.shape, engine.image_dtype)
+            yield Job(alike, index, procedure(label, engine.deviation))
 
     started = time.perf_counter()
     for decision in group.decide(engine, jobs()):
@@ -103,12 +104,13 @@ def _rows(
         started = now
 
 
-def _checked(image: Tensor, index: int, engine: Engine) -> Tensor:
+def checked_alike(image: Tensor, index: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The image `index` of a data set as `checked_images` has it, if it is like the first one of a run."""
     checked: Tensor = checked_images(image[None])[0]
-    if checked.shape != engine.shape or checked.dtype != engine.image_dtype:
+    if checked.shape != tuple(shape) or checked.dtype != dtype:
         raise ValueError(
-            f"image {index} is {checked.dtype} {tuple(checked.shape)}; the first one is {engine.image_dtype} "
-            f"{engine.shape}, and a run needs images of one kind"
+            f"image {index} is {checked.dtype} {tuple(checked.shape)}; the first one is {dtype} {tuple(shape)}, and a "
+            "run needs images of one kind"
         )
     return checked
 

@@ -455,6 +455,12 @@ def checked_images(images: Tensor) -> Tensor:
     return images
 
 
+def pixels(images: Tensor) -> Tensor:
+    """The same images float32 [N, C, H, W] in [0, 1], be they uint8 or float; errors as of `checked_images`."""
+    images = checked_images(images)
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 def finite_images(images: Tensor) -> Tensor:
     """Images uint8 or float32 [N, C, H, W] in whatever range.
 

@@ -1,8 +1,9 @@
-"""Values given as text: one of a few names, or an object as `package.module:name`."""
+"""Values given as text: one of a few names, a number as 8/255, or an object as `package.module:name`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from importlib import import_module
 from typing import Any
 
@@ -11,6 +12,14 @@ def choice(argument: str, value: str, accepted: Iterable[str]) -> None:
     """Raises ValueError unless the value is one of those accepted."""
     if value not in accepted:
         raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(accepted)}")
+
+
+def fraction(argument: str, value: str) -> float:
+    """The number that a text like 0.5, 1e-3 or 8/255 stands for."""
+    try:
+        return float(Fraction(value))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(f"{argument} is {value!r}; it must be a number as 0.03 or 8/255") from None
 
 
 def resolve(spec: str, argument: str, accepted: str) -> Any:

@@ -133,8 +133,9 @@ def test_towards_a_target(linear: Linear, images: Tensor, attack: type[PGD]) -> 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_climbs(linear: Linear, loss: str) -> None:
     images = 0.5 + 0.1 * random(6, *SHAPE)
-    found = PGD(linear, loss=loss)(images, LABELS)
-    assert (margins(linear, found) > margins(linear, images)).all()
+    labels = linear(images).argmax(1)
+    before, after = (LOSSES[loss](linear(x), labels) for x in (images, PGD(linear, loss=loss)(images, labels)))
+    assert (after > before).all()
 
 
 def best_margins(model: Linear, images: Tensor, eps: float) -> Tensor:
@@ -167,7 +168,8 @@ def test_gradient_free_goes_uphill_on_average(linear: Linear, images: Tensor) ->
     found = one(images, LABELS % 2)
     assert (one.gradients, one.forwards) == (0, 6 * 4 * 2_000)
     gained = ((found - images) * uphill(model, LABELS % 2)).sum((1, 2, 3))
-    assert (gained > 0.4 * 0.1 * uphill(model, LABELS % 2).flatten(1).norm(dim=1)).all()
+    assert (gained > 0).all()
+    assert gained.mean() > 0.4 * 0.1 * uphill(model, LABELS % 2)[0].norm()
     one.set_mode_targeted_by_label()
     gained = ((one(images, LABELS % 2) - images) * uphill(model, LABELS % 2)).sum((1, 2, 3))
     assert (gained < 0).all()
@@ -348,7 +350,7 @@ def test_random_targets_are_other_classes(linear: Linear, images: Tensor) -> Non
     attack = PGD(linear, seed=3)
     attack.set_mode_targeted_random()
     many, labels = torch.full((600, *SHAPE), 0.5), torch.arange(600) % 3
-    passes = attack._passes(many)
+    passes = attack.passes(many, 600)
     targets = attack._random_targets(passes, many, labels, torch.arange(600))
     shift = (targets - labels) % 3
     assert set(shift.tolist()) == {1, 2}

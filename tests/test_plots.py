@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import image
 
 from smoothfast.logs import Log, read_log
-from smoothfast.plots import certified_accuracy_curve, require_format
+from smoothfast.plots import certified_accuracy_curve, perturbation_gallery, require_format
 
 
 @pytest.fixture
@@ -47,6 +48,41 @@ def test_an_unknown_format_is_named(tmp_path: Path, log: Log) -> None:
         with pytest.raises(ValueError, match=rf"plot is '{name}'; its suffix must be one of .*png"):
             require_format(name)
     require_format("curve.png")
+    with pytest.raises(ValueError, match="picture is 'curve'; its suffix"):
+        require_format("curve", "picture")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gallery(tmp_path: Path, channels: int) -> None:
+    """Cells of one level each: two columns of a clean image, its perturbation around grey, and the adversarial one."""
+    clean = torch.tensor([0.2, 0.6]).view(2, 1, 1, 1).expand(2, channels, 8, 8)
+    adversarial = clean + torch.tensor([0.05, -0.1]).view(2, 1, 1, 1)
+    path = tmp_path / "gallery.png"
+    perturbation_gallery(clean, adversarial, ["_a $b", "c"], path)
+    pixels = np.round(image.imread(path)[..., :3] * 255)
+    width = pixels.shape[1]
+    # The largest perturbation, -0.1, is black; half of it upwards is three quarters.
+    expected = np.round(255 * np.array([[0.2, 0.6], [0.75, 0.0], [0.25, 0.5]]))
+    for row, levels in zip(np.array_split(pixels, 3), expected, strict=True):
+        for half, level in zip((row[:, : width // 2], row[:, width // 2 :]), levels, strict=True):
+            share = (np.abs(half - level) <= 1).all(-1).mean()
+            assert share > 0.15, (level, share)
+
+
+def test_a_gallery_of_unchanged_images(tmp_path: Path) -> None:
+    images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    perturbation_gallery(images, images, ["same"], tmp_path / "gallery.pdf")
+    assert (tmp_path / "gallery.pdf").read_bytes().startswith(b"%PDF-")
+
+
+@pytest.mark.parametrize(
+    "shapes", [((0, 3, 4, 4), (0, 3, 4, 4)), ((1, 2, 4, 4), (1, 2, 4, 4)), ((1, 3, 4, 4), (1, 3, 4, 5))]
+)
+def test_images_that_cannot_be_drawn_are_named(tmp_path: Path, shapes: tuple[tuple[int, ...], ...]) -> None:
+    clean, adversarial = map(torch.zeros, shapes)
+    with pytest.raises(ValueError, match=rf"images are \({shapes[0][0]}, {shapes[0][1]}, 4, 4\) and"):
+        perturbation_gallery(clean, adversarial, ["x"], tmp_path / "gallery.png")
+    assert not (tmp_path / "gallery.png").exists()
 
 
 def test_published_curves(tmp_path: Path, published_logs: Path) -> None:

@@ -33,6 +33,7 @@ def test_python_examples(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     accuracy = float(re.search(r"smoothed classifier: (\S+)", printed).group(1))
     assert accuracy > 0.65
+    assert float(re.search(r"under attack: (\S+) \(", printed).group(1)) < accuracy
     assert "True\n" in printed
     assert re.search(r"'(not )?certified'", printed)
 

@@ -19,7 +19,7 @@ from ..losses import Loss, cross_entropy
 from ..noise import MAX_SAMPLE_ID, Stream, gaussian_law, no_noise, stream_key, uniforms
 from ..passes import BLOCK, Passes
 from ..runners import DeclinedError, device_of, fingerprint
-from ..smoothing import SmoothedClassifier, checked_ids, checked_images, checked_labels
+from ..smoothing import SmoothedClassifier, checked_ids, checked_labels, pixels
 from ..soft import SoftClassifier
 from ..specs import choice
 
@@ -28,9 +28,11 @@ class Options(TypedDict, total=False):
     """What every attack takes by keyword, beside its own arguments.
 
     Attributes:
-        sigma: noise on an image, in [0, 1] pixel units. If not given, that of a `SmoothedClassifier`, else none.
+        sigma: noise on an image, in [0, 1] pixel units. If not given, that of a `SmoothedClassifier`, else none; 0 for
+            the base classifier of a `SmoothedClassifier` without noise.
         seed: of all noise of the attack, 0 .. 2**64 - 1. Defences draw other samples, also with the same seed.
-        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it. If not given, that of a
+            `SmoothedClassifier`, else "auto".
         max_batch: rows per forward and backward pass; bounds memory whatever `samples` is.
         runner: "eager", "compiled", "openvino", or "auto": what takes least for one call of the attack (`costs`).
         replicas_per_forward: for models that draw noise of their own once in a forward pass: how many samples of an
@@ -39,7 +41,7 @@ class Options(TypedDict, total=False):
 
     sigma: float | Sequence[float] | None
     seed: int
-    precision: str
+    precision: str | None
     max_batch: int | None
     runner: str
     replicas_per_forward: int | None
@@ -77,7 +79,7 @@ class Attack(ABC):
         samples: int = 1,
         sigma: float | Sequence[float] | None = None,
         seed: int = 0,
-        precision: str = "auto",
+        precision: str | None = None,
         max_batch: int | None = None,
         runner: str = "auto",
         replicas_per_forward: int | None = None,
@@ -91,7 +93,7 @@ class Attack(ABC):
             if value is not None and index(value) < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self.model, self.samples, self.seed = model, samples, seed
-        self.precision, self.max_batch, self.runner = precision, max_batch, runner
+        self.max_batch, self.runner = max_batch, runner
         self.replicas_per_forward = replicas_per_forward
         self.base: nn.Module = model
         self.normalize: ops.Statistics | None = None
@@ -99,7 +101,9 @@ class Attack(ABC):
         if isinstance(model, SmoothedClassifier):
             self.base, self.normalize, self.clip = model.base, model.normalize, model.clip
             sigma = tuple(model.sigma.tolist()) if sigma is None else sigma
-        self.law = no_noise() if sigma is None else gaussian_law(sigma)
+            precision = precision or model.precision
+        self.precision = precision or "auto"
+        self.law = no_noise() if sigma is None or sigma == 0 else gaussian_law(sigma)
         self.gradients = self.forwards = 0
         self._takes_normalized = False
         self._targets: Targets | None = None
@@ -122,7 +126,7 @@ class Attack(ABC):
         ids = torch.tensor(checked_ids(image_ids, len(images)), dtype=torch.int64, device=images.device)
         if not len(images):
             return images
-        passes = self._passes(images)
+        passes = self.passes(images, len(images))
         passes.forwards = passes.backwards = 0
         classes = self._classes(labels, passes, len(images))
         if self._targets is not None:
@@ -197,8 +201,7 @@ class Attack(ABC):
         if self._takes_normalized:
             mean, std = self._statistics(images)
             images = (images * std + mean).clamp(0, 1)  # rounding may have left the range
-        images = checked_images(images).to(device_of(self.base))
-        return images.float() / 255 if images.dtype == torch.uint8 else images
+        return pixels(images.to(device_of(self.base)))
 
     def _normalized(self, adversarial: Tensor) -> Tensor:
         if not self._takes_normalized:
@@ -212,9 +215,14 @@ class Attack(ABC):
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
-    def _passes(self, images: Tensor) -> Passes:
-        """By the runner that takes least, and the next where it declines the model."""
-        *preferred, last = self._candidates(images)
+    def passes(self, images: Tensor, count: int) -> Passes:
+        """What the attack asks about images [N, C, H, W] of this shape: by the runner that takes least, and the next
+        where it declines the model.
+
+        Args:
+            count: images that are to come, in however many calls; runner "auto" chooses by them.
+        """
+        *preferred, last = self._candidates(images, count)
         for runner in preferred:
             try:
                 return self._built(images, runner)
@@ -222,14 +230,14 @@ class Attack(ABC):
                 warnings.warn(f"{error}; the next runner takes its place", stacklevel=4)
         return self._built(images, last)
 
-    def _candidates(self, images: Tensor) -> list[str]:
+    def _candidates(self, images: Tensor, count: int) -> list[str]:
         device = device_of(self.base)
         if self.runner != "auto":
             return [self.runner]
         if self.replicas_per_forward is not None:
             return ["eager"]  # a model that draws noise itself is no fixed graph
         network = measure(self.base, tuple(images.shape[1:]))
-        passes = len(images) * self.draws * self.samples * (1 + ("backward" in self.needs))
+        passes = count * self.draws * self.samples * (1 + ("backward" in self.needs))
         return candidates(network, passes, resolve_precision(self.precision, device), device)
 
     def _built(self, images: Tensor, runner: str) -> Passes:

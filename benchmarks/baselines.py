@@ -108,6 +108,31 @@ def siam_votes(base: nn.Module, images: Tensor, m: int, sigma: float | Tensor, n
     return votes
 
 
+def siam_epgd(
+    base: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor,
+    limits: tuple[Tensor, Tensor], steps: int, samples: int,
+) -> Tensor:  # fmt: skip
+    """EPGD as in the code of Nemcovsky et al. 2019 (SIAM): a backward pass for each sample of a step, one by one.
+
+    Its gradients add up over the steps, and those of weights that require some are computed as well.
+
+    Args:
+        images: float [B, C, H, W], normalised.
+        eps, alpha, sigma, limits: radius, step, noise and the range of pixels, in units of these, [C, 1, 1].
+    """
+    adversarial = images + eps * (2 * torch.rand_like(images) - 1)
+    gradients = torch.zeros_like(images)
+    adversarial.requires_grad_().grad = gradients
+    for _ in range(steps):
+        for _ in range(samples):
+            noisy = adversarial + sigma * torch.randn_like(adversarial)
+            (nn.functional.cross_entropy(base(noisy), labels) / samples).backward()
+        with torch.no_grad():
+            adversarial += alpha * gradients.sign()
+            adversarial.copy_(adversarial.clamp(images - eps, images + eps).clamp(*limits))
+    return adversarial.detach()
+
+
 class FourLooks:
     """The four looks of Voracek 2024, "Treatment of statistical estimation problems in randomized smoothing": is the
     probability of class 0 above p0? Clopper-Pearson bounds on either side, each at level alpha / 4."""

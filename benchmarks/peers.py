@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -41,3 +42,30 @@ def art_certify(
     )  # fmt: skip
     pixels = image[None].cpu().numpy()
     return lambda: smoothed.certify(pixels, n=n, batch_size=batch)
+
+
+class NoisyModel(nn.Module):
+    """A base classifier on noisy images: what users of torchattacks write to attack a smoothed one."""
+
+    def __init__(self, base: nn.Module, sigma: float) -> None:
+        super().__init__()
+        self.base, self.sigma = base, sigma
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.base(images + self.sigma * torch.randn_like(images))
+
+
+def torchattacks_attack(
+    name: str, base: nn.Module, images: Tensor, labels: Tensor, sigma: float, **options: Any
+) -> Callable[[], Tensor] | None:
+    """An attack of torchattacks on a base classifier under noise. None where it is not installed.
+
+    Args:
+        name: of its class, such as "PGD" or "EOTPGD".
+        base: maps [B, C, H, W] in [0, 1] to logits; normalises inside.
+        options: of the class.
+    """
+    if missing("torchattacks", "torchattacks"):
+        return None
+    attack = getattr(import_module("torchattacks"), name)(NoisyModel(base, sigma).eval(), **options)
+    return lambda: attack(images, labels)

@@ -1,4 +1,4 @@
-"""Rows as pictures: curves for `scaling`, bars for all else."""
+"""Rows as pictures: curves for `scaling` and `strength`, bars for all else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABEL = 0.065  # height of a label, in shares
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Writes the rows of one benchmark as a picture; the suffix says the format."""
-    figure = (curves if rows[0].benchmark == "scaling" else bars)(rows)
+    figure = {"scaling": curves, "strength": strengths}.get(rows[0].benchmark, bars)(rows)
     figure.savefig(path, dpi=200)
 
 
@@ -98,6 +98,31 @@ def _curve(axes: Axes, rows: Sequence[Row], unit: str, colour: str) -> float:
     axes.plot(ns, [row.value for row in own], color=colour, marker="o", markersize=3, linewidth=1.6)
     axes.fill_between(ns, *np.array([_spread(row) for row in own]).T, color=colour, alpha=0.12, linewidth=0)
     return own[-1].value
+
+
+def strengths(rows: Sequence[Row]) -> Figure:
+    """What `strength` found: a panel for each setting, a curve for each attack over the gradients of an image."""
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        panels.setdefault(f"{row.device}, {row.setting}", []).append(row)
+    figure = Figure(figsize=(7.2, 3.4 * len(panels)), layout="constrained")
+    for axes, (setting, group) in zip(
+        figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True
+    ):
+        curves: dict[str, list[tuple[float, ...]]] = {}
+        for row in group:
+            name, _, budget = row.contender.removesuffix(" gradients").partition(", ")
+            curves.setdefault(name, []).append((int(budget), row.value, *_spread(row)))
+        for (name, points), colour in zip(curves.items(), COLOURS, strict=True):
+            budgets, values, low, high = zip(*points, strict=True)
+            axes.plot(budgets, values, color=colour, marker="o", markersize=3, linewidth=1.6, label=name)
+            axes.fill_between(budgets, low, high, color=colour, alpha=0.12, linewidth=0)
+        _titled(axes, setting, "wrong after the attack")
+        axes.set(xscale="log", xlabel="gradients of an image (steps x samples); bands: one standard error")
+        axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+        axes.minorticks_off()
+        axes.legend(frameon=False)
+    return figure
 
 
 def _label(axes: Axes, height: float, text: str, colour: str) -> None:

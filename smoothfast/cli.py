@@ -53,11 +53,11 @@ BENCHMARKS = {"noise": "noisy_replicas"} | {
     name: name
     for name in (
         "tally", "replica_sum", "attack_step", "samples", "certify", "methods", "flights", "threads", "processes",
-        "memory", "start", "scaling",
+        "memory", "start", "scaling", "attack", "strength",
     )
 }  # fmt: skip
 PICTURED = 8  # images in the picture of an attack
-OVER_IMAGES = ("methods", "flights", "processes", "scaling")  # benchmarks
+OVER_IMAGES = ("methods", "flights", "processes", "scaling", "strength")  # benchmarks
 
 Item = TypeVar("Item")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from matplotlib import image as pictured
 from smoothfast.benchmarks import (
+    attack,
     attack_step,
     baselines,
     certify,
@@ -26,6 +27,7 @@ from smoothfast.benchmarks import (
     replica_sum,
     scaling,
     start,
+    strength,
     tally,
     threads,
 )
@@ -119,6 +121,86 @@ def red() -> torch.Tensor:
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     images[0, 0], images[1, 2] = 255, 255
     return images
+
+
+def test_the_published_attack_adds_up_its_gradients() -> None:
+    """By hand, on a parabola whose slope changes its sign on the way."""
+    images, labels = torch.full((3, 1, 2, 2), 0.46), torch.zeros(3, dtype=torch.int64)
+    eps, alpha, sigma, low, high = torch.tensor([0.1, 0.025, 0.0, 0.0, 1.0]).view(5, 1, 1, 1)
+
+    def height(x: torch.Tensor) -> torch.Tensor:
+        return 20 * (x.flatten(1).mean(1) - 0.5).square()
+
+    class Parabola(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([height(x), torch.zeros(len(x))], 1)
+
+    torch.manual_seed(0)
+    found = baselines.siam_epgd(Parabola(), images, labels, eps, alpha, sigma, (low, high), 9, 2)
+    torch.manual_seed(0)
+    x, total = images + 0.1 * (2 * torch.rand_like(images) - 1), torch.zeros(3)
+    for _ in range(9):
+        means = x.flatten(1).mean(1)
+        total = total - torch.sigmoid(-height(x)) * 40 * (
+            means - 0.5
+        )  # of the cross-entropy of class 0, up to a factor
+        x = (x + 0.025 * total.sign().view(3, 1, 1, 1)).clamp(0.36, 0.56)
+    torch.testing.assert_close(found, x, rtol=0, atol=1e-6)
+
+
+def test_attacks_of_equal_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attack, "RUNNERS", [("eager", "fp32")])
+    monkeypatch.setattr(attack, "REPEATS", 1)
+    monkeypatch.setattr(peers, "missing", lambda *_: True)
+    rows = attack.beside(2, 1, 2, CPU)
+    assert [row.contender for row in rows] == ["EPGD, eager fp32", attack.FROZEN, "SIAM's loop, as published"]
+    assert {row.unit for row in rows} == {"us/gradient"}
+    assert rows[1].ratio == 1
+    pixels = harness.embedded_images(2)[0] / 255
+    for call in (attack.ours(2, 1, 2, CPU) | attack.theirs(2, 1, 2, CPU)).values():
+        found = call()
+        assert found.shape == pixels.shape
+        assert torch.isfinite(found).all()
+
+
+def test_torchattacks_has_the_same_budget() -> None:
+    pytest.importorskip("torchattacks", reason="torchattacks is not installed: pip install smoothfast[peers]")
+    seen: list[int] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3 * 4 * 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            return self.linear(x.flatten(1))
+
+    call = peers.torchattacks_attack(
+        "EOTPGD", Net(), torch.rand(5, 3, 4, 4), torch.zeros(5, dtype=torch.int64), 0.25, eps=0.1, alpha=0.02, steps=3,
+        eot_iter=4,
+    )  # fmt: skip
+    assert call is not None
+    call()
+    assert seen == [5] * 12
+
+
+def test_strength(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        harness, "embedded", lambda device: SmoothedClassifier(Colours().eval(), 0.25, 10, runner="eager")
+    )
+    monkeypatch.setattr(strength, "VOTES", 10)
+    rows = strength.rows(2, "l2", (8, 16), CPU)
+    assert [row.contender for row in rows] == [
+        f"{name}, {budget} gradients" for name in ("PGD", "EPGD", "SmoothAdv") for budget in (8, 16)
+    ]
+    assert all(row.repeats == 2 for row in rows)
+    attacks = [strength.contenders(harness.embedded(CPU), "linf", (8, 16))]
+    steps = [(one.steps, one.samples) for attack in attacks for _, one in attack]
+    assert steps == [(8, 1), (16, 1), (1, 8), (2, 8), (1, 8), (2, 8)]
+    pictures.draw(rows, tmp_path / "strength.png")
+    assert pictured.imread(tmp_path / "strength.png").std() > 0
 
 
 def test_peers_count_as_the_engine_does(red: torch.Tensor) -> None:
@@ -471,7 +553,7 @@ def test_bench_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Sm
     for words, message in (
         (
             ["tally", "--max", "2"],
-            "max is 2; tally has no number of images, only methods, flights, processes, scaling have",
+            "max is 2; tally has no number of images, only methods, flights, processes, scaling, strength have",
         ),
         (["tally", "--plot", "x.doc"], "plot is 'x.doc'"),
         (["scaling", "--max", "0"], "max is 0; it must be 1 .. 200"),

@@ -14,17 +14,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .analysis import markdown
-from .attacks import EPGD, FGSM, PGD, Attack, MultiTargetedPGD, SmoothAdvPGD
+from .attacks import CW, DDN, EPGD, FGSM, PGD, Attack, MultiTargetedPGD, NAttack, SmoothAdvPGD, Square
 from .data import Labelled
 from .engine import Engine
-from .evaluation import LEVEL, ORDERS, accuracy, base_votes, distances
+from .evaluation import LEVEL, ORDERS, accuracy, base_votes, distances, elected
 from .passes import Passes
 from .runs import checked_alike, environment
 from .smoothing import SmoothedClassifier, checked_images, pixels
 from .specs import choice
+
+
+def _square(model: nn.Module, steps: int = 5000, **own: Any) -> Square:
+    """Its queries are what steps are elsewhere."""
+    return Square(model, queries=steps, **own)
+
 
 CLIMB: Mapping[str, Any] = {"eps": 8 / 255, "alpha": None, "steps": 7, "samples": 8, "norm": "linf", "restarts": 1}
 AWAY: Mapping[str, Any] = {"targeted": "none"}
@@ -34,6 +40,10 @@ ATTACKS: dict[str, tuple[Callable[..., Attack], Mapping[str, Any]]] = {
     "epgd": (EPGD, {**CLIMB, **AWAY, "loss": "ce"}),
     "smoothadv": (SmoothAdvPGD, {**CLIMB, **AWAY}),
     "multi-targeted": (MultiTargetedPGD, {**CLIMB, "samples": 1}),
+    "ddn": (DDN, {**AWAY, "steps": 100, "samples": 1}),
+    "cw": (CW, {**AWAY, "steps": 1000, "samples": 1}),
+    "nattack": (NAttack, {**AWAY, "eps": 8 / 255, "steps": 500, "samples": 1}),
+    "square": (_square, {**AWAY, "eps": 8 / 255, "steps": 5000, "samples": 1}),
 }
 """By name: what makes the attack, and the options it takes, with their values where they are not given."""
 
@@ -65,16 +75,15 @@ def options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make(name: str, smoothed: SmoothedClassifier, source: str, options: Mapping[str, Any]) -> Attack:
-    """An attack on a smoothed classifier, or on its base classifier without noise, with its seed, precision, runner and
-    rows per pass."""
+    """An attack on a smoothed classifier, or on its base classifier without noise, with its seed, runner and rows per
+    pass."""
     choice("source", source, SOURCES)
     own = {option: value for option, value in options.items() if option != "targeted"}
     targeted = options.get("targeted", "none")
     choice("targeted", targeted, TARGETED)
     attack = ATTACKS[name][0](
-        smoothed, sigma=SOURCES[source], seed=smoothed.seed, precision=smoothed.precision,
-        max_batch=smoothed.max_batch, runner=smoothed.runner, **own,
-    )  # fmt: skip
+        smoothed, sigma=SOURCES[source], seed=smoothed.seed, max_batch=smoothed.max_batch, runner=smoothed.runner, **own
+    )
     TARGETED[targeted](attack)
     return attack
 
@@ -175,7 +184,8 @@ def save(attacked: Attacked, settings: Mapping[str, Any], path: Path) -> None:
 
 
 def tables(attacked: Attacked, name: str) -> str:
-    """Accuracies, and what the attack took and how far it went, in markdown."""
+    """Accuracies, and what the attack took and how far it went, in markdown. An image is fooled where the smoothed
+    classifier was right, and is no more."""
     columns = attacked.columns
     rows = [
         [row, *(str(accuracy(columns[f"{of}_{which}"], columns["labels"])) for which in ("clean", "adversarial"))]
@@ -183,7 +193,10 @@ def tables(attacked: Attacked, name: str) -> str:
     ]
     per_image = [f"{number / len(attacked):,.6g}" for number in (attacked.gradients, attacked.forwards)]
     moved = [f"{value:.4f}" for norm in ORDERS for value in (columns[norm].max(), columns[norm].mean())]
-    heads = [f"{of} {norm}" for norm in ORDERS for of in ("largest", "mean")]
+    was, became = (elected(columns[f"smoothed_{which}"]) == columns["labels"] for which in ("clean", "adversarial"))
+    fooled = columns["l2"][was & ~became]
+    moved.append(f"{fooled.mean():.4f}" if len(fooled) else "none")
+    heads = [*(f"{of} {norm}" for norm in ORDERS for of in ("largest", "mean")), "mean l2 of images fooled"]
     judged = ["classifier", *(f"{which} accuracy ({LEVEL:.0%} interval)" for which in ("clean", "adversarial"))]
     took = ["attack", "gradients per image", "forward passes per image", *heads]
     return f"{markdown(judged, rows)}\n{markdown(took, [[name, *per_image, *moved]])}"

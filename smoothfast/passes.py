@@ -12,7 +12,7 @@ as the kernels of the base classifier do not depend on that.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import cycle
@@ -163,7 +163,7 @@ class Passes:
         self.scale, self.shift = (t.to(self.device) for t in ops.affine(normalize, shape[0], torch.float32))
         self._one = torch.ones_like(self.scale)
         self._key = stream_key(seed, Stream.ATTACK, self.device)
-        self.num_classes = self._count_classes()
+        self.num_classes = count_classes(base, shape)
         self.lanes = make_lanes(self.device)
         self._runners: dict[bool, list[Runner]] = {}
         self.forwards = self.backwards = 0  # samples that went through the base classifier so far
@@ -353,17 +353,23 @@ class Passes:
         if cosine < LEAST_COSINE[self.precision]:
             raise declined(self.runner, ValueError(f"cosine of its gradients to those of autograd is {cosine:.3f}"))
 
-    def _count_classes(self) -> int:
-        with evaluating(self.base), torch.no_grad():
-            logits = self.base(torch.zeros(2, *self.shape, device=self.device))
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"the model turns 2 images into {found}; it must return logits [2, K]")
-        return logits.shape[1]
-
 
 STEPS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "forward": Passes._forward,
     "backward": Passes._backward,
     "estimate": Passes._estimate,
 }
+
+
+def count_classes(base: nn.Module, shape: Sequence[int]) -> int:
+    """K of a base classifier from images [N, C, H, W] to logits [N, K].
+
+    Raises:
+        ValueError: it returns something else.
+    """
+    with evaluating(base), torch.no_grad():
+        logits = base(torch.zeros(2, *shape, device=device_of(base)))
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model turns 2 images into {found}; it must return logits [2, K]")
+    return logits.shape[1]

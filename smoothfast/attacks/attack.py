@@ -144,6 +144,10 @@ class Attack(ABC):
         """Of the gradients of the loss that the attack goes along: up, or down to a target."""
         return 1 if self._targets is None else -1
 
+    def _directed(self, classes: Tensor) -> Tensor:
+        """What `losses.capped_margin` takes: int64 [N, 2], classes and directions."""
+        return torch.stack([classes, torch.full_like(classes, self.sign)], 1)
+
     # ---- modes, named as in torchattacks ---------------------------------------------------------------------------
 
     def set_mode_default(self) -> None:

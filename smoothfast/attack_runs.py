@@ -116,7 +116,7 @@ def settle(
     for all of the run, also where it comes in parts."""
     image = pixels(image)
     passes, engine = attack.passes(image, count), smoothed.engine(image, 2 * count * votes)
-    attack.runner, smoothed.runner = passes.runner, engine.runner
+    attack.runner, smoothed.runner, attack.max_batch = passes.runner, engine.runner, passes.micro_batch
     return passes, engine
 
 

@@ -198,7 +198,7 @@ def _linf(adversarial: Tensor, images: Tensor, gradients: Tensor, alpha: float, 
     return _clip(adversarial + step, -_upper_bound(-images, eps), _upper_bound(images, eps))
 
 
-def _norms(values: Tensor) -> Tensor:
+def norms(values: Tensor) -> Tensor:
     """[N, 1] of float64 [N, E]: lane i of 256 adds elements i, i + 256, ... one by one; then the lanes are halved."""
     lanes = torch.nn.functional.pad(values * values, (0, -values.shape[1] % LANES)).unflatten(1, (-1, LANES))
     total = values.new_zeros(len(values), LANES)
@@ -210,17 +210,17 @@ def _norms(values: Tensor) -> Tensor:
     return total.sqrt()
 
 
-def _quotient(value: float, norms: Tensor) -> Tensor:
-    """Correctly rounded; `value / norms` multiplies by the rounded reciprocal."""
-    return torch.full_like(norms, value) / norms
+def _quotient(value: float, lengths: Tensor) -> Tensor:
+    """Correctly rounded; `value / lengths` multiplies by the rounded reciprocal."""
+    return torch.full_like(lengths, value) / lengths
 
 
 def _l2(adversarial: Tensor, images: Tensor, gradients: Tensor, alpha: float, eps: float) -> Tensor:
     here, centre, slope = (part.flatten(1).double() for part in (adversarial, images, gradients))
-    norms = _norms(slope)
-    shift = here - centre + torch.where((norms > 0) & norms.isfinite(), slope * _quotient(alpha, norms), 0)
-    norms, limit = _norms(shift), eps * (1 - MARGIN)
-    shift = shift * torch.where(norms > limit, _quotient(limit, norms), 1)
+    steep = norms(slope)
+    shift = here - centre + torch.where((steep > 0) & steep.isfinite(), slope * _quotient(alpha, steep), 0)
+    far, limit = norms(shift), eps * (1 - MARGIN)
+    shift = shift * torch.where(far > limit, _quotient(limit, far), 1)
     near = (centre + shift).float()
     beyond = (near.double() - centre).abs() > shift.abs()
     return torch.where(beyond, torch.nextafter(near, centre.float()), near).view(images.shape)

@@ -22,6 +22,7 @@ from .engine import Engine, Job
 from .logs import Row, RunLog, put_in_order
 from .procedures import Decision, Procedure
 from .smoothing import checked_images
+from .specs import at_least
 from .version import __version__
 
 LIBRARIES = ("numpy", "scipy", "safetensors", "torchvision", "triton", "openvino")
@@ -29,10 +30,7 @@ LIBRARIES = ("numpy", "scipy", "safetensors", "torchvision", "triton", "openvino
 
 def chosen(count: int, skip: int, limit: int | None) -> list[int]:
     """Indices 0, skip, 2 skip, … of a data set, at most `limit` of them."""
-    if skip < 1:
-        raise ValueError(f"skip is {skip}; it must be at least 1")
-    if limit is not None and limit < 1:
-        raise ValueError(f"max is {limit}; it must be at least 1")
+    at_least(1, skip=skip, max=limit)
     return list(range(0, count, skip))[:limit]
 
 

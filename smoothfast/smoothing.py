@@ -18,7 +18,7 @@ from .engine import Engine, Job, resolve_precision
 from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
 from .procedures import Count, Decision, Procedure, certify_procedure, predict_procedure
 from .runners import DeclinedError, device_of, fingerprint
-from .specs import choice
+from .specs import at_least, choice
 
 if TYPE_CHECKING:
     from .soft import SoftClassifier
@@ -136,13 +136,8 @@ class SmoothedClassifier(nn.Module):
         choice("runner", runner, AUTO)
         if noise is not None:
             choice("noise", noise, NOISES)
-        for name, value, least in (
-            ("num_classes", num_classes, 2),
-            ("samples", samples, 1),
-            ("max_batch", max_batch, 1),
-        ):
-            if value is not None and index(value) < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        at_least(2, num_classes=num_classes)
+        at_least(1, samples=samples, max_batch=max_batch)
         stream_key(index(seed), Stream.PREDICT)  # checks it
         self.base = base
         self.register_buffer("sigma", torch.tensor(gaussian_law(sigma).sigma, dtype=torch.float64))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from .engine import DTYPES, default_micro_batch, resolve_precision
 from .noise import Stream, gaussian_law, stream_key
 from .runners import evaluating, in_precision
 from .smoothing import SmoothedClassifier, finite_images
+from .specs import at_least
 
 
 class SoftClassifier(nn.Module):
@@ -46,9 +46,7 @@ class SoftClassifier(nn.Module):
 
     def __init__(self, smoothed: SmoothedClassifier, samples: int = 8, max_batch: int | None = None) -> None:
         super().__init__()
-        for name, value in {"samples": samples, "max_batch": max_batch}.items():
-            if value is not None and index(value) < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        at_least(1, samples=samples, max_batch=max_batch)
         self.smoothed, self.samples, self.max_batch = smoothed, samples, max_batch
         self.training = smoothed.training
         self.reset()

@@ -1,10 +1,13 @@
-"""Values given as text: one of a few names, a number as 8/255, or an object as `package.module:name`."""
+"""Values that users give: in their range; as text, one of a few names, a number as 8/255, or an object as
+`package.module:name`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from fractions import Fraction
 from importlib import import_module
+from operator import index
 from typing import Any
 
 
@@ -12,6 +15,27 @@ def choice(argument: str, value: str, accepted: Iterable[str]) -> None:
     """Raises ValueError unless the value is one of those accepted."""
     if value not in accepted:
         raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(accepted)}")
+
+
+def at_least(least: int, **values: int | None) -> None:
+    """Raises ValueError unless every value is an integer of at least so much, or None; by name."""
+    for name, value in values.items():
+        if value is not None and index(value) < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
+def positive(**values: float | None) -> None:
+    """Raises ValueError unless every value is positive and finite, or None; by name."""
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be positive and finite")
+
+
+def not_negative(**values: float | None) -> None:
+    """Raises ValueError unless every value is at least 0 and finite, or None; by name."""
+    for name, value in values.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be at least 0 and finite")
 
 
 def fraction(argument: str, value: str) -> float:

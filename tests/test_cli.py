@@ -422,7 +422,11 @@ def test_attack_writes_a_file_a_picture_and_tables(attack: Run, tmp_path: Path) 
     assert rows[3][1].startswith("0.833 (0.359 .. 0.996)")
     assert rows[3][2] < rows[3][1]
     moved = [f"{value:.4f}" for norm in ("linf", "l2") for value in (columns[norm].max(), columns[norm].mean())]
-    assert rows[7] == ["epgd", "12", "12", *moved]
+    assert rows[7] == ["epgd", "12", "12", *moved, rows[7][-1]]
+    fooled = (columns["smoothed_clean"].argmax(1) == columns["labels"]) & (
+        columns["smoothed_adversarial"].argmax(1) != columns["labels"]
+    )
+    assert rows[7][-1] == f"{columns['l2'][fooled].mean():.4f}"
     assert moved[0] == "0.2000"
 
 

@@ -21,7 +21,7 @@ from ..passes import BLOCK, Passes
 from ..runners import DeclinedError, device_of, fingerprint
 from ..smoothing import SmoothedClassifier, checked_ids, checked_labels, pixels
 from ..soft import SoftClassifier
-from ..specs import choice
+from ..specs import at_least, choice
 
 
 class Options(TypedDict, total=False):
@@ -33,7 +33,8 @@ class Options(TypedDict, total=False):
         seed: of all noise of the attack, 0 .. 2**64 - 1. Defences draw other samples, also with the same seed.
         precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it. If not given, that of a
             `SmoothedClassifier`, else "auto".
-        max_batch: rows per forward and backward pass; bounds memory whatever `samples` is.
+        max_batch: rows per forward and backward pass; bounds memory whatever `samples` is. If not given, by image size,
+            and in eager mode no more than there are for 2 cores.
         runner: "eager", "compiled", "openvino", or "auto": what takes least for one call of the attack (`costs`).
         replicas_per_forward: for models that draw noise of their own once in a forward pass: how many samples of an
             image share it. 1 draws anew for each sample; images beside each other share it still.
@@ -88,10 +89,7 @@ class Attack(ABC):
         if isinstance(model, SoftClassifier):
             raise ValueError("model is a SoftClassifier, which is for other packages; give the SmoothedClassifier")
         stream_key(index(seed), Stream.ATTACK)  # checks it
-        numbers = {"samples": samples, "max_batch": max_batch, "replicas_per_forward": replicas_per_forward}
-        for name, value in numbers.items():
-            if value is not None and index(value) < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        at_least(1, samples=samples, max_batch=max_batch, replicas_per_forward=replicas_per_forward)
         self.model, self.samples, self.seed = model, samples, seed
         self.max_batch, self.runner = max_batch, runner
         self.replicas_per_forward = replicas_per_forward
@@ -168,8 +166,7 @@ class Attack(ABC):
 
     def set_mode_targeted_least_likely(self, kth_min: int = 1) -> None:
         """Towards the class with the smallest mean logit over the samples (the second smallest, …), never the label."""
-        if index(kth_min) < 1:
-            raise ValueError(f"kth_min is {kth_min}; it must be at least 1")
+        at_least(1, kth_min=kth_min)
         self._targets = partial(self._least_likely, kth_min)
 
     def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -189,7 +186,8 @@ class Attack(ABC):
     def _least_likely(self, kth_min: int, passes: Passes, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         if kth_min >= passes.num_classes:
             raise ValueError(f"kth_min is {kth_min}; the model has {passes.num_classes} classes, one of them the label")
-        logits = passes.outcomes(images, labels, ids, 0, self.samples).logits
+        classes = labels[:, None].expand(-1, self.columns)  # of no account: the loss is not looked at
+        logits = passes.outcomes(images, classes, ids, 0, self.samples).logits
         logits.scatter_(1, labels[:, None], torch.inf)
         return logits.argsort(1)[:, kth_min - 1]
 
@@ -229,10 +227,10 @@ class Attack(ABC):
         *preferred, last = self._candidates(images, count)
         for runner in preferred:
             try:
-                return self._built(images, runner)
+                return self._built(images, count, runner)
             except DeclinedError as error:
                 warnings.warn(f"{error}; the next runner takes its place", stacklevel=4)
-        return self._built(images, last)
+        return self._built(images, count, last)
 
     def _candidates(self, images: Tensor, count: int) -> list[str]:
         device = device_of(self.base)
@@ -244,10 +242,10 @@ class Attack(ABC):
         passes = count * self.draws * self.samples * (1 + ("backward" in self.needs))
         return candidates(network, passes, resolve_precision(self.precision, device), device)
 
-    def _built(self, images: Tensor, runner: str) -> Passes:
+    def _built(self, images: Tensor, count: int, runner: str) -> Passes:
         """Kept where the weights are frozen in; anew where code of the model may have changed, which nobody sees."""
-        batch = self._micro_batch(images, runner)
-        key = fingerprint(self.base, runner), images.shape[1:], batch, self.normalize
+        batch = self._micro_batch(images, count, runner)
+        key = fingerprint(self.base, runner), images.shape[1:], batch, self.normalize, self.loss, self.average
         if runner == "eager" or self._made.get(runner, (None,))[0] != key:
             try:
                 self._made[runner] = key, self._build(images, runner, batch)
@@ -270,10 +268,10 @@ class Attack(ABC):
             passes.prepare(how, self.columns)
         return passes
 
-    def _micro_batch(self, images: Tensor, runner: str) -> int | None:
-        """Where no shape is compiled in, no larger than what a call has for `CORES` cores."""
-        if runner != "eager":
+    def _micro_batch(self, images: Tensor, count: int, runner: str) -> int | None:
+        """Where no shape is compiled in, nor asked for, no larger than what `CORES` cores have to do at a time."""
+        if self.replicas_per_forward is None and (runner != "eager" or self.max_batch is not None):
             return self.max_batch
         usual = self.max_batch or default_micro_batch(images.shape[1:], device_of(self.base))
-        rows = len(images) * min(self.replicas_per_forward or self.samples, self.samples)
+        rows = count * min(self.replicas_per_forward or self.samples, self.samples)
         return min(usual, rows, BLOCK * -(-rows // (CORES * BLOCK)))

@@ -7,7 +7,6 @@ the target. (As soon as most of them are would be too soon: among many looks at 
 from __future__ import annotations
 
 import math
-from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from .. import ops
 from ..losses import capped_margin, margin
 from ..noise import Law, Stream, gaussian_law, stream_key, uniforms
 from ..passes import Outcome, Passes
+from ..specs import at_least, not_negative, positive
 from . import tanh_space
 from .attack import Attack, Options
 
@@ -35,14 +35,10 @@ class _BlackBox(Attack):
 
     needs = ("forward",)
 
-    def __init__(self, model: nn.Module, eps: float, samples: int, numbers: dict[str, int], options: Options) -> None:
+    def __init__(self, model: nn.Module, eps: float, samples: int, options: Options) -> None:
         options.setdefault("precision", "fp32")
         super().__init__(model, samples=samples, **options)
-        if not 0 <= eps < math.inf:
-            raise ValueError(f"eps is {eps}; it must be at least 0 and finite, in [0, 1] pixel units")
-        for name, number in numbers.items():
-            if index(number) < 1:
-                raise ValueError(f"{name} is {number}; it must be at least 1")
+        not_negative(eps=eps)
         self.eps = eps
 
     def _project(self, points: Tensor, images: Tensor) -> Tensor:
@@ -90,10 +86,9 @@ class NAttack(_BlackBox):
         lr: float = 0.02,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(model, eps, samples, {"steps": steps, "population": population}, options)
-        for name, value in {"search_sigma": search_sigma, "lr": lr}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be positive and finite")
+        super().__init__(model, eps, samples, options)
+        at_least(1, steps=steps, population=population)
+        positive(search_sigma=search_sigma, lr=lr)
         self.steps, self.population, self.lr = steps, population, lr
         self.search_law = gaussian_law(search_sigma)
         self.draws = steps * population
@@ -186,7 +181,8 @@ class Square(_BlackBox):
         samples: int = 1,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(model, eps, samples, {"queries": queries}, options)
+        super().__init__(model, eps, samples, options)
+        at_least(1, queries=queries)
         if not 0 < p_init <= 1:
             raise ValueError(f"p_init is {p_init}; it must be positive and at most 1")
         self.queries, self.p_init = queries, p_init

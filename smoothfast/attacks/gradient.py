@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +13,7 @@ from ..losses import FEWEST, LOSSES, difference, margin
 from ..noise import Stream, gaussian, uniforms
 from ..passes import Passes
 from ..reference import NORMS
-from ..specs import choice
+from ..specs import at_least, choice, not_negative
 from .attack import Attack, Options
 
 
@@ -69,12 +68,8 @@ class PGD(Attack):
         choice("norm", norm, NORMS)
         choice("loss", loss, LOSSES)
         self.eps, self.alpha = eps, eps / 4 if alpha is None else alpha
-        for name, value in {"eps": eps, "alpha": self.alpha}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be at least 0 and finite, in [0, 1] pixel units")
-        for name, number in {"steps": steps, "restarts": restarts}.items():
-            if number < 1:
-                raise ValueError(f"{name} is {number}; it must be at least 1")
+        not_negative(eps=eps, alpha=self.alpha)
+        at_least(1, steps=steps, restarts=restarts)
         self.steps, self.random_start, self.norm, self.restarts = steps, random_start, norm, restarts
         self.loss, self.fewest = LOSSES[loss], FEWEST.get(loss, 2)
         self.legacy_accumulate = legacy_accumulate
@@ -223,8 +218,7 @@ class MultiTargetedPGD(EPGD):
         super().__init__(model, eps, alpha, steps, samples, random_start, **options)
         if "loss" in options:
             raise ValueError(f"loss is {options['loss']!r}; multi-targeted attacks have their own")
-        if targets is not None and targets < 1:
-            raise ValueError(f"targets is {targets}; it must be at least 1, or None for all")
+        at_least(1, targets=targets)
         self.loss, self.targets = difference, targets
         self.draws *= targets or 9
 

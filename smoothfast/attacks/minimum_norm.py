@@ -9,16 +9,17 @@ it has. An image that is adversarial as it is comes back unchanged, and so does 
 from __future__ import annotations
 
 import math
-from operator import index
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from .. import ops
+from ..evaluation import elected
 from ..losses import capped_margin, margin
 from ..passes import Outcome, Passes
-from ..reference import _norms
+from ..reference import norms
+from ..specs import at_least, not_negative, positive
 from . import tanh_space
 from .attack import Attack, Options
 
@@ -44,7 +45,7 @@ class _Nearest:
 
     def offer(self, at: Tensor, points: Tensor, adversarial: Tensor) -> Tensor:
         """Takes what is adversarial and nearer, of points [B, C, H, W] of the images `at` [B]; distances [B]."""
-        distances = _norms((points.double() - self.images[at]).flatten(1))[:, 0]
+        distances = norms((points.double() - self.images[at]).flatten(1))[:, 0]
         nearer = adversarial & (distances < self.distances[at])
         self.points[at[nearer]], self.distances[at[nearer]] = points[nearer], distances[nearer]
         return distances
@@ -61,7 +62,7 @@ class _MinimumNorm(Attack):
 
     def _fooled(self, outcome: Outcome, classes: Tensor) -> Tensor:
         """Which images are adversarial, bool [N]."""
-        return (outcome.votes.argmax(1) == classes) == (self.sign < 0)
+        return (elected(outcome.votes) == classes) == (self.sign < 0)
 
 
 class DDN(_MinimumNorm):
@@ -101,24 +102,18 @@ class DDN(_MinimumNorm):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, samples, options)
-        if index(steps) < 1:
-            raise ValueError(f"steps is {steps}; it must be at least 1")
+        at_least(1, steps=steps)
+        at_least(2, levels=levels)
+        positive(init_norm=init_norm)
+        not_negative(max_norm=max_norm)
         if not 0 < gamma < 1:
             raise ValueError(f"gamma is {gamma}; it must lie between 0 and 1")
-        if not 0 < init_norm < math.inf:
-            raise ValueError(f"init_norm is {init_norm}; it must be positive and finite, in [0, 1] pixel units")
-        if levels is not None and index(levels) < 2:
-            raise ValueError(f"levels is {levels}; it must be at least 2, or None for no rounding")
-        if max_norm is not None and not 0 <= max_norm < math.inf:
-            raise ValueError(
-                f"max_norm is {max_norm}; it must be at least 0 and finite, in [0, 1] pixel units, or None"
-            )
         self.steps, self.gamma, self.init_norm, self.levels, self.max_norm = steps, gamma, init_norm, levels, max_norm
         self.draws = steps
 
     def _attack(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
         nearest, points = _Nearest(images), images.clone()
-        norms = images.new_full((len(images), 1), self.init_norm, dtype=torch.float64)
+        radii = images.new_full((len(images), 1), self.init_norm, dtype=torch.float64)
         for step in range(self.steps):
             at = nearest.open()
             if not len(at):
@@ -126,26 +121,26 @@ class DDN(_MinimumNorm):
             outcome = passes.outcomes(points[at], classes[at], ids[at], 0, self.samples, "backward")
             fooled = self._fooled(outcome, classes[at])
             nearest.offer(at, points[at], fooled)
-            norms[at] *= torch.where(fooled, 1 - self.gamma, 1 + self.gamma)[:, None]
+            radii[at] *= torch.where(fooled, 1 - self.gamma, 1 + self.gamma)[:, None]
             length = LAST_LENGTH + (1 - LAST_LENGTH) * (1 + math.cos(math.pi * step / self.steps)) / 2
-            points[at] = self._moved(points[at], images[at], self.sign * outcome.gradients, length, norms[at])
+            points[at] = self._moved(points[at], images[at], self.sign * outcome.gradients, length, radii[at])
         if self.max_norm is not None:
             ops.attack_step(nearest.points, images, torch.zeros_like(images), "l2", 0.0, self.max_norm, 0.0, 1.0)
         return nearest.points
 
-    def _moved(self, points: Tensor, images: Tensor, gradients: Tensor, length: float, norms: Tensor) -> Tensor:
-        """One step, then onto the sphere of radius `norms` [N, 1] around the image, into [0, 1] and onto the grid."""
+    def _moved(self, points: Tensor, images: Tensor, gradients: Tensor, length: float, radii: Tensor) -> Tensor:
+        """One step, then onto the sphere of radius `radii` [N, 1] around the image, into [0, 1] and onto the grid."""
         moves = (points.double() - images).flatten(1) + _rescaled(gradients.double().flatten(1), length)
-        moved = (images + _rescaled(moves, norms).view(images.shape)).clamp(0, 1)
+        moved = (images + _rescaled(moves, radii).view(images.shape)).clamp(0, 1)
         if self.levels is not None:
             moved = (moved * (self.levels - 1)).round() / (self.levels - 1)
         return moved.float()
 
 
-def _rescaled(vectors: Tensor, norms: Tensor | float) -> Tensor:
-    """float64 [N, E], of the norms given; 0 where the vector is 0 or not finite."""
-    found = _norms(vectors)
-    return torch.where((found > 0) & found.isfinite(), vectors / found * norms, 0)
+def _rescaled(vectors: Tensor, wanted: Tensor | float) -> Tensor:
+    """float64 [N, E], of the norms wanted; 0 where the vector is 0 or not finite."""
+    lengths = norms(vectors)
+    return torch.where((lengths > 0) & lengths.isfinite(), vectors / lengths * wanted, 0)
 
 
 class CW(_MinimumNorm):
@@ -187,14 +182,9 @@ class CW(_MinimumNorm):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, samples, options)
-        for name, value in {"c": c, "lr": lr}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be positive and finite")
-        if not 0 <= kappa < math.inf:
-            raise ValueError(f"kappa is {kappa}; it must be at least 0 and finite")
-        for name, number in {"steps": steps, "search_steps": search_steps}.items():
-            if index(number) < 1:
-                raise ValueError(f"{name} is {number}; it must be at least 1")
+        positive(c=c, lr=lr)
+        not_negative(kappa=kappa)
+        at_least(1, steps=steps, search_steps=search_steps)
         self.c, self.kappa, self.steps, self.lr, self.search_steps = c, kappa, steps, lr, search_steps
         self.abort_early, self.loss = abort_early, capped_margin(kappa)
         self.draws = steps * search_steps

@@ -4,34 +4,33 @@
 
 The replicas of many images share micro-batches of one size, noise is regenerated and never stored, and only sums by
 image outlive a micro-batch: memory is that of the images and of a micro-batch for each core, whatever the number of
-samples. Sums are taken over blocks of `BLOCK` samples, one by one, and then over the blocks in their order: so an image
-gets the same bits whatever is attacked beside it and on however many cores; and in micro-batches of other sizes, as far
-as the kernels of the base classifier do not depend on that.
+samples. Sums are taken over blocks of samples (`packing`), one by one, and then over the blocks in their order: so an
+image gets the same bits whatever is attacked beside it and on however many cores; and in micro-batches of other sizes,
+as far as the kernels of the base classifier do not depend on that.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import cycle
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import ops
 from .differentiation import Differentiated, traced
 from .engine import DTYPES, default_micro_batch, resolve_precision
-from .lanes import DEPTH, Lane, make_lanes, sent
+from .lanes import DEPTH, make_lanes, sent
 from .losses import Loss, cross_entropy
 from .noise import Law, Stream, stream_key
+from .packing import BLOCK, packed
 from .runners import Runner, declined, device_of, evaluating, make_runners, micro_batch_of, strict_arithmetic
 from .specs import choice
-
-BLOCK = 8  # samples that are summed before they meet the others; a micro-batch of fewer rows makes blocks smaller
 
 # Of gradients to those of autograd in float32. Rectifiers near 0 that bfloat16 switches leave 0.95 of random networks.
 LEAST_COSINE = {"fp32": 0.999, "bf16": 0.85, "fp16": 0.95}
@@ -97,20 +96,13 @@ class Outcome:
     gradients: Tensor
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """A micro-batch.
+class Request(NamedTuple):
+    """What is asked about images [N]; see `Passes.outcomes`."""
 
-    Attributes:
-        table: int64 [3, B]: image, block and sample of each row, -1 where it is padding.
-        blocks: how many there are.
-        places: blocks and their images, int64 each: the first blocks of all images, then the second ones, …, so that
-            images are all different within a place.
-    """
-
-    table: Tensor
-    blocks: int
-    places: list[tuple[Tensor, Tensor]]
+    images: Tensor
+    classes: Tensor
+    image_ids: Tensor
+    first: int
 
 
 class Passes:
@@ -154,7 +146,8 @@ class Passes:
     ) -> None:
         choice("average", average, AVERAGES)
         self.base, self.shape, self.loss, self.clip, self.runner = base, shape, loss, clip, runner
-        self.log_weights, self.replicas_per_forward = AVERAGES[average], replicas_per_forward
+        self.average, self.log_weights = average, AVERAGES[average]
+        self.replicas_per_forward = replicas_per_forward
         self.device = device_of(base)
         self.precision = resolve_precision(precision, self.device)
         self.dtype = DTYPES[self.precision]
@@ -181,109 +174,63 @@ class Passes:
                 average "probabilities": the gradient of the mean of p(x + noise) is that of p noise / sigma^2 (Stein
                 1981), here with the same weights p (Salman et al. 2019, section 4.1).
         """
-        classes = classes if classes.dim() == 2 else classes[:, None]
-        count = self.num_classes
+        request = Request(images, classes if classes.dim() == 2 else classes[:, None], image_ids, first)
+        self.prepare(how, request.classes.shape[1])
         sums = Sums(
             images.new_full((len(images),), -torch.inf),
-            images.new_zeros(len(images), 2 + count),
-            classes.new_zeros(len(images), count),
+            images.new_zeros(len(images), 2 + self.num_classes),
+            classes.new_zeros(len(images), self.num_classes),
             None if how == "forward" else torch.zeros_like(images),
         )
-        self.prepare(how, classes.shape[1])
         with evaluating(self.base):
-            lanes = list(zip(self.lanes, self._runners[how == "backward"], strict=True))
-            given = (images, classes, image_ids, first)
-            for batch, block in self._computed(how, lanes, given, self._batches(len(images), samples)):
-                for at, index in batch.places:
+            for places, block in self._computed(how, request, samples):
+                for at, index in places:
                     sums.add(index, block.take(at))
         self.forwards += len(images) * samples
         self.backwards += len(images) * samples * (how == "backward")
         return self._outcome(sums, samples)
 
     def _outcome(self, sums: Sums, samples: int) -> Outcome:
-        weights, losses, logits = sums.scalars[:, 0], sums.scalars[:, 1], sums.scalars[:, 2:]
-        if self.log_weights is torch.neg:
-            losses = float(np.log(samples)) - sums.top - weights.log()
-        else:
-            losses = losses / samples
+        weights, losses, logits = sums.scalars[:, 0], sums.scalars[:, 1] / samples, sums.scalars[:, 2:] / samples
+        if self.average == "probabilities":
+            losses = math.log(samples) - sums.top - weights.log()
         gradients = losses.new_empty(0) if sums.gradients is None else sums.gradients / weights.view(-1, 1, 1, 1)
-        return Outcome(losses, logits / samples, sums.votes, gradients)
+        return Outcome(losses, logits, sums.votes, gradients)
 
-    def _batches(self, images: int, samples: int) -> Iterator[_Batch]:
-        """Blocks in order, image by image, as long as they fit; sample by sample where forward passes are to differ."""
-        most = min(self.replicas_per_forward or samples, self.micro_batch)
-        size = min(BLOCK, most)
-        blocks = ((image, start) for image in range(images) for start in range(0, samples, size))
-        if self.replicas_per_forward is not None:
-            blocks = ((image, start) for start in range(0, samples, size) for image in range(images))
-        taken: list[tuple[int, int, int]] = []
-        rows = 0
-        for image, start in blocks:
-            count = min(size, samples - start)
-            beside = sum(c for i, _, c in taken if i == image) if self.replicas_per_forward is not None else 0
-            if rows + count > self.micro_batch or beside + count > most:
-                yield self._batch(taken)
-                taken, rows = [], 0
-            taken.append((image, start, count))
-            rows += count
-        if taken:
-            yield self._batch(taken)
-
-    def _batch(self, blocks: list[tuple[int, int, int]]) -> _Batch:
-        table: NDArray[np.int64] = np.full((3, self.micro_batch), -1, np.int64)
-        seen: Counter[int] = Counter()
-        places: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        row = 0
-        for number, (image, start, count) in enumerate(blocks):
-            table[0, row : row + count] = image
-            table[1, row : row + count] = number
-            table[2, row : row + count] = np.arange(start, start + count)
-            row += count
-            places[seen[image]].append((number, image))
-            seen[image] += 1
-        pairs = [sent(torch.tensor(place).T.contiguous(), self.device) for place in places.values()]
-        return _Batch(sent(torch.from_numpy(table), self.device), len(blocks), [(at, index) for at, index in pairs])
-
-    def _computed(
-        self,
-        how: str,
-        lanes: list[tuple[Lane, Runner]],
-        given: tuple[Tensor, Tensor, Tensor, int],
-        batches: Iterator[_Batch],
-    ) -> Iterator[tuple[_Batch, Sums]]:
-        """Micro-batches and their sums, in order; a bounded number of them are under way."""
-        pending: deque[tuple[_Batch, Future[Sums]]] = deque()
+    def _computed(self, how: str, request: Request, samples: int) -> Iterator[tuple[list[Tensor], Sums]]:
+        """The sums of all micro-batches, in order, and where they belong; a bounded number of them are under way."""
+        lanes = list(zip(self.lanes, self._runners[how == "backward"], strict=True))
+        pending: deque[tuple[list[Tensor], Future[Sums]]] = deque()
+        batches = packed(len(request.images), samples, self.micro_batch, self.replicas_per_forward)
         try:
             for batch, (lane, run) in zip(batches, cycle(lanes), strict=False):
                 if len(pending) == DEPTH * len(lanes):
-                    done, future = pending.popleft()
-                    yield done, future.result()
-                pending.append((batch, lane.call(self._compute, how, run, given, batch)))
+                    places, future = pending.popleft()
+                    yield places, future.result()
+                table, places = sent(batch.table, self.device), [sent(place, self.device) for place in batch.places]
+                pending.append((places, lane.call(self._compute, how, run, request, table, batch.count)))
             while pending:
-                done, future = pending.popleft()
-                yield done, future.result()
+                places, future = pending.popleft()
+                yield places, future.result()
         finally:
             wait([future for _, future in pending])
 
     @torch.no_grad()
-    def _compute(self, how: str, run: Runner, given: tuple[Tensor, Tensor, Tensor, int], batch: _Batch) -> Sums:
-        images, classes, image_ids, first = given
-        slots, blocks, samples = batch.table
+    def _compute(self, how: str, run: Runner, request: Request, table: Tensor, count: int) -> Sums:
+        """One micro-batch: the sums of its blocks."""
+        slots, blocks, samples = table
         rows = slots.clamp(min=0)
-        numbers = (slots, image_ids[rows], first + samples.clamp(min=0))
+        numbers = (slots, request.image_ids[rows], request.first + samples.clamp(min=0))
         replicas = ops.noisy_replicas(
-            images, *numbers, self._key, self.law, self.scale, self.shift, self.clip, self.dtype, torch.channels_last
-        )
+            request.images, *numbers, self._key, self.law, self.scale, self.shift, self.clip, self.dtype,
+            torch.channels_last,
+        )  # fmt: skip
+        classes = request.classes[rows]
         with strict_arithmetic(self.device):
-            logits, gradients = STEPS[how](self, run, replicas, classes[rows], images, numbers)
+            logits, gradients = STEPS[how](self, run, replicas, classes, request.images, numbers)
         logits = logits.float()
-        losses = self.loss(logits, *classes[rows].unbind(1))
-        log_weights = self.log_weights(losses)
-        count = batch.blocks
-        top = losses.new_full((count,), -torch.inf)
-        valid = blocks.clamp(min=0), log_weights.masked_fill(blocks < 0, -torch.inf)
-        top.scatter_reduce_(0, valid[0], valid[1], "amax")
-        weights = (log_weights - top[valid[0]]).exp()
+        losses = self.loss(logits, *classes.unbind(1))
+        top, weights = _relative(self.log_weights(losses), blocks, count)
         votes = torch.zeros(count, self.num_classes, dtype=torch.int64, device=self.device)
         ops.tally(logits, blocks, votes, votes.new_zeros(count))
         scalars = torch.cat([weights[:, None], losses[:, None], logits], 1)[:, :, None, None]
@@ -359,6 +306,13 @@ STEPS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "backward": Passes._backward,
     "estimate": Passes._estimate,
 }
+
+
+def _relative(log_weights: Tensor, blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest logarithm of each block [count], and the weights of the rows [B] in units of it."""
+    top, at = log_weights.new_full((count,), -torch.inf), blocks.clamp(min=0)
+    top.scatter_reduce_(0, at, log_weights.masked_fill(blocks < 0, -torch.inf), "amax")
+    return top, (log_weights - top[at]).exp()
 
 
 def count_classes(base: nn.Module, shape: Sequence[int]) -> int:

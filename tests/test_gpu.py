@@ -606,6 +606,42 @@ def test_the_soft_classifier_and_its_gradients_are_those_of_the_cpu(max_batch: i
         torch.testing.assert_close(other, expected, rtol=0.01, atol=0.003)
 
 
+@pytest.mark.parametrize("runner", ["eager", "compiled"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attacks_are_those_of_the_cpu(norm: str, runner: str) -> None:
+    """But for pixels whose gradient is so small that rounding turns its sign."""
+    labels = torch.arange(12) % CLASSES
+    found = []
+    for device, by in (("cpu", "eager"), (DEVICE, runner)):
+        attack = sf.attacks.EPGD(classifier(Net(), device), 0.1, steps=3, samples=5, norm=norm, runner=by)
+        found.append(attack(IMAGES, labels))
+        assert (attack.gradients, attack.forwards) == (180, 180)
+    assert found[1].device.type == DEVICE
+    assert ((found[0] - found[1].cpu()).abs() < 1e-3).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["SmoothAdvPGD", "MultiTargetedPGD", "DDN", "CW", "NAttack", "Square"])
+def test_every_attack_runs_on_the_device(name: str) -> None:
+    few = {"Square": {"queries": 3}, "NAttack": {"steps": 2, "population": 4}}.get(name, {"steps": 2})
+    attack = getattr(sf.attacks, name)(classifier(Net()), samples=3, **few)
+    attack.set_mode_default()
+    found = attack(IMAGES[:4], torch.arange(4))
+    assert found.device.type == DEVICE
+    assert (found >= 0).all()
+    assert (found <= 1).all()
+
+
+def test_the_memory_of_an_attack_does_not_grow_with_the_samples() -> None:
+    peaks = []
+    for samples in (64, 1024):
+        attack = sf.attacks.EPGD(classifier(Net()), steps=1, samples=samples)
+        attack(IMAGES, torch.arange(12) % CLASSES)
+        torch.cuda.reset_peak_memory_stats()
+        attack(IMAGES, torch.arange(12) % CLASSES)
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] <= 1.05 * peaks[0]
+
+
 @two_devices
 def test_the_engine_on_another_device_than_the_current_one() -> None:
     smooth = classifier(device="cuda:1")

@@ -17,7 +17,8 @@ from ..costs import AUTO, CORES, candidates, measure
 from ..engine import default_micro_batch, resolve_precision
 from ..losses import Loss, cross_entropy
 from ..noise import MAX_SAMPLE_ID, Stream, gaussian_law, no_noise, stream_key, uniforms
-from ..passes import BLOCK, Passes
+from ..packing import BLOCK
+from ..passes import Passes
 from ..runners import DeclinedError, device_of, fingerprint
 from ..smoothing import SmoothedClassifier, checked_ids, checked_labels, pixels
 from ..soft import SoftClassifier

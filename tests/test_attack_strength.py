@@ -117,8 +117,9 @@ def test_as_strong_as_torchattacks(
 def test_restarts_losses_and_legacy_gradients(
     smoothed: sf.SmoothedClassifier, test_images: tuple[Tensor, Tensor], norm: str
 ) -> None:
-    """Reported; what must hold is that every attack finds something, and that restarts do not weaken one."""
-    images, labels = test_images
+    """On every second of these images, reported; what must hold is that every attack finds something, and that restarts
+    do not weaken one."""
+    images, labels = (part[::2] for part in test_images)
     eps, _ = BUDGETS[norm]
     clean = (elected(smoothed.votes(images, VOTES)) == labels).long()
     found = {}
@@ -177,12 +178,19 @@ def test_without_gradients(smoothed: sf.SmoothedClassifier, test_images: tuple[T
         assert correct.sum() <= clean.sum()
 
 
+@pytest.fixture(scope="module")
+def certificate(smoothed: sf.SmoothedClassifier, test_images: tuple[Tensor, Tensor]) -> sf.Certificate:
+    """Of every second of these images, as float images: by the Gaussian noise that adversarial images are judged by."""
+    return smoothed.certify(test_images[0][::2], n=2_000, alpha=0.001)
+
+
 @pytest.mark.parametrize("name", ["PGD", "EPGD", "DDN"])
-def test_nothing_changes_within_certified_balls(smoothed: sf.SmoothedClassifier, name: str) -> None:
-    """200 images, attacked at 0.99 of each radius: PREDICT says the certified class, or abstains, but for errors of
-    probability 0.001 each of certificate and prediction."""
-    images, labels = data.demo().images / 255, data.demo().labels
-    certificate = smoothed.certify(images, n=2_000, alpha=0.001)
+def test_nothing_changes_within_certified_balls(
+    smoothed: sf.SmoothedClassifier, certificate: sf.Certificate, test_images: tuple[Tensor, Tensor], name: str
+) -> None:
+    """Attacked at 0.99 of each radius: PREDICT says the certified class, or abstains, but for errors of probability
+    0.001 each of certificate and prediction."""
+    images = test_images[0][::2]
     certified = torch.nonzero(certificate.radii > 0)[:, 0]
     found = []
     for index in certified.tolist():
@@ -195,6 +203,7 @@ def test_nothing_changes_within_certified_balls(smoothed: sf.SmoothedClassifier,
         found.append(attack(images[index : index + 1], certificate.labels[index : index + 1], [index])[0])
     prediction = smoothed.predict(torch.stack(found), n=1_000, alpha=0.001, image_ids=certified)
     changed = (prediction.labels != certificate.labels[certified]) & (prediction.labels != sf.ABSTAIN)
-    print(f"{name}: {len(certified)} certified images of {len(labels)}, {int(changed.sum())} changed, ", end="")
+    print(f"{name}: {len(certified)} certified images of {len(images)}, {int(changed.sum())} changed, ", end="")
     print(f"{int((prediction.labels == sf.ABSTAIN).sum())} abstain", flush=True)
-    assert changed.sum() <= 3  # of 200 with probability 0.002 each, more than 3 come with probability 0.001
+    assert len(certified) >= 200
+    assert changed.sum() <= 3  # of 240 with probability 0.002 each, more than 3 come with probability 0.002

@@ -1,9 +1,8 @@
 """What an attack has achieved: accuracies with exact confidence intervals, and how far images were moved.
 
 Votes decide, never a single noisy pass: `accuracy(model.votes(adversarial, 100), labels)`. Those of a smoothed
-classifier are of the stream PREDICT, from which no attack of this package draws, so an image cannot have been fitted to
-the noise that judges it. Other attacks, that call the smoothed classifier itself, do draw from it: judge what they find
-with another seed.
+classifier are of the stream PREDICT. No attack of this package draws from it, nor does one of another that calls the
+classifier (`forward` has a stream of its own): so no image has been fitted to the noise that judges it.
 """
 
 from __future__ import annotations

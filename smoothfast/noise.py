@@ -38,6 +38,7 @@ class Stream(IntEnum):
     TRAIN = 8
     PREDICT = 9
     RANDOMIZE = 10
+    FORWARD = 11
 
 
 def stream_key(seed: int, stream: Stream, device: torch.device | str = "cpu") -> Tensor:

@@ -163,12 +163,13 @@ class SmoothedClassifier(nn.Module):
         """Log-scores float32 [N, K] of images [N, C, H, W]; their argmax is the prediction.
 
         The score of a class with c of n votes is log((c + 1/2) / (n + K/2)): finite, and in the order of the votes.
-        Every call draws samples that were not drawn before, unless `deterministic`. Votes have no gradient: whoever
-        asks for one gets a ValueError that names `differentiable`.
+        Every call draws samples that were not drawn before, unless `deterministic`, and none that `votes`, `predict` or
+        `certify` draw. Votes have no gradient: whoever asks for one gets a ValueError that names `differentiable`.
         """
         first = 0 if self.deterministic else self._next_sample
         self._next_sample = first + self.samples
-        decisions = self._decide_alike(finite_images(images).detach(), None, lambda: Count(self.samples, first))
+        images = finite_images(images)
+        decisions = self._decide_alike(images.detach(), None, lambda: Count(self.samples, first, Stream.FORWARD))
         counts = self._stack(decisions, "counts").to(images.device)
         scores = torch.log((counts + 0.5) / (self.samples + self.num_classes / 2)).float()
         return _WithoutGradient.apply(images, scores)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import smoothfast as sf
 from smoothfast import ops
+from smoothfast.engine import Job
 from smoothfast.models import Normalize
 from smoothfast.noise import Stream, gaussian_law, lattice_law, stream_key, uniform
-from smoothfast.procedures import PILOT, Decision, Draw, FixedCertify, certify_procedure, predict_procedure
+from smoothfast.procedures import PILOT, Count, Decision, Draw, FixedCertify, certify_procedure, predict_procedure
 from smoothfast.smoothing import LEAST_U
 from smoothfast.statistics import certified_radius, share_bounds
 
@@ -85,9 +86,15 @@ def outcomes(result: Any) -> list[str]:
 # ---- forward ---------------------------------------------------------------------------------------------------------
 
 
+def drawn(smoothed: sf.SmoothedClassifier, first: int, n: int) -> Tensor:
+    """Votes of some samples of the stream of forward."""
+    jobs = [Job(image, image_id, Count(n, first, Stream.FORWARD)) for image_id, image in enumerate(IMAGES)]
+    return torch.tensor([decision.counts.tolist() for decision in smoothed.engine(IMAGES).run(jobs)])
+
+
 def test_forward_gives_log_scores_of_the_votes(smoothed: sf.SmoothedClassifier) -> None:
     smoothed.samples = 37
-    scores, votes = smoothed(IMAGES), smoothed.votes(IMAGES, samples=37)
+    scores, votes = smoothed(IMAGES), drawn(smoothed, 0, 37)
     assert scores.dtype == torch.float32
     assert scores.isfinite().all()
     torch.testing.assert_close(scores, torch.log((votes + 0.5) / (37 + CLASSES / 2)))
@@ -97,11 +104,11 @@ def test_forward_gives_log_scores_of_the_votes(smoothed: sf.SmoothedClassifier) 
 
 def test_forward_draws_new_samples_until_reset(smoothed: sf.SmoothedClassifier) -> None:
     calls = [smoothed(IMAGES) for _ in range(3)]
-    votes = [smoothed.votes(IMAGES, samples=64 * (i + 1)) for i in range(3)]
-    new = [votes[0], votes[1] - votes[0], votes[2] - votes[1]]
+    new = [drawn(smoothed, 64 * i, 64) for i in range(3)]
     for scores, counts in zip(calls, new, strict=True):
         torch.testing.assert_close(scores, torch.log((counts + 0.5) / (64 + CLASSES / 2)))
-    assert len({str(counts) for counts in new}) == 3
+    votes = smoothed.votes(IMAGES, samples=64)  # drawn from another stream: what calls have shown says nothing of it
+    assert len({str(counts) for counts in [*new, votes]}) == 4
     smoothed.reset()
     assert torch.equal(smoothed(IMAGES), calls[0])
 

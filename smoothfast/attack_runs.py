@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,10 +21,11 @@ from .attacks import CW, DDN, EPGD, FGSM, PGD, Attack, MultiTargetedPGD, NAttack
 from .data import Labelled
 from .engine import Engine
 from .evaluation import LEVEL, ORDERS, accuracy, base_votes, distances, elected
+from .logs import require_new
 from .passes import Passes
 from .runs import checked_alike, environment
 from .smoothing import SmoothedClassifier, checked_images, pixels
-from .specs import choice
+from .specs import choice, same_settings
 
 
 def _square(model: nn.Module, steps: int = 5000, **own: Any) -> Square:
@@ -54,7 +55,7 @@ TARGETED: dict[str, Callable[[Attack], None]] = {
 }
 SOURCES = {"smoothed": None, "base": 0.0}  # what images are crafted on, by the sigma that the attack is told
 
-FULL = 16  # micro-batches of each lane in a step: few of their rows are then padding, and few images go at a time
+FULL = 8  # micro-batches of each lane in a step: 4 take 3 % longer (ResNet-20, one thread), and a kill loses few images
 MEMORY = 2**28  # bytes of float32 images handed over at once, at most; an attack keeps several tensors of that size
 
 
@@ -98,12 +99,14 @@ class Attacked:
             `smoothed_adversarial` (fresh ones); `linf` and `l2` float64 [N], the distances.
         votes: samples of the smoothed classifier for each image.
         gradients, forwards: see `Attack`, over all images.
+        environment: see `runs.environment`, where the run began.
     """
 
     columns: dict[str, Tensor]
     votes: int
     gradients: int
     forwards: int
+    environment: Mapping[str, Any]
 
     def __len__(self) -> int:
         return len(self.columns["labels"])
@@ -133,7 +136,9 @@ def run(
     indices: list[int],
     votes: int,
     size: int,
-    progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+    progress: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
+    done: Sequence[Attacked] = (),
+    keep: Callable[[Attacked], None] = lambda part: None,
 ) -> Attacked:
     """Attacks the images `indices` of a data set, and has base and smoothed classifier judge them before and after.
 
@@ -145,25 +150,33 @@ def run(
         votes: fresh samples of the smoothed classifier for each image.
         size: images attacked at once.
         progress: wraps the batches for display.
+        done: what became of the first images before.
+        keep: takes what became of a batch, as soon as it is judged.
     """
     first = checked_images(data[indices[0]][0][None])[0]
-    parts = []
-    gradients = forwards = 0
-    for batch in progress(torch.tensor(indices).split(size)):
-        images, labels = zip(*(data[index] for index in batch.tolist()), strict=True)
-        alike = [checked_alike(*pair, first.shape, first.dtype) for pair in zip(images, batch.tolist(), strict=True)]
+    parts = list(done)
+    left = indices[sum(map(len, parts)) :]
+    for batch in progress([left[start : start + size] for start in range(0, len(left), size)]):
+        images, labels = zip(*(data[index] for index in batch), strict=True)
+        alike = [checked_alike(*pair, first.shape, first.dtype) for pair in zip(images, batch, strict=True)]
         clean = pixels(torch.stack(alike))
         adversarial = attack(clean, labels, batch).cpu()
-        gradients, forwards = gradients + attack.gradients, forwards + attack.forwards
         judged = {"clean": clean, "adversarial": adversarial}
-        parts.append(
-            {"adversarial": adversarial, "labels": torch.tensor(labels), "indices": batch}
+        columns = (
+            {"adversarial": adversarial, "labels": torch.tensor(labels), "indices": torch.tensor(batch)}
             | {f"base_{name}": base_votes(smoothed, of, smoothed.max_batch).cpu() for name, of in judged.items()}
             | {f"smoothed_{name}": smoothed.votes(of, votes, batch) for name, of in judged.items()}
             | {norm: distances(clean, adversarial, norm) for norm in ORDERS}
         )
-    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Attacked(columns, votes, gradients, forwards)
+        parts.append(Attacked(columns, votes, attack.gradients, attack.forwards, environment()))
+        keep(parts[-1])
+    return Attacked(
+        {name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns},
+        votes,
+        sum(part.gradients for part in parts),
+        sum(part.forwards for part in parts),
+        parts[0].environment,
+    )
 
 
 def save(attacked: Attacked, settings: Mapping[str, Any], path: Path) -> None:
@@ -173,7 +186,7 @@ def save(attacked: Attacked, settings: Mapping[str, Any], path: Path) -> None:
     """
     about = {
         "settings": settings,
-        "environment": environment(),
+        "environment": attacked.environment,
         "gradients": attacked.gradients,
         "forwards": attacked.forwards,
     }
@@ -181,6 +194,68 @@ def save(attacked: Attacked, settings: Mapping[str, Any], path: Path) -> None:
         save_file(attacked.columns, path, {"run": json.dumps(about)})
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
+
+
+def read(path: Path, settings: Mapping[str, Any]) -> Attacked:
+    """What `save` wrote.
+
+    Raises:
+        ValueError: it was with other settings (names each), or the file is another's or cut off.
+        OSError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["run"])
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = about["settings"]
+        attacked = Attacked(columns, found["votes"], about["gradients"], about["forwards"], about["environment"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is cut off, or no file of an attack ({error}): remove it, or choose another --out"
+        ) from error
+    same_settings(path, found, settings)
+    return attacked
+
+
+def parts_of(out: Path) -> Path:
+    """The folder where each batch of a run is kept until all are done, as a file of its own."""
+    return out.with_suffix(".parts")
+
+
+def keep(out: Path, settings: Mapping[str, Any], part: Attacked) -> None:
+    """Saves a batch; its file is there whole or not at all."""
+    with whole(parts_of(out) / f"{part.columns['indices'][0]:012}.safetensors") as path:
+        save(part, settings, path)
+
+
+def kept(out: Path, settings: Mapping[str, Any], indices: list[int]) -> list[Attacked]:
+    """What is there of a run on the images `indices`: its file, else its batches.
+
+    Raises:
+        ValueError: a file is not as `read` wants it, or not of the images that come next; names it.
+        OSError: a file cannot be read.
+    """
+    folder = parts_of(out)
+    paths = [out] if out.exists() else sorted(folder.iterdir()) if folder.exists() else []
+    parts: list[Attacked] = []
+    for path in paths:
+        if ".partial" in path.suffixes:  # was being written when the run was killed
+            continue
+        part = read(path, settings)
+        begun = sum(map(len, parts))
+        if part.columns["indices"].tolist() != indices[begun : begun + len(part)]:
+            raise ValueError(f"{path} does not go on where the {begun} images before it end: remove it")
+        parts.append(part)
+    return parts
+
+
+def discard_parts(out: Path) -> None:
+    """Of a run that is done."""
+    folder = parts_of(out)
+    if folder.exists():
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
+        folder.rmdir()
 
 
 def tables(attacked: Attacked, name: str) -> str:
@@ -202,12 +277,13 @@ def tables(attacked: Attacked, name: str) -> str:
     return f"{markdown(judged, rows)}\n{markdown(took, [[name, *per_image, *moved]])}"
 
 
-def require_new(path: Path) -> None:
-    """Of the file of a run, before there is any work."""
+def check_out(path: Path, resume: bool) -> None:
+    """Of the file of a run, before there is any work: neither it nor a part is there yet, or they are gone on with."""
     if path.suffix != ".safetensors":
         raise ValueError(f"out is {str(path)!r}; it must end in .safetensors")
-    if path.exists():
-        raise FileExistsError(f"{path} exists: choose another --out")
+    if not resume:
+        require_new(path)
+        require_new(parts_of(path))
 
 
 @contextmanager

@@ -250,11 +250,13 @@ def attack(
     seed: SeedOption = 0,
     skip: SkipOption = 1,
     limit: MaxOption = None,
+    resume: ResumeOption = False,
 ) -> None:
     """Attack images: accuracy of base and smoothed classifier before and after, decided by fresh votes.
 
     Options that are not given are as the attack has them; one that it does not take is an error.
     """
+    distributed.require_one("attack")
     lengths = {"eps": eps, "alpha": alpha}
     given = {length: fraction(length, text) for length, text in lengths.items() if text is not None} | {
         "steps": steps, "samples": samples, "norm": norm, "restarts": restarts, "loss": loss, "targeted": targeted,
@@ -263,7 +265,7 @@ def attack(
     if votes < 1:
         raise ValueError(f"votes is {votes}; it must be at least 1")
     choice("runner", runner, AUTO)
-    attack_runs.require_new(out)
+    attack_runs.check_out(out, resume)
     if picture is not None:
         plots.require_format(picture, "picture")
     smoothed, images, indices, settings = _prepared(
@@ -281,11 +283,15 @@ def attack(
             console.print(f"votes: {_described(smoothed, engine, image, 2 * len(indices) * votes)}")
             size = attack_runs.at_once(passes, crafted.samples)
             bar = _bar(f"batches of {min(size, len(indices)):,} images")
-            attacked = attack_runs.run(crafted, smoothed, images, indices, votes, size, bar)
-            print(attack_runs.tables(attacked, name))
             by = {"runner": passes.runner, "precision": passes.precision, "micro_batch": passes.micro_batch}
             settings |= {"command": "attack", "attack": name, "source": source, "votes": votes} | options
-            attack_runs.save(attacked, settings | {"crafted_by": by, "judged_by": engine.meta}, tensors)
+            settings |= {"crafted_by": by, "judged_by": engine.meta}
+            done = attack_runs.kept(out, settings, indices)
+            keep = partial(attack_runs.keep, out, settings)
+            attacked = attack_runs.run(crafted, smoothed, images, indices, votes, size, bar, done, keep)
+            print(attack_runs.tables(attacked, name))
+            attack_runs.save(attacked, settings, tensors)
+        attack_runs.discard_parts(out)
         if drawing is not None:
             _draw(images, attacked, drawing)
     console.print(f"written: {', '.join(str(path) for path in (out, picture) if path is not None)}")

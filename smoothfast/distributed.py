@@ -237,6 +237,13 @@ def joined(shard: str) -> Iterator[Alone]:
         dist.destroy_process_group()
 
 
+def require_one(command: str) -> None:
+    """Raises ValueError where torchrun started several processes, for a command that has no work to share."""
+    size = os.environ["WORLD_SIZE"] if _launched() else "1"
+    if size != "1":
+        raise ValueError(f"{command} runs in one process; torchrun started {size}: run it without torchrun")
+
+
 def once(act: Callable[[], None]) -> None:
     """Acts in the process of a run that comes here first; the others wait for it. For what all of them would say."""
     if not _launched():

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .specs import same_settings
+
 __all__ = ["Log", "Row", "RunLog", "put_in_order", "read_log", "require_new"]
 
 
@@ -294,18 +296,7 @@ class RunLog:
         sidecar = _sidecar(self.path)
         if not sidecar.exists():
             raise ValueError(f"{self.path} cannot be resumed: {sidecar} with its settings is missing")
-        # Compared as JSON text, in which a tuple and the list read back for it are the same.
-        old, new = (
-            {key: json.dumps(value, sort_keys=True) for key, value in side.items()}
-            for side in (_read_settings(sidecar), settings)
-        )
-        differing = [
-            f"{key} was {old.get(key, 'not set')}, is now {new.get(key, 'not set')}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-        if differing:
-            raise ValueError(f"{self.path} is a log made with other settings: {'; '.join(differing)}")
+        same_settings(self.path, _read_settings(sidecar), settings)
 
     def _write(self, file: FileIO, data: bytes) -> None:
         try:

@@ -1,13 +1,15 @@
 """Values that users give: in their range; as text, one of a few names, a number as 8/255, or an object as
-`package.module:name`."""
+`package.module:name`; and the same as in the run that is gone on with."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from importlib import import_module
 from operator import index
+from pathlib import Path
 from typing import Any
 
 
@@ -44,6 +46,19 @@ def fraction(argument: str, value: str) -> float:
         return float(Fraction(value))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"{argument} is {value!r}; it must be a number as 0.03 or 8/255") from None
+
+
+def same_settings(path: Path, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a file of a run was made with the settings that are given; names each that differs."""
+    # Compared as JSON text, in which a tuple and the list read back for it are the same.
+    old, new = ({name: json.dumps(value, sort_keys=True) for name, value in side.items()} for side in (kept, given))
+    differing = [
+        f"{name} was {old.get(name, 'not set')}, is now {new.get(name, 'not set')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if differing:
+        raise ValueError(f"{path} was made with other settings: {'; '.join(differing)}")
 
 
 def resolve(spec: str, argument: str, accepted: str) -> Any:

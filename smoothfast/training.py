@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from . import ops
 from .data import Images, batches
 from .noise import Law, Stream, lattice_law, stream_key
-from .specs import choice
+from .specs import choice, same_settings
 from .version import __version__
 
 SCHEDULES = ("one-cycle", "cosine")
@@ -248,10 +248,7 @@ class Trainer:
         if not path.exists():
             raise FileNotFoundError(f"{path} is not there; nothing to resume")
         state = torch.load(path, weights_only=True)
-        kept, given = json.loads(state["settings"]), json.loads(json.dumps(asdict(self.settings) | self.metadata))
-        if kept != given:
-            differing = [f"{k}: {kept.get(k)} there, {given[k]} now" for k in given if kept.get(k) != given[k]]
-            raise ValueError(f"{path} was made with other settings ({'; '.join(differing)})")
+        same_settings(path, json.loads(state["settings"]), asdict(self.settings) | self.metadata)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.metrics = state["epoch"], json.loads(state["metrics"])

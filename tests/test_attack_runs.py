@@ -10,10 +10,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smoothfast import SmoothedClassifier, attack_runs
-from smoothfast.attack_runs import ATTACKS, FULL, MEMORY, Attacked, at_once, make, options, require_new, settle, whole
+from smoothfast.attack_runs import (
+    ATTACKS,
+    FULL,
+    MEMORY,
+    Attacked,
+    at_once,
+    check_out,
+    kept,
+    make,
+    options,
+    settle,
+    whole,
+)
 from smoothfast.attacks import Square
 from smoothfast.data import Images
 from smoothfast.evaluation import base_votes, distances
@@ -40,9 +53,11 @@ def smoothed() -> SmoothedClassifier:
     return SmoothedClassifier(base, 0.2, 4, normalize=statistics, seed=5, precision="fp32", max_batch=8, runner="eager")
 
 
-def attacked(smoothed: SmoothedClassifier, data: Images, size: int, **given: Any) -> Attacked:
+def attacked(
+    smoothed: SmoothedClassifier, data: Images, size: int, indices: list[int] = INDICES, **given: Any
+) -> Attacked:
     attack = make("epgd", smoothed, "smoothed", options("epgd", {"eps": EPS, "steps": 2, "samples": 3} | given))
-    return attack_runs.run(attack, smoothed, data, INDICES, 20, size)
+    return attack_runs.run(attack, smoothed, data, indices, 20, size)
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------
@@ -91,6 +106,23 @@ def test_every_attack_by_its_options(smoothed: SmoothedClassifier, data: Images,
         if "eps" in chosen:
             assert found.columns["linf"].max() <= EPS
         assert attack.law.sigma == ((0.2,) if source == "smoothed" else (0.0,))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_goes_on(smoothed: SmoothedClassifier, data: Images, name: str) -> None:
+    """After the first of three batches, in sizes of its own."""
+    small = {"steps": 2, "samples": 2}
+    chosen = options(name, {option: value for option, value in small.items() if option in ATTACKS[name][1]})
+    parts: list[Attacked] = []
+    attack = make(name, smoothed, "smoothed", chosen)
+    found = attack_runs.run(attack, smoothed, data, INDICES, 10, 2, keep=parts.append)
+    assert [part.columns["indices"].tolist() for part in parts] == [[0, 2], [3, 5], [6]]
+    for size in (2, 3):
+        attack, computed = make(name, smoothed, "smoothed", chosen), list[Attacked]()
+        again = attack_runs.run(attack, smoothed, data, INDICES, 10, size, done=parts[:1], keep=computed.append)
+        assert sum(map(len, computed)) == 3
+        assert all(again.columns[column].equal(values) for column, values in found.columns.items())
+        assert (again.gradients, again.forwards) == (found.gradients, found.forwards)
 
 
 def test_the_base_classifier_as_source_has_no_noise(smoothed: SmoothedClassifier, data: Images) -> None:
@@ -219,6 +251,52 @@ def test_a_file_that_cannot_be_written(
         attack_runs.save(attacked(smoothed, data, 5), {}, tmp_path / "a.safetensors")
 
 
+def test_a_run_is_kept_in_parts(smoothed: SmoothedClassifier, data: Images, tmp_path: Path) -> None:
+    out, settings = tmp_path / "a.safetensors", {"votes": 20, "eps": EPS, "sigma": (0.2,)}
+    assert kept(out, settings, INDICES) == []
+    for begun in (INDICES[:3], INDICES[3:]):
+        attack_runs.keep(out, settings, attacked(smoothed, data, 5, begun))
+    names = sorted(path.name for path in (tmp_path / "a.parts").iterdir())
+    assert names == ["000000000000.safetensors", "000000000005.safetensors"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.parts"]
+    with pytest.raises(FileExistsError, match=r"a\.parts exists: go on with it \(--resume\) or choose another --out"):
+        check_out(out, resume=False)
+    check_out(out, resume=True)
+    (tmp_path / "a.parts/000000000006.partial.safetensors").write_text("half")
+    parts, found = kept(out, settings, INDICES), attacked(smoothed, data, 5)
+    assert [len(part) for part in parts] == [3, 2]
+    assert sum(part.gradients for part in parts) == found.gradients
+    assert all(torch.cat([part.columns[name] for part in parts]).equal(found.columns[name]) for name in found.columns)
+
+    attack_runs.save(found, settings, out)
+    assert [len(part) for part in kept(out, settings, INDICES)] == [5]
+    attack_runs.discard_parts(out)
+    assert list(tmp_path.iterdir()) == [out]
+    attack_runs.discard_parts(out)
+
+
+@pytest.mark.parametrize("name", ["000000000003.safetensors", "notes.txt"])
+def test_what_is_no_part_is_named(smoothed: SmoothedClassifier, data: Images, tmp_path: Path, name: str) -> None:
+    out, settings = tmp_path / "a.safetensors", {"votes": 20, "eps": EPS}
+    attack_runs.keep(out, settings, attacked(smoothed, data, 5, [3]))
+    path, whole = tmp_path / "a.parts" / name, (tmp_path / "a.parts/000000000003.safetensors").read_bytes()
+    assert [len(part) for part in kept(out, settings, [3, 5])] == [1]
+    with pytest.raises(ValueError, match=r"3\.safetensors does not go on where the 0 images before it end"):
+        kept(out, settings, INDICES)  # images 0 and 2 are missing
+    with pytest.raises(
+        ValueError, match=r"made with other settings: eps was 0.06.*, is now 0.5; votes was 20, is now 9$"
+    ):
+        kept(out, {"votes": 9, "eps": 0.5}, [3, 5])
+    for content in (b"", whole[:7], whole[:100], whole[:-1], b"precious data"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} is cut off, or no file of an attack \(.*\): remove it"):
+            kept(out, settings, [3, 5])
+    for about in (None, {"by": "another"}, {"run": "no JSON"}, {"run": "3"}, {"run": '{"settings": {"eps": 1}}'}):
+        save_file({"indices": torch.tensor([3])}, path, about)
+        with pytest.raises(ValueError, match=rf"{name} is cut off, or no file of an attack \(.*\): remove it"):
+            kept(out, settings, [3, 5])
+
+
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     def interrupted() -> None:
         with whole(path) as partial:
@@ -243,9 +321,9 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    require_new(tmp_path / "a.safetensors")
+    check_out(tmp_path / "a.safetensors", resume=False)
     (tmp_path / "a.safetensors").touch()
-    with pytest.raises(FileExistsError, match=r"a\.safetensors exists: choose another --out"):
-        require_new(tmp_path / "a.safetensors")
+    with pytest.raises(FileExistsError, match=r"a\.safetensors exists: go on with it \(--resume\) or choose another"):
+        check_out(tmp_path / "a.safetensors", resume=False)
     with pytest.raises(ValueError, match=r"out is '.*a.pt'; it must end in .safetensors"):
-        require_new(tmp_path / "a.pt")
+        check_out(tmp_path / "a.pt", resume=True)

@@ -378,17 +378,20 @@ def test_a_log_is_never_overwritten_or_mixed(certify: Run, tmp_path: Path) -> No
 
 @pytest.fixture
 def attack(run: Run, toys: Path) -> Run:
-    """A run of the toys; an option that is None is left out."""
+    return lambda *flags, **options: run(*attack_arguments(toys, **options), *flags)
 
-    def call(**options: Any) -> Result:
-        chosen: dict[str, Any] = {
-            "attack": "epgd", "out": "adv.safetensors", "model": "smoothfast_toys:model",
-            "data": "smoothfast_toys:images", "weights": toys / "toy.safetensors", "sigma": 0.3, "eps": "51/255",
-            "steps": 3, "samples": 4, "votes": 50, "precision": "fp32", "batch": 16, "seed": 3, "max": 6,
-        } | options  # fmt: skip
-        return run("attack", *(f"--{name}={value}" for name, value in chosen.items() if value is not None))
 
-    return call
+def attack_arguments(toys: Path, **options: Any) -> list[str]:
+    """An attack on the toys; an option that is None is left out."""
+    chosen: dict[str, Any] = {
+        "attack": "epgd", "out": "adv.safetensors", "model": "smoothfast_toys:model",
+        "data": "smoothfast_toys:images", "weights": toys / "toy.safetensors", "sigma": 0.3, "eps": "51/255",
+        "steps": 3, "samples": 4, "votes": 50, "precision": "fp32", "batch": 16, "seed": 3, "max": 6,
+    } | options  # fmt: skip
+    return ["attack", *(f"--{name}={value}" for name, value in chosen.items() if value is not None)]
+
+
+IN_THREE: dict[str, Any] = {"batch": 1, "samples": 4}  # batches of 2 images
 
 
 def columns_of(path: Path) -> dict[str, torch.Tensor]:
@@ -487,25 +490,87 @@ def test_an_attack_overwrites_nothing_and_leaves_nothing_half(
     attack: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "adv.safetensors").write_text("mine")
-    check_error(attack(), "adv.safetensors exists: choose another --out")
+    check_error(attack(), "adv.safetensors exists: go on with it (--resume) or choose another --out")
     assert (tmp_path / "adv.safetensors").read_text() == "mine"
     monkeypatch.setenv("INTERRUPT_AT", "4")
     assert attack(out="deep/adv.safetensors", picture="deep/adv.png").status == 130
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_an_attack_on_a_full_disk_has_shown_its_tables(
-    attack: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tables", [True, False])
+def test_an_attack_on_a_full_disk_keeps_what_is_written(
+    attack: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: bool
 ) -> None:
-    def full(*_: Any) -> None:
-        raise SafetensorError("No space left on device")
+    def full(columns: dict[str, torch.Tensor], *about: Any) -> None:
+        if len(columns["indices"]) == 6 if tables else 4 in columns["indices"]:
+            raise SafetensorError("No space left on device")
+        save_file(columns, *about)
 
-    monkeypatch.setattr(attack_runs, "save_file", full)
-    result = attack()
+    with monkeypatch.context() as patch:
+        patch.setattr(attack_runs, "save_file", full)
+        result = attack(**IN_THREE)
     assert result.status == 1
     assert "No space left on device" in result.err.splitlines()[-1]
-    assert "| smoothed, 50 votes" in result.out
-    assert list(tmp_path.iterdir()) == []
+    assert ("| smoothed, 50 votes" in result.out) is tables
+    assert list(tmp_path.iterdir()) == [tmp_path / "adv.parts"]
+    assert len(list((tmp_path / "adv.parts").iterdir())) == 2 + tables
+    assert attack("--resume", **IN_THREE).status == 0
+
+
+def test_an_interrupted_attack_resumes_to_the_same_bytes(
+    attack: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = attack("--resume", out="whole.safetensors", **IN_THREE)  # there is nothing to go on with
+    assert whole.status == 0, whole.err
+    monkeypatch.setenv("INTERRUPT_AT", "4")
+    for flags in ([], ["--resume"]):
+        assert attack(*flags, **IN_THREE).status == 130
+        assert len(list((tmp_path / "adv.parts").iterdir())) == 2
+        assert not (tmp_path / "adv.safetensors").exists()
+    check_error(attack(**IN_THREE), "adv.parts exists: go on with it (--resume) or choose another --out")
+    monkeypatch.setenv("INTERRUPT_AT", "2")  # is not attacked again
+    resumed = attack("--resume", **IN_THREE)
+    assert resumed.status == 0, resumed.err
+    assert resumed.out == whole.out
+    assert (tmp_path / "adv.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    monkeypatch.delenv("INTERRUPT_AT")
+    (tmp_path / "adv.parts").mkdir()  # killed before it was gone
+    assert attack("--resume", picture="adv.png", **IN_THREE).out == whole.out  # nothing is left to do
+    assert (tmp_path / "adv.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adv.png", "adv.safetensors", "whole.safetensors"]
+
+
+def test_a_killed_attack_resumes_to_the_same_bytes(attack: Run, toys: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "smoothfast", *attack_arguments(toys, **IN_THREE)]
+    environment = os.environ | {"KILL_AT": "4", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True).returncode == 9
+    assert len(list((tmp_path / "adv.parts").iterdir())) == 2
+    assert attack("--resume", **IN_THREE).status == 0
+    assert attack(out="whole.safetensors", **IN_THREE).status == 0
+    assert (tmp_path / "adv.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_an_attack_goes_on_with_its_own_settings_alone(
+    attack: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INTERRUPT_AT", "4")
+    assert attack(**IN_THREE).status == 130
+    monkeypatch.delenv("INTERRUPT_AT")
+    first, second = sorted((tmp_path / "adv.parts").iterdir())
+    before = [first.read_bytes(), second.read_bytes()]
+    for option, value, old, new in (
+        ("eps", 0.1, "0.2", "0.1"), ("steps", 4, "3", "4"), ("votes", 60, "50", "60"), ("seed", 4, "3", "4"),
+        ("attack", "smoothadv", '"epgd"', '"smoothadv"'), ("source", "base", '"smoothed"', '"base"'),
+        ("max", 5, "6", "5"),
+    ):  # fmt: skip
+        result = attack("--resume", **IN_THREE | {option: value})
+        check_error(result, f"{first.name} was made with other settings: ", f"{option} was {old}, is now {new}")
+    result = attack("--resume", **IN_THREE | {"batch": 2})
+    check_error(result, 'crafted_by was {"micro_batch": 1, ', 'is now {"micro_batch": 2, ', "judged_by was ")
+    assert [first.read_bytes(), second.read_bytes()] == before
+    second.write_bytes(before[1][:-1])
+    check_error(attack("--resume", **IN_THREE), f"adv.parts/{second.name} is cut off, or no file of an attack")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [first.name, second.name, "adv.parts"]
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,15 @@ def test_bad_usage_is_told_once(words: list[str], part: str) -> None:
     assert not Path("run.tsv").exists()
 
 
+def test_an_attack_shares_nothing_out() -> None:
+    words = ["attack", "--attack=fgsm", "--eps=0.1", *(word for word in BASIC if "out" not in word)]
+    failed(Launch().run(2, *words, "--out=deep/adv.safetensors"), "attack runs in one process; torchrun started 2")
+    assert not Path("deep").exists()
+    (alone,) = Launch().run(1, *words, "--out=adv.safetensors")
+    assert alone.status == 0, alone.err
+    assert Path("adv.safetensors").exists()
+
+
 def test_an_unknown_shard_without_torchrun() -> None:
     failed(start([{}], (*METHODS["fixed"], *BASIC, "--shard=pixels")), "shard is 'pixels'")
 

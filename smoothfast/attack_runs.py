@@ -1,31 +1,24 @@
-"""A data set through an attack into a safetensors file: what `smoothfast attack` does."""
+"""A data set through an attack: what `smoothfast attack` does, with files of `attack_files`."""
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .analysis import markdown
+from .attack_files import Attacked
 from .attacks import CW, DDN, EPGD, FGSM, PGD, Attack, MultiTargetedPGD, NAttack, SmoothAdvPGD, Square
 from .data import Labelled
 from .engine import Engine
 from .evaluation import LEVEL, ORDERS, accuracy, base_votes, distances, elected
-from .logs import require_new
 from .passes import Passes
 from .runs import checked_alike, environment
 from .smoothing import SmoothedClassifier, checked_images, pixels
-from .specs import choice, same_settings
+from .specs import choice
 
 
 def _square(model: nn.Module, steps: int = 5000, **own: Any) -> Square:
@@ -87,29 +80,6 @@ def make(name: str, smoothed: SmoothedClassifier, source: str, options: Mapping[
     )
     TARGETED[targeted](attack)
     return attack
-
-
-@dataclass(frozen=True, eq=False)
-class Attacked:
-    """What became of images [N], and what it took.
-
-    Attributes:
-        columns: `adversarial` float32 [N, C, H, W] in [0, 1]; `labels` and `indices` in the data set, int64 [N]; votes
-            by class, int64 [N, K]: `base_clean`, `base_adversarial` (one for each, without noise), `smoothed_clean`,
-            `smoothed_adversarial` (fresh ones); `linf` and `l2` float64 [N], the distances.
-        votes: samples of the smoothed classifier for each image.
-        gradients, forwards: see `Attack`, over all images.
-        environment: see `runs.environment`, where the run began.
-    """
-
-    columns: dict[str, Tensor]
-    votes: int
-    gradients: int
-    forwards: int
-    environment: Mapping[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.columns["labels"])
 
 
 def settle(
@@ -179,85 +149,6 @@ def run(
     )
 
 
-def save(attacked: Attacked, settings: Mapping[str, Any], path: Path) -> None:
-    """Writes the columns, and as metadata `run`: JSON of the settings, the environment, gradients and forward passes.
-
-    In one entry, since safetensors puts several in an order that depends on luck.
-    """
-    about = {
-        "settings": settings,
-        "environment": attacked.environment,
-        "gradients": attacked.gradients,
-        "forwards": attacked.forwards,
-    }
-    try:
-        save_file(attacked.columns, path, {"run": json.dumps(about)})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
-
-
-def read(path: Path, settings: Mapping[str, Any]) -> Attacked:
-    """What `save` wrote.
-
-    Raises:
-        ValueError: it was with other settings (names each), or the file is another's or cut off.
-        OSError: the file cannot be read.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["run"])
-            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = about["settings"]
-        attacked = Attacked(columns, found["votes"], about["gradients"], about["forwards"], about["environment"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is cut off, or no file of an attack ({error}): remove it, or choose another --out"
-        ) from error
-    same_settings(path, found, settings)
-    return attacked
-
-
-def parts_of(out: Path) -> Path:
-    """The folder where each batch of a run is kept until all are done, as a file of its own."""
-    return out.with_suffix(".parts")
-
-
-def keep(out: Path, settings: Mapping[str, Any], part: Attacked) -> None:
-    """Saves a batch; its file is there whole or not at all."""
-    with whole(parts_of(out) / f"{part.columns['indices'][0]:012}.safetensors") as path:
-        save(part, settings, path)
-
-
-def kept(out: Path, settings: Mapping[str, Any], indices: list[int]) -> list[Attacked]:
-    """What is there of a run on the images `indices`: its file, else its batches.
-
-    Raises:
-        ValueError: a file is not as `read` wants it, or not of the images that come next; names it.
-        OSError: a file cannot be read.
-    """
-    folder = parts_of(out)
-    paths = [out] if out.exists() else sorted(folder.iterdir()) if folder.exists() else []
-    parts: list[Attacked] = []
-    for path in paths:
-        if ".partial" in path.suffixes:  # was being written when the run was killed
-            continue
-        part = read(path, settings)
-        begun = sum(map(len, parts))
-        if part.columns["indices"].tolist() != indices[begun : begun + len(part)]:
-            raise ValueError(f"{path} does not go on where the {begun} images before it end: remove it")
-        parts.append(part)
-    return parts
-
-
-def discard_parts(out: Path) -> None:
-    """Of a run that is done."""
-    folder = parts_of(out)
-    if folder.exists():
-        for path in folder.glob("*.safetensors"):
-            path.unlink()
-        folder.rmdir()
-
-
 def tables(attacked: Attacked, name: str) -> str:
     """Accuracies, and what the attack took and how far it went, in markdown. An image is fooled where the smoothed
     classifier was right, and is no more."""
@@ -275,32 +166,3 @@ def tables(attacked: Attacked, name: str) -> str:
     judged = ["classifier", *(f"{which} accuracy ({LEVEL:.0%} interval)" for which in ("clean", "adversarial"))]
     took = ["attack", "gradients per image", "forward passes per image", *heads]
     return f"{markdown(judged, rows)}\n{markdown(took, [[name, *per_image, *moved]])}"
-
-
-def check_out(path: Path, resume: bool) -> None:
-    """Of the file of a run, before there is any work: neither it nor a part is there yet, or they are gone on with."""
-    if path.suffix != ".safetensors":
-        raise ValueError(f"out is {str(path)!r}; it must end in .safetensors")
-    if not resume:
-        require_new(path)
-        require_new(parts_of(path))
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file that is there whole or not at all: where to write what takes the place of `path` in the end.
-
-    Its folder is made and the file opened at once: what cannot be written is known before the work.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial{path.suffix}")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        yield partial
-        partial.chmod(mode)  # safetensors leaves it to its owner alone
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

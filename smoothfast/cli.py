@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import analysis, attack_runs, data, distributed, models, ops, plots, runs
+from . import analysis, attack_files, attack_runs, data, distributed, models, ops, plots, runs
 from .costs import AUTO, COSTS, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
 from .evaluation import elected
@@ -265,7 +265,7 @@ def attack(
     if votes < 1:
         raise ValueError(f"votes is {votes}; it must be at least 1")
     choice("runner", runner, AUTO)
-    attack_runs.check_out(out, resume)
+    attack_files.check_out(out, resume)
     if picture is not None:
         plots.require_format(picture, "picture")
     smoothed, images, indices, settings = _prepared(
@@ -273,8 +273,8 @@ def attack(
         max_batch=batch, runner=runner, device=device,
     )  # fmt: skip
     crafted = attack_runs.make(name, smoothed, source, options)
-    with nullcontext() if picture is None else attack_runs.whole(picture) as drawing:
-        with attack_runs.whole(out) as tensors:
+    with nullcontext() if picture is None else attack_files.whole(picture) as drawing:
+        with attack_files.whole(out) as tensors:
             image = checked_images(images[indices[0]][0][None])
             console.print(f"{len(indices):,} images, {name} on the {source} classifier: {json.dumps(options)}")
             with console.status("preparing the base classifier"):
@@ -286,12 +286,12 @@ def attack(
             by = {"runner": passes.runner, "precision": passes.precision, "micro_batch": passes.micro_batch}
             settings |= {"command": "attack", "attack": name, "source": source, "votes": votes} | options
             settings |= {"crafted_by": by, "judged_by": engine.meta}
-            done = attack_runs.kept(out, settings, indices)
-            keep = partial(attack_runs.keep, out, settings)
+            done = attack_files.kept(out, settings, indices)
+            keep = partial(attack_files.keep, out, settings)
             attacked = attack_runs.run(crafted, smoothed, images, indices, votes, size, bar, done, keep)
             print(attack_runs.tables(attacked, name))
-            attack_runs.save(attacked, settings, tensors)
-        attack_runs.discard_parts(out)
+            attack_files.save(attacked, settings, tensors)
+        attack_files.discard_parts(out)
         if drawing is not None:
             _draw(images, attacked, drawing)
     console.print(f"written: {', '.join(str(path) for path in (out, picture) if path is not None)}")
@@ -555,7 +555,7 @@ def _show(logs: list[Path], picture: Path | None = None) -> None:
     console.print(f"written: {', '.join(written)}")
 
 
-def _draw(source: data.Labelled, attacked: attack_runs.Attacked, path: Path) -> None:
+def _draw(source: data.Labelled, attacked: attack_files.Attacked, path: Path) -> None:
     """The first images, their perturbations and the class that they end with."""
     columns = {name: values[:PICTURED] for name, values in attacked.columns.items()}
     clean = pixels(torch.stack([source[index][0] for index in columns["indices"].tolist()]))

@@ -13,20 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from smoothfast import SmoothedClassifier, attack_runs
-from smoothfast.attack_runs import (
-    ATTACKS,
-    FULL,
-    MEMORY,
-    Attacked,
-    at_once,
-    check_out,
-    kept,
-    make,
-    options,
-    settle,
-    whole,
-)
+from smoothfast import SmoothedClassifier, attack_files, attack_runs
+from smoothfast.attack_files import Attacked, check_out, kept, whole
+from smoothfast.attack_runs import ATTACKS, FULL, MEMORY, at_once, make, options, settle
 from smoothfast.attacks import Square
 from smoothfast.data import Images
 from smoothfast.evaluation import base_votes, distances
@@ -230,7 +219,7 @@ def test_options_that_an_attack_does_not_take(name: str, given: dict[str, Any], 
 
 def test_a_file_holds_columns_and_settings(smoothed: SmoothedClassifier, data: Images, tmp_path: Path) -> None:
     found = attacked(smoothed, data, 5)
-    attack_runs.save(found, {"eps": EPS, "attack": "epgd"}, tmp_path / "a.safetensors")
+    attack_files.save(found, {"eps": EPS, "attack": "epgd"}, tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         about = json.loads(file.metadata()["run"])
         assert set(file.keys()) == set(found.columns)
@@ -246,16 +235,16 @@ def test_a_file_that_cannot_be_written(
     def full(*_: object) -> None:
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(attack_runs, "save_file", full)
+    monkeypatch.setattr(attack_files, "save_file", full)
     with pytest.raises(OSError, match=r"cannot write .*a.safetensors: No space left"):
-        attack_runs.save(attacked(smoothed, data, 5), {}, tmp_path / "a.safetensors")
+        attack_files.save(attacked(smoothed, data, 5), {}, tmp_path / "a.safetensors")
 
 
 def test_a_run_is_kept_in_parts(smoothed: SmoothedClassifier, data: Images, tmp_path: Path) -> None:
     out, settings = tmp_path / "a.safetensors", {"votes": 20, "eps": EPS, "sigma": (0.2,)}
     assert kept(out, settings, INDICES) == []
     for begun in (INDICES[:3], INDICES[3:]):
-        attack_runs.keep(out, settings, attacked(smoothed, data, 5, begun))
+        attack_files.keep(out, settings, attacked(smoothed, data, 5, begun))
     names = sorted(path.name for path in (tmp_path / "a.parts").iterdir())
     assert names == ["000000000000.safetensors", "000000000005.safetensors"]
     assert list(tmp_path.iterdir()) == [tmp_path / "a.parts"]
@@ -268,17 +257,17 @@ def test_a_run_is_kept_in_parts(smoothed: SmoothedClassifier, data: Images, tmp_
     assert sum(part.gradients for part in parts) == found.gradients
     assert all(torch.cat([part.columns[name] for part in parts]).equal(found.columns[name]) for name in found.columns)
 
-    attack_runs.save(found, settings, out)
+    attack_files.save(found, settings, out)
     assert [len(part) for part in kept(out, settings, INDICES)] == [5]
-    attack_runs.discard_parts(out)
+    attack_files.discard_parts(out)
     assert list(tmp_path.iterdir()) == [out]
-    attack_runs.discard_parts(out)
+    attack_files.discard_parts(out)
 
 
 @pytest.mark.parametrize("name", ["000000000003.safetensors", "notes.txt"])
 def test_what_is_no_part_is_named(smoothed: SmoothedClassifier, data: Images, tmp_path: Path, name: str) -> None:
     out, settings = tmp_path / "a.safetensors", {"votes": 20, "eps": EPS}
-    attack_runs.keep(out, settings, attacked(smoothed, data, 5, [3]))
+    attack_files.keep(out, settings, attacked(smoothed, data, 5, [3]))
     path, whole = tmp_path / "a.parts" / name, (tmp_path / "a.parts/000000000003.safetensors").read_bytes()
     assert [len(part) for part in kept(out, settings, [3, 5])] == [1]
     with pytest.raises(ValueError, match=r"3\.safetensors does not go on where the 0 images before it end"):

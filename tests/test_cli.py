@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 
-from smoothfast import SmoothedClassifier, attack_runs, cli, logs, ops, runs
+from smoothfast import SmoothedClassifier, attack_files, cli, logs, ops, runs
 from smoothfast.attacks import EPGD
 from smoothfast.evaluation import base_votes
 from smoothfast.logs import read_log
@@ -507,7 +507,7 @@ def test_an_attack_on_a_full_disk_keeps_what_is_written(
         save_file(columns, *about)
 
     with monkeypatch.context() as patch:
-        patch.setattr(attack_runs, "save_file", full)
+        patch.setattr(attack_files, "save_file", full)
         result = attack(**IN_THREE)
     assert result.status == 1
     assert "No space left on device" in result.err.splitlines()[-1]

@@ -42,8 +42,7 @@ class PGD(Attack):
             loss, measured on samples that no gradient has seen.
         loss: "ce" (cross-entropy), "margin" or "dlr" (see `losses`).
         legacy_accumulate: step along the sum of the gradients of all steps so far, as the published code of Nemcovsky
-            et al. 2019 does, which never clears the gradient of the image: another, usually weaker attack
-            (docs/attacks.md).
+            et al. 2019 does, which never clears the gradient of the image: another attack (docs/attacks.md).
         options: see `Options`.
     """
 
@@ -84,7 +83,7 @@ class PGD(Attack):
             found = self._climb(passes, images, pursued, ids, run)
             if len(runs) == 1:
                 return found
-            reached = self._reached(passes, found, classes, ids, (len(runs) * self.steps + run) * self.samples)
+            reached = self._reached(passes, found, classes, ids, len(runs) * self.steps * self.samples)
             better = reached > highest
             best, highest = torch.where(better.view(-1, 1, 1, 1), found, best), torch.where(better, reached, highest)
         return best

@@ -1,4 +1,4 @@
-"""The strength of attacks on test images, beside torchattacks, and within certified balls. Figures: docs/records.md."""
+"""The strength of attacks on test images, beside torchattacks, and within certified balls. Figures: docs/attacks.md."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Noisy(nn.Module):
 
 
 def report(name: str, correct: Tensor) -> None:
-    """A row of docs/records.md, of images that are right (1) or not (0)."""
+    """A row for docs/attacks.md, of images that are right (1) or not (0)."""
     print(f"| {name} | {accuracy(one_hot(correct, 2), torch.ones_like(correct), 0.99)} |", flush=True)
 
 

@@ -39,7 +39,7 @@ class PGD(Attack):
         samples: noisy copies behind each gradient, which is the mean of theirs; that is `EPGD`.
         norm: "linf", or "l2", where a step is alpha g / |g|.
         restarts: attacks from other starts and with other noise, of which each image keeps the one with the largest
-            loss, measured on samples that no gradient has seen.
+            loss, measured on the same samples for all, which no gradient has seen.
         loss: "ce" (cross-entropy), "margin" or "dlr" (see `losses`).
         legacy_accumulate: step along the sum of the gradients of all steps so far, as the published code of Nemcovsky
             et al. 2019 does, which never clears the gradient of the image: another attack (docs/attacks.md).

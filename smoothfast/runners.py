@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch._inductor.config
@@ -23,6 +23,7 @@ from .specs import choice
 
 RUNNERS = ("eager", "compiled", "openvino")
 
+Made = TypeVar("Made")
 Runner = Callable[..., Any]  # replicas [B, C, H, W], and what the network takes beside them
 
 
@@ -190,6 +191,39 @@ def _asking(request: Any, dtype: torch.dtype) -> Runner:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     return run
+
+
+class Kept(Generic[Made]):
+    """What is made for a runner, as long as its key stays the same; and, as long, which runner declined."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Any, Made | DeclinedError]] = {}
+
+    def first(self, runners: list[str], key: Callable[[str], Any], make: Callable[[str], Made]) -> Made:
+        """By the first of some runners that does not decline. One that does is named in a warning, the last one raises.
+
+        Args:
+            key: of a runner, what is made for it now.
+            make: makes it for a runner.
+        """
+        *preferred, last = runners
+        for runner in preferred:
+            try:
+                return self._made(runner, key(runner), make)
+            except DeclinedError as error:
+                warnings.warn(f"{error}; the next runner takes its place", stacklevel=5)
+        return self._made(last, key(last), make)
+
+    def _made(self, runner: str, key: Any, make: Callable[[str], Made]) -> Made:
+        if self._kept.get(runner, (None,))[0] != key:
+            try:
+                self._kept[runner] = key, make(runner)
+            except DeclinedError as error:
+                self._kept[runner] = key, error
+        made = self._kept[runner][1]
+        if isinstance(made, DeclinedError):
+            raise made
+        return made
 
 
 def fingerprint(base: nn.Module, runner: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from .costs import AUTO, Network, candidates, measure
 from .engine import Engine, Job, resolve_precision
 from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
 from .procedures import Count, Decision, Procedure, certify_procedure, predict_procedure
-from .runners import DeclinedError, device_of, fingerprint
+from .runners import Kept, device_of, fingerprint
 from .specs import at_least, choice
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class SmoothedClassifier(nn.Module):
         self.precision, self.max_batch, self.runner, self.clip = precision, max_batch, runner, clip
         self.deterministic = deterministic
         self.training = base.training  # packages that put back the mode they found would train the base classifier
-        self._engines: dict[str, tuple[Any, Engine | DeclinedError]] = {}
+        self._engines = Kept[Engine]()
         self._network: tuple[Any, Network] | None = None
         self.reset()
 
@@ -305,13 +306,9 @@ class SmoothedClassifier(nn.Module):
         Args:
             passes: forward passes that are to come; runner "auto" chooses by them.
         """
-        *preferred, last = self._candidates(images, passes)
-        for runner in preferred:
-            try:
-                return self._built(images, runner)
-            except DeclinedError as error:
-                warnings.warn(f"{error}; the next runner takes its place", stacklevel=4)
-        return self._built(images, last)
+        return self._engines.first(
+            self._candidates(images, passes), partial(self._engine_key, images), partial(self._build, images)
+        )
 
     def _candidates(self, images: Tensor, passes: int) -> list[str]:
         if self.runner != "auto":
@@ -326,21 +323,9 @@ class SmoothedClassifier(nn.Module):
             self._network = key, measure(self.base, tuple(images.shape[1:]))
         return self._network[1]
 
-    def _built(self, images: Tensor, runner: str) -> Engine:
-        key = self._engine_key(images, runner)
-        if self._engines.get(runner, (None,))[0] != key:
-            try:
-                self._engines[runner] = key, self._build(images, runner)
-            except DeclinedError as error:
-                self._engines[runner] = key, error
-        engine = self._engines[runner][1]
-        if isinstance(engine, DeclinedError):
-            raise engine
-        return engine
-
     def _build(self, images: Tensor, runner: str) -> Engine:
         if self.base.training:
-            warnings.warn("the base classifier is in train mode; it runs in eval mode here", stacklevel=6)
+            warnings.warn("the base classifier is in train mode; it runs in eval mode here", stacklevel=7)
         dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
         sigma, (channels, height, width) = tuple(self.sigma.tolist()), images.shape[1:]
         if len(sigma) not in (1, channels):
@@ -394,7 +379,7 @@ class SmoothedClassifier(nn.Module):
         return torch.from_numpy(values.astype(np.int64 if integer else np.float64).reshape(shape))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_engines": {}, "_network": None}  # made anew where they are needed
+        return self.__dict__ | {"_engines": Kept[Engine](), "_network": None}  # made anew where they are needed
 
     def _law(self, dtype: torch.dtype, sigma: tuple[float, ...]) -> Law:
         noise = self.noise or ("lattice" if dtype == torch.uint8 else "gaussian")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from ..losses import Loss, cross_entropy
 from ..noise import MAX_SAMPLE_ID, Stream, gaussian_law, no_noise, stream_key, uniforms
 from ..packing import BLOCK
 from ..passes import Passes
-from ..runners import DeclinedError, device_of, fingerprint
+from ..runners import Kept, device_of, fingerprint
 from ..smoothing import SmoothedClassifier, checked_ids, checked_labels, pixels
 from ..soft import SoftClassifier
 from ..specs import at_least, choice
@@ -106,7 +105,7 @@ class Attack(ABC):
         self.gradients = self.forwards = 0
         self._takes_normalized = False
         self._targets: Targets | None = None
-        self._made: dict[str, tuple[Any, Passes | DeclinedError]] = {}
+        self._kept = Kept[Passes]()
 
     def __call__(
         self, images: Tensor, labels: Sequence[int] | Tensor, image_ids: Sequence[int] | Tensor | None = None
@@ -225,13 +224,9 @@ class Attack(ABC):
         Args:
             count: images that are to come, in however many calls; runner "auto" chooses by them.
         """
-        *preferred, last = self._candidates(images, count)
-        for runner in preferred:
-            try:
-                return self._built(images, count, runner)
-            except DeclinedError as error:
-                warnings.warn(f"{error}; the next runner takes its place", stacklevel=4)
-        return self._built(images, count, last)
+        return self._kept.first(
+            self._candidates(images, count), partial(self._key, images, count), partial(self._build, images, count)
+        )
 
     def _candidates(self, images: Tensor, count: int) -> list[str]:
         device = device_of(self.base)
@@ -243,27 +238,19 @@ class Attack(ABC):
         passes = count * self.draws * self.samples * (1 + ("backward" in self.needs))
         return candidates(network, passes, resolve_precision(self.precision, device), device)
 
-    def _built(self, images: Tensor, count: int, runner: str) -> Passes:
-        """Kept where the weights are frozen in; anew where code of the model may have changed, which nobody sees."""
+    def _key(self, images: Tensor, count: int, runner: str) -> Any:
+        if runner == "eager":
+            return object()  # made anew: code of the model may have changed, which nobody sees
         batch = self._micro_batch(images, count, runner)
-        key = fingerprint(self.base, runner), images.shape[1:], batch, self.normalize, self.loss, self.average
-        if runner == "eager" or self._made.get(runner, (None,))[0] != key:
-            try:
-                self._made[runner] = key, self._build(images, runner, batch)
-            except DeclinedError as error:
-                self._made[runner] = key, error
-        passes = self._made[runner][1]
-        if isinstance(passes, DeclinedError):
-            raise passes
-        return passes
+        return fingerprint(self.base, runner), images.shape[1:], batch, self.normalize, self.loss, self.average
 
-    def _build(self, images: Tensor, runner: str, micro_batch: int | None) -> Passes:
+    def _build(self, images: Tensor, count: int, runner: str) -> Passes:
         channels, height, width = images.shape[1:]
         if len(self.law.sigma) not in (1, channels):
             raise ValueError(f"sigma has {len(self.law.sigma)} entries; the images have {channels} channels")
         passes = Passes(
             self.base, self.law, (channels, height, width), self.seed, self.loss, self.average, self.normalize,
-            self.clip, self.precision, runner, micro_batch, self.replicas_per_forward,
+            self.clip, self.precision, runner, self._micro_batch(images, count, runner), self.replicas_per_forward,
         )  # fmt: skip
         for how in self.needs:
             passes.prepare(how, self.columns)

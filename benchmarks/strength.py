@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from smoothfast.attacks import EPGD, PGD, Attack, SmoothAdvPGD
-from smoothfast.evaluation import elected
-from smoothfast.smoothing import SmoothedClassifier
+from smoothfast.smoothing import SmoothedClassifier, elected
 
 from . import harness
 

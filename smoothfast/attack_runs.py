@@ -14,10 +14,10 @@ from .attack_files import Attacked
 from .attacks import CW, DDN, EPGD, FGSM, PGD, Attack, MultiTargetedPGD, NAttack, SmoothAdvPGD, Square
 from .data import Labelled
 from .engine import Engine
-from .evaluation import LEVEL, ORDERS, accuracy, base_votes, distances, elected
+from .evaluation import LEVEL, ORDERS, accuracy, base_votes, distances
 from .passes import Passes
 from .runs import checked_alike, environment
-from .smoothing import SmoothedClassifier, checked_images, pixels
+from .smoothing import SmoothedClassifier, checked_images, elected, pixels
 from .specs import choice
 
 

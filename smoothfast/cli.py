@@ -20,7 +20,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import analysis, attack_files, attack_runs, data, distributed, models, ops, plots, runs
 from .costs import AUTO, COSTS, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
-from .evaluation import elected
 from .logs import read_log
 from .losses import LOSSES
 from .noise import Stream
@@ -34,7 +33,7 @@ from .procedures import (
     predict_procedure,
 )
 from .reference import NORMS
-from .smoothing import NOISES, SmoothedClassifier, checked_images, pixels
+from .smoothing import NOISES, SmoothedClassifier, checked_images, elected, pixels
 from .specs import choice, fraction
 from .statistics import TOP_SHARE
 from .training import PRECISIONS as TRAINING_PRECISIONS

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from .noise import no_noise
 from .passes import Passes
-from .procedures import ABSTAIN
-from .smoothing import SmoothedClassifier, pixels
+from .smoothing import SmoothedClassifier, elected, pixels
 from .specs import choice
 from .statistics import clopper_pearson_lower, clopper_pearson_upper
 
@@ -69,11 +68,6 @@ def accuracy(votes: Tensor, labels: Sequence[int] | Tensor, level: float = LEVEL
     correct = int((elected(votes) == truth.to(votes.device)).sum())
     bounds = (bound(correct, len(votes), (1 - level) / 2) for bound in (clopper_pearson_lower, clopper_pearson_upper))
     return Accuracy(correct, len(votes), *map(float, bounds))
-
-
-def elected(votes: Tensor) -> Tensor:
-    """The class with most of the votes [N, K], int64 [N]: the first of several, ABSTAIN where none has any."""
-    return votes.argmax(1).masked_fill(votes.sum(1) == 0, ABSTAIN)
 
 
 def base_votes(model: nn.Module, images: Tensor, max_batch: int | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from . import ops
 from .costs import AUTO, Network, candidates, measure
 from .engine import Engine, Job, resolve_precision
 from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
-from .procedures import Count, Decision, Procedure, certify_procedure, predict_procedure
+from .procedures import ABSTAIN, Count, Decision, Procedure, certify_procedure, predict_procedure
 from .runners import Kept, device_of, fingerprint
 from .specs import at_least, choice
 
@@ -413,6 +413,11 @@ class _WithoutGradient(torch.autograd.Function):
             "voting is 'prediction', and votes have no gradient: give a gradient attack of another package "
             "model.differentiable() in place of the model, or take one of smoothfast.attacks, which need no such thing"
         )
+
+
+def elected(votes: Tensor) -> Tensor:
+    """The class with most of the votes [N, K], int64 [N]: the first of several, ABSTAIN where none has any."""
+    return votes.argmax(1).masked_fill(votes.sum(1) == 0, ABSTAIN)
 
 
 def is_sound(engine: Engine) -> bool:

@@ -15,7 +15,8 @@ from torch.nn.functional import one_hot
 import smoothfast as sf
 from smoothfast import data, models
 from smoothfast.attacks import DDN, EPGD, PGD, Attack, NAttack, SmoothAdvPGD, Square
-from smoothfast.evaluation import accuracy, base_votes, elected
+from smoothfast.evaluation import accuracy, base_votes
+from smoothfast.smoothing import elected
 from smoothfast.weights import DEMO, read_weights
 
 pytestmark = pytest.mark.slow

@@ -9,9 +9,10 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from smoothfast import ABSTAIN, SmoothedClassifier
-from smoothfast.evaluation import accuracy, base_votes, distances, elected
+from smoothfast.evaluation import accuracy, base_votes, distances
 from smoothfast.noise import gaussian_law
 from smoothfast.passes import Passes
+from smoothfast.smoothing import elected
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

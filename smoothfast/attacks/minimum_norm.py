@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from .. import ops
-from ..evaluation import elected
 from ..losses import capped_margin, margin
 from ..passes import Outcome, Passes
 from ..reference import norms
+from ..smoothing import elected
 from ..specs import at_least, not_negative, positive
 from . import tanh_space
 from .attack import Attack, Options

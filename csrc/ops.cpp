@@ -21,6 +21,10 @@ TORCH_LIBRARY(smoothfast, m) {
       "attack_step(Tensor(a0!) adversarial, Tensor images, Tensor gradients, str norm, float alpha, float eps, "
       "float low, float high) -> ()",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "perturb_weights(Tensor weights, Tensor scales, Tensor factors, Tensor tiles, Tensor passes, Tensor key, "
+      "ScalarType dtype) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
 }
 
 namespace {

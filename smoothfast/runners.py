@@ -92,12 +92,16 @@ def copies(base: nn.Module, count: int) -> list[nn.Module]:
 
     Where it cannot be copied, one that lets in a call at a time takes their place.
     """
-    weights = {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())}
     try:
-        return [base, *(deepcopy(base, dict(weights)) for _ in range(count - 1))]
+        return [base, *(shared_copy(base) for _ in range(count - 1))]
     except Exception as error:  # of whatever stands in the attributes of somebody's module
         warnings.warn(f"the base classifier cannot be copied, and so keeps one core busy: {error}", stacklevel=2)
         return [OneAtATime(base)] * count
+
+
+def shared_copy(base: nn.Module) -> nn.Module:
+    """A copy of a module that shares all parameters and buffers with it."""
+    return deepcopy(base, {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())})
 
 
 class OneAtATime(nn.Module):

@@ -383,6 +383,11 @@ def noisy_layers(model: nn.Module) -> list[Drawn]:
     return [part for part in model.modules() if isinstance(part, Drawn)]
 
 
+def draws_noise(model: nn.Module) -> bool:
+    """Whether a network has noise that is switched on."""
+    return any(part.noisy for part in noisy_layers(model))
+
+
 def noise_parameters(model: nn.Module) -> list[nn.Parameter]:
     """What is learned about noise: alpha, diagonal and factors of all layers. Weight decay would drive them to 0 (He et
     al. 2019)."""

@@ -162,6 +162,7 @@ def openvino_runners(
         replicas, *others = examples
         exported = torch.export.export(network, (torch.zeros(replicas.shape), *others))
         model = openvino.convert_model(exported)
+        model.reshape({place: list(tensor.shape) for place, tensor in enumerate(examples)})  # weights need it
         steps = import_module("openvino.preprocess").PrePostProcessor(model)
         # Pixels [rows, H, W, C], as the noise kernel writes them in channels_last; so are their gradients.
         images = [output for output in range(len(model.outputs)) if len(model.output(output).partial_shape) == 4]
@@ -235,7 +236,9 @@ def fingerprint(base: nn.Module, runner: str) -> Any:
     # Other runners than eager have the weights frozen in, so their versions are part of what it is.
     tensors = list(base.state_dict(keep_vars=True).values())
     weights = [(t.data_ptr(), t._version) for t in tensors]
-    parts = [(id(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in base.modules()]
+    parts = [
+        (id(m), len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, "noisy", None)) for m in base.modules()
+    ]
     # A write through .data leaves the version as it was.
     checksum = sum(float(t.detach().double().sum()) for t in tensors) if runner != "eager" else None
     return runner, parts, weights, checksum, torch.get_num_threads(), os.getpid()  # a fork has no threads

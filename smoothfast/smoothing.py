@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from . import ops
 from .costs import AUTO, Network, candidates, measure
-from .engine import Engine, Job, resolve_precision
+from .engine import Engine, Job, default_micro_batch, resolve_precision
+from .layers import draws_noise
 from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
 from .procedures import ABSTAIN, Count, Decision, Procedure, certify_procedure, predict_procedure
 from .runners import Kept, device_of, fingerprint
@@ -339,13 +340,20 @@ class SmoothedClassifier(nn.Module):
             self.seed,
             self.normalize,
             self.precision,
-            self.max_batch,
+            self._micro_batch(images),
             runner,
             self.clip,
         )
 
+    def _micro_batch(self, images: Tensor) -> int | None:
+        """Where only one sample of an image can be in a micro-batch, no larger than there are images."""
+        if self.max_batch is not None or not draws_noise(self.base):
+            return self.max_batch
+        usual = default_micro_batch(images.shape[1:], device_of(self.base))
+        return min(usual, 2 ** (max(1, len(images)) - 1).bit_length())
+
     def _engine_key(self, images: Tensor, runner: str) -> Any:
-        choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.clip)
+        choices = (self.seed, self.normalize, self.noise, self.precision, self._micro_batch(images), self.clip)
         kind = (images.shape[1:], images.dtype == torch.uint8, tuple(self.sigma.tolist()))
         return fingerprint(self.base, runner), kind, choices
 

@@ -18,7 +18,7 @@ from .noise import Stream, within
 from .runners import shared_copy
 
 
-class DrawnNetwork:
+class NoisyNetwork:
     """A base classifier and its noise.
 
     Attributes:

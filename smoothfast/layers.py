@@ -134,9 +134,7 @@ class CNI(WeightNoise):
     factors: nn.Parameter
 
     def add_noise(self, rank: int = RANK, layer: int = 0, seed: int = 0) -> None:
-        at_least(0, rank=rank)
-        if rank > TILE:
-            raise ValueError(f"rank is {rank}; it must be at most {TILE}")
+        _check_rank(rank)
         self.diagonal = nn.Parameter(torch.full_like(self.weight, DIAGONAL))
         self.factors = nn.Parameter(self.weight.new_full((rank, *self.weight.shape), FACTOR))
         self.start(layer, seed)
@@ -240,6 +238,12 @@ CONVOLUTIONS: dict[str, type[PNIConv2d | CNIConv2d]] = {"pni": PNIConv2d, "cni":
 LINEARS: dict[str, type[PNILinear | CNILinear]] = {"pni": PNILinear, "cni": CNILinear}
 
 
+def _check_rank(rank: int) -> None:
+    at_least(0, rank=rank)
+    if rank > TILE:
+        raise ValueError(f"rank is {rank}; it must be at most {TILE}")
+
+
 @dataclass(frozen=True)
 class Bank:
     """The weights of several layers with the scales and factors of their noise, as `ops.perturb_weights` takes them.
@@ -270,7 +274,7 @@ class Bank:
         rank = max(len(part) for part in factors)
         counts = [_tiles(len(weight.flatten())) for weight in weights]
         device = weights[0].device
-        layers = torch.arange(first, first + len(counts)).repeat_interleave(torch.tensor(counts))
+        layers = torch.cat([torch.full((count,), layer) for layer, count in enumerate(counts, first)])
         numbers = torch.cat([torch.arange(count) for count in counts])
         return Bank(
             torch.cat([_tiled(weight.flatten()) for weight in weights]),
@@ -341,6 +345,9 @@ def inject_noise(
     """
     choice("kind", kind, KINDS)
     choice("linear", linear, KINDS)
+    choice("granularity", granularity, GRANULARITIES)
+    _check_rank(rank)
+    stream_key(seed, Stream.FORWARD)  # checks it
     if noisy_layers(model):
         raise ValueError("model has noise in it already; remove_noise(model) takes it out")
     plain = [part for part in model.modules() if type(part) in (nn.Conv2d, nn.Linear)]

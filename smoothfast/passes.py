@@ -126,10 +126,15 @@ class Passes:
             classifiers that draw noise in ways unknown here, once in a forward pass: 1 makes the draws of the samples
             of an image independent. Images beside each other share them. Those of `layers` need no such thing.
 
+    Attributes:
+        origin: the sample number in the stream ATTACK that requests count theirs from; whoever asks sets it.
+
     Raises:
         ValueError: an argument is out of its range, or the base classifier does not return [B, K].
         DeclinedError: the runner cannot take the base classifier.
     """
+
+    origin = 0
 
     def __init__(
         self,
@@ -167,7 +172,7 @@ class Passes:
     def outcomes(
         self, images: Tensor, classes: Tensor, image_ids: Tensor, first: int, samples: int, how: str = "forward"
     ) -> Outcome:
-        """What `samples` noisy copies of each image give, those numbered from `first` on in the stream ATTACK.
+        """What `samples` noisy copies of each image give, those from number `origin` + `first` on in the stream ATTACK.
 
         Args:
             images: float32 [N, C, H, W].
@@ -177,7 +182,7 @@ class Passes:
                 average "probabilities": the gradient of the mean of p(x + noise) is that of p noise / sigma^2 (Stein
                 1981), here with the same weights p (Salman et al. 2019, section 4.1).
         """
-        request = Request(images, classes if classes.dim() == 2 else classes[:, None], image_ids, first)
+        request = Request(images, classes if classes.dim() == 2 else classes[:, None], image_ids, self.origin + first)
         self.prepare(how, request.classes.shape[1])
         sums = Sums(
             images.new_full((len(images),), -torch.inf),

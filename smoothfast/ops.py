@@ -157,7 +157,7 @@ def perturb_weights(
         weights: float32 [T, 64].
         scales: float32 [T, 64], standard deviations.
         factors: float32 [r, T, 64], r at most 64.
-        tiles: int64 [2, T], the layer of each tile, below 2**32, and its number within the layer.
+        tiles: int64 [2, T], the layer of each tile, below 2**32, and its number within the layer, below 2**28.
         passes: int64 [P], below 2**40.
         key: int64 [2] from `noise.within`.
         dtype: float32, bfloat16 or float16.

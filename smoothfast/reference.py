@@ -18,6 +18,7 @@ from .noise import MAX_IMAGE_ID, MAX_SAMPLE_ID, Stream
 WORD = 0xFFFFFFFF
 VERSION = 1
 LANES = 256
+MAX_TILE = 2**28 - 1  # of a layer: its blocks have 32-bit numbers
 LOW_RANK = 2**32  # what is added to the number of a layer for the normals that all its weights share
 MARGIN = 2.0**-28  # of an l2 ball, kept free for the roundings of its norm
 
@@ -50,9 +51,8 @@ def noisy_replicas(
     """Row r is (images[slots[r]] + noise of (image_ids[r], sample_ids[r])) * scale + shift; zeros if slots[r] < 0."""
     arguments.check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, dtype)
     live = slots >= 0
-    for name, ids, end in (("image_ids", image_ids, MAX_IMAGE_ID), ("sample_ids", sample_ids, MAX_SAMPLE_ID)):
-        if (live & ((ids < 0) | (ids > end))).any():
-            raise ValueError(f"noisy_replicas: {name} must lie in 0 .. {end}")
+    _check_range("noisy_replicas", "image_ids", image_ids[live], MAX_IMAGE_ID)
+    _check_range("noisy_replicas", "sample_ids", sample_ids[live], MAX_SAMPLE_ID)
     shape = images.shape[1:]
     sample = LAWS[law](math.prod(shape), image_ids, sample_ids, key, table).view(len(slots), *shape)
     noisy = (images[slots.clamp(min=0)].double() + sample).float()
@@ -109,6 +109,9 @@ def perturb_weights(
     are the first normals of image 2^32 + layer."""
     arguments.check_perturb_weights(weights, scales, factors, tiles, passes, key, dtype)
     layers, numbers = tiles
+    _check_range("perturb_weights", "tiles[0]", layers, WORD)
+    _check_range("perturb_weights", "tiles[1]", numbers, MAX_TILE)
+    _check_range("perturb_weights", "passes", passes, MAX_SAMPLE_ID)
     own = _normals(_tile_words(numbers, layers, passes, key))
     shared = _normals(_tile_words(torch.zeros_like(numbers), layers + LOW_RANK, passes, key))
     # One rounding each, as the fused multiply-adds of the kernels: the float64 sums are exact or nearly so.
@@ -116,6 +119,11 @@ def perturb_weights(
     for factor, normal in zip(factors, shared.unbind(-1), strict=False):
         noisy = (noisy.double() + factor.double() * normal.double().unsqueeze(-1)).float()
     return noisy.to(dtype)
+
+
+def _check_range(op: str, name: str, values: Tensor, end: int) -> None:
+    if ((values < 0) | (values > end)).any():
+        raise ValueError(f"{op}: {name} must lie in 0 .. {end}")
 
 
 def _tile_words(numbers: Tensor, layers: Tensor, passes: Tensor, key: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from .noisy_network import NoisyNetwork
 from .procedures import Decision, Draw, Procedure, Votes
 from .runners import device_of, evaluating, make_runners, micro_batch_of, strict_arithmetic
 from .specs import choice
+from .voting import PREDICTION, Voting
 
 SLOTS = 4  # images in flight at most, in micro-batches of all lanes: images that need few samples fill them too
 
@@ -85,7 +86,7 @@ class _Rows:
 
 @dataclass(eq=False)
 class _Drawn:
-    """Flights whose draws were handed out whole; votes [flights, K + 1] are on their way, a part from each lane."""
+    """Flights whose draws were handed out whole; votes [flights, V K + 1] are on their way, a part from each lane."""
 
     flights: list[_Flight]
     parts: list[tuple[Lane, Future[Transfer]]]
@@ -129,6 +130,9 @@ class Engine:
             device.
         runner: "eager", "compiled" (torch.compile with frozen weights) or "openvino" (CPU).
         clip: clamp noisy images to their range; then part of the function.
+        votings: voting rules, V of them, of which each counts every pass. Procedures are handed [V K + 1]: counts by
+            rule and class in units of the rule, then the rows without a vote. Those of `procedures` that test or bound
+            anything take votes of "prediction" alone.
 
     Raises:
         ValueError: an argument is out of its range, or the base classifier does not return [B, num_classes].
@@ -147,6 +151,7 @@ class Engine:
         micro_batch: int | None = None,
         runner: str = "eager",
         clip: bool = False,
+        votings: Sequence[Voting] = (PREDICTION,),
     ) -> None:
         self.base, self.shape, self.num_classes, self.seed, self.clip = base, shape, num_classes, seed, clip
         self.device = device_of(base)
@@ -162,6 +167,7 @@ class Engine:
         self.image_dtype = image_dtype
         self.net = NoisyNetwork(base)
         self.law = law.to(self.device)
+        self.votings = [voting.to(self.device) for voting in votings]
         self.scale, self.shift = (t.to(self.device) for t in ops.affine(normalize, shape[0], image_dtype))
         self._running = False
         self.lanes = make_lanes(self.device)
@@ -314,7 +320,8 @@ class Engine:
         with strict_arithmetic(self.device):
             logits = lane.run_base(replicas, *noise)
         self._check_shape(logits)
-        ops.tally(logits, slots, lane.board.counts, lane.board.invalid)
+        for voting, counts, invalid in zip(self.votings, lane.board.counts, lane.board.invalid, strict=True):
+            ops.tally(logits, slots, counts, invalid, voting)
         return logits
 
     def _settle(self) -> tuple[bool, str]:
@@ -337,7 +344,7 @@ class Engine:
         """Boards, runners, and a pass of each lane, which finds a wrong number of classes; how the passes are made."""
         self._images = torch.zeros((self.slots, *self.shape), dtype=self.image_dtype, device=self.device)
         for lane in self.lanes:
-            lane.board = Board(self.micro_batch, self.slots, self.num_classes, self.device)
+            lane.board = Board(self.micro_batch, self.slots, self.num_classes, self.device, len(self.votings))
         self._set_runners()
         for lane in self.lanes:
             forward = partial(self._forward, lane)

@@ -57,9 +57,17 @@ class NoisyNetwork:
             self.refresh()
         return self._inputs(self._bank, key, passes)
 
-    def differentiable_draw(self, key: Tensor, passes: Tensor) -> tuple[Tensor, ...]:
-        """The same, of the present weights, with gradients with respect to them and to the strengths of noise."""
-        return self._inputs(Bank.of(self.layers) if self.layers else None, key, passes)
+    def run(self, replicas: Tensor, key: Tensor, passes: Tensor) -> Any:
+        """Logits [B, K] of a pass, with gradients with respect to the replicas, to the present weights and to the
+        strengths of noise. Arguments as of `draw`."""
+        bank = Bank.of(self.layers) if self.layers else None
+        return self.network(replicas, *self._inputs(bank, key, passes))
+
+    def run_frozen(self, replicas: Tensor, key: Tensor, passes: Tensor) -> Any:
+        """The same, with gradients with respect to the replicas alone."""
+        self.refresh()
+        frozen = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        return functional_call(self.network, frozen, (replicas, *self.draw(key, passes)))
 
     def _inputs(self, bank: Bank | None, key: Tensor, passes: Tensor) -> tuple[Tensor, ...]:
         drawn = [] if bank is None else [weights[0] for weights in bank.draw(passes, within(key, Stream.WEIGHT))]

@@ -193,3 +193,28 @@ def test_switched_off_noise_is_no_noise(base: nn.Module) -> None:
     with without_noise(base):
         assert not NoisyNetwork(base).noisy
         assert NoisyNetwork(base).network is base
+
+
+@pytest.mark.parametrize("voting", ["soft", "logit"])
+def test_soft_voting_has_the_gradient_of_one_pass_at_a_time(base: nn.Module, voting: str) -> None:
+    images, ids = IMAGES.clone().requires_grad_(), torch.arange(5)
+    model = smoothed(base, samples=3, voting=voting)
+    passes = torch.stack([logits(base, images, ids, sample, Stream.FORWARD) for sample in range(3)])
+    mean = passes.softmax(2).mean(0).log() if voting == "soft" else passes.mean(0).log_softmax(1)
+    scores = model(images)
+    torch.testing.assert_close(scores, mean)
+    wanted = [images, *base.parameters()]
+    slopes = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0))
+    found = torch.autograd.grad((scores * slopes).sum(), wanted)
+    for gradient, other in zip(found, torch.autograd.grad((mean * slopes).sum(), wanted), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-3, atol=1e-5)
+    model.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), mean, rtol=1e-4, atol=1e-4)
+
+
+def test_what_other_packages_differentiate_draws_a_pass_for_each_sample(base: nn.Module) -> None:
+    images, ids = IMAGES.clone().requires_grad_(), torch.arange(5)
+    scores = smoothed(base).differentiable(samples=2)(images)
+    passes = torch.stack([logits(base, images, ids, sample, Stream.ATTACK) for sample in range(2)])
+    torch.testing.assert_close(scores, passes.softmax(2).mean(0).log())

@@ -175,8 +175,7 @@ class Trainer:
         Args:
             number: of the pass. No two passes of a run that trains have the same.
         """
-        noise = self.net.differentiable_draw(self._key, torch.tensor([number], device=self.device))
-        return self.net.network(images, *noise).float()
+        return self.net.run(images, self._key, torch.tensor([number], device=self.device)).float()
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 

@@ -114,13 +114,12 @@ def attack(shape: tuple[int, ...], norm: str, eps: float) -> tuple[Any, ...]:
     return adversarial, images, slopes, norm, 0.8 * eps, eps, 0.1, 0.9
 
 
-# What the networks are for: one tile; a layer in two chunks; layers of one tile to several, in and out of order, and the
-# last numbers that there are.
+# What the networks are for: one tile; a layer in two chunks of the kernels; layers of one tile to several.
 NETWORKS = ((1,), (70,), (3, 1, 40, 2, 30))
 
 
 def network(layers: Sequence[int], rank: int, dtype: torch.dtype, passes: Tensor = PASSES) -> tuple[Any, ...]:
-    """Tiles of so many a layer, the last two of them swapped, and one with the last numbers of all."""
+    """Layers of so many tiles, the last two of them swapped, and one tile with the last numbers that there are."""
     generator = torch.Generator().manual_seed(sum(layers) + rank)
     count = sum(layers) + 1
     weights, scales = torch.randn(2, count, 64, generator=generator)
@@ -128,7 +127,15 @@ def network(layers: Sequence[int], rank: int, dtype: torch.dtype, passes: Tensor
     places = [(layer * 2**28 + 5, tile) for layer, tiles in enumerate(layers) for tile in range(tiles)]
     tiles = torch.tensor([*places, (2**32 - 1, 2**28 - 1)]).T.contiguous()
     tiles[:, -3:-1] = tiles[:, -3:-1].flip(1)
-    return weights, scales.abs(), factors, tiles, passes, within(stream_key(2**63 + 5, Stream.PREDICT), Stream.WEIGHT), dtype
+    return (
+        weights,
+        scales.abs(),
+        factors,
+        tiles,
+        passes,
+        within(stream_key(2**63 + 5, Stream.PREDICT), Stream.WEIGHT),
+        dtype,
+    )
 
 
 def asked_for(request: pytest.FixtureRequest, tests: Sequence[Any]) -> bool:

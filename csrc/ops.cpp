@@ -15,8 +15,10 @@ TORCH_LIBRARY(smoothfast, m) {
       "noisy_replicas(Tensor images, Tensor slots, Tensor image_ids, Tensor sample_ids, Tensor key, str law, "
       "Tensor[] table, Tensor scale, Tensor shift, bool clip, ScalarType dtype, bool channels_last) -> Tensor",
       {at::Tag::pt2_compliant_tag});
-  m.def("tally(Tensor logits, Tensor slots, Tensor(a2!) counts, Tensor(a3!) invalid) -> ()",
-        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "tally(Tensor logits, Tensor slots, Tensor(a2!) counts, Tensor(a3!) invalid, str voting=\"prediction\", "
+      "Tensor? weights=None) -> ()",
+      {at::Tag::pt2_compliant_tag});
   m.def("replica_sum(Tensor gradients, Tensor slots, Tensor scale, SymInt images) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   m.def(
@@ -93,8 +95,16 @@ void check_rows(const int64_t* slots, const int64_t* image_ids, const int64_t* s
   }
 }
 
-void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Tensor& counts,
-                 const at::Tensor& invalid) {
+Voting voting_of(c10::string_view name) {
+  if (name == "prediction") return Voting::prediction;
+  if (name == "weighted") return Voting::weighted;
+  if (name == "soft") return Voting::soft;
+  TORCH_CHECK(name == "logit", "tally: voting must be 'prediction', 'weighted', 'soft' or 'logit', not '", name, "'");
+  return Voting::logit;
+}
+
+void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Tensor& counts, const at::Tensor& invalid,
+                 c10::string_view voting, const std::optional<at::Tensor>& weights) {
   constexpr const char* op = "tally";
   TORCH_CHECK(logits.dim() == 2 && logits.is_floating_point() && logits.size(1) > 0, op,
               ": logits must be floating [R, K], not ", logits.scalar_type(), " ", logits.sizes());
@@ -102,6 +112,15 @@ void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Te
   TORCH_CHECK(counts.dim() == 2 && counts.scalar_type() == at::kLong && counts.size(1) == logits.size(1), op,
               ": counts must be int64 [S, ", logits.size(1), "], not ", counts.scalar_type(), " ", counts.sizes());
   check_index(invalid, op, "invalid", counts.size(0));
+  if (voting_of(voting) != Voting::weighted) {
+    TORCH_CHECK(!weights, op, ": weights belong to voting 'weighted', not to '", voting, "'");
+    return;
+  }
+  TORCH_CHECK(weights, op, ": voting 'weighted' needs weights");
+  TORCH_CHECK(weights->dim() == 1 && weights->scalar_type() == at::kLong && weights->numel() > 0 &&
+                  weights->numel() <= logits.size(1),
+              op, ": weights must be int64 [1 .. ", logits.size(1), "], not ", weights->scalar_type(), " ",
+              weights->sizes());
 }
 
 void check_replica_sum(const at::Tensor& gradients, const at::Tensor& slots, const at::Tensor& scale, int64_t images) {

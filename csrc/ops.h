@@ -3,7 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "output.h"
+#include "votes.h"
 
 namespace smoothfast {
 
@@ -15,8 +18,9 @@ void check_noisy_replicas(const at::Tensor& images, const at::Tensor& slots, con
 void check_rows(const int64_t* slots, const int64_t* image_ids, const int64_t* sample_ids, int64_t rows,
                 int64_t images);
 
-void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Tensor& counts,
-                 const at::Tensor& invalid);
+void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Tensor& counts, const at::Tensor& invalid,
+                 c10::string_view voting, const std::optional<at::Tensor>& weights);
+Voting voting_of(c10::string_view name);
 
 void check_replica_sum(const at::Tensor& gradients, const at::Tensor& slots, const at::Tensor& scale, int64_t images);
 

@@ -52,7 +52,9 @@ def check_noisy_replicas(
     _check_devices("noisy_replicas", images, (slots, image_ids, sample_ids, key, scale, shift, *table))
 
 
-def check_tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
+def check_tally(
+    logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor, voting: str, weights: Tensor | None
+) -> None:
     kind = logits.dim() == 2 and logits.is_floating_point() and logits.shape[1] > 0
     _check(kind, "tally: logits must be floating [R, K], not {}", logits)
     kind = logits.dtype in LOGIT_DTYPES
@@ -61,7 +63,16 @@ def check_tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) 
     kind = counts.dim() == 2 and counts.dtype == torch.int64 and counts.shape[1] == logits.shape[1]
     _check(kind, "tally: counts must be int64 [S, {}], not {}", logits.shape[1], counts)
     _check_index("tally", "invalid", invalid, counts.shape[0])
-    _check_devices("tally", logits, (slots, counts, invalid))
+    known = voting in ("prediction", "weighted", "soft", "logit")
+    _check(known, "tally: voting must be 'prediction', 'weighted', 'soft' or 'logit', not '{}'", voting)
+    if voting != "weighted":
+        _check(weights is None, "tally: weights belong to voting 'weighted', not to '{}'", voting)
+    elif weights is None:
+        _check(False, "tally: voting 'weighted' needs weights")
+    else:
+        kind = weights.dim() == 1 and weights.dtype == torch.int64 and 0 < weights.shape[0] <= logits.shape[1]
+        _check(kind, "tally: weights must be int64 [1 .. {}], not {}", logits.shape[1], weights)
+    _check_devices("tally", logits, (slots, counts, invalid, *(() if weights is None else (weights,))))
 
 
 def check_replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +39,7 @@ from .smoothing import NOISES, SmoothedClassifier, checked_images, elected, pixe
 from .specs import choice, fraction
 from .statistics import TOP_SHARE
 from .training import PRECISIONS as TRAINING_PRECISIONS
-from .training import RECIPES, SCHEDULES, Settings, Trainer
+from .training import PRESETS, RECIPES, SCHEDULES, SELECTIONS, Trainer
 from .weights import DEMO as DEMO_WEIGHTS
 from .weights import Weights, read_weights
 
@@ -256,9 +258,9 @@ def attack(
     Options that are not given are as the attack has them; one that it does not take is an error.
     """
     distributed.require_one("attack")
-    lengths = {"eps": eps, "alpha": alpha}
-    given = {length: fraction(length, text) for length, text in lengths.items() if text is not None} | {
-        "steps": steps, "samples": samples, "norm": norm, "restarts": restarts, "loss": loss, "targeted": targeted,
+    given = {
+        "eps": _fraction("eps", eps), "alpha": _fraction("alpha", alpha), "steps": steps, "samples": samples,
+        "norm": norm, "restarts": restarts, "loss": loss, "targeted": targeted,
     }  # fmt: skip
     options = attack_runs.options(name, given)
     if votes < 1:
@@ -300,41 +302,82 @@ def attack(
 def train(
     data_spec: DataOption,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    recipe: Annotated[str, typer.Option(help=_of(RECIPES))] = "gaussian",
+    preset: Annotated[
+        str | None, typer.Option(help=f"What options that are not given are. {_of(PRESETS)} quick-RECIPE if not given.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{_of(RECIPES)} gaussian if neither this nor preset.")] = None,
     model: ModelOption = "resnet20",
-    sigma: SigmaOption = 0.25,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 24,
-    batch: Annotated[int, typer.Option(help="Images per step.")] = 256,
-    learning_rate: Annotated[float, typer.Option(help="The largest.")] = 0.4,
-    weight_decay: Annotated[float, typer.Option(help="On weights of convolutions and linear layers.")] = 5e-4,
-    schedule: Annotated[str, typer.Option(help=f"Of the learning rate. {_of(SCHEDULES)}")] = "one-cycle",
+    weights: Annotated[Path | None, typer.Option(help="safetensors or torch file to start from: a fine-tune.")] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Standard deviation of the noise on images, in [0, 1] pixel units.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training images; may be a fraction.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The largest.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="On weights of convolutions and linear layers.")] = None,
+    schedule: Annotated[str | None, typer.Option(help=f"Of the learning rate. {_of(SCHEDULES)}")] = None,
+    milestones: Annotated[
+        str | None, typer.Option(help="Of multi-step: epochs after which the rate falls, separated by commas.")
+    ] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradients of a step.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius of the ball in [0, 1] pixel units, as 0.03 or 8/255.")] = None,
+    alpha: Annotated[str | None, typer.Option(help="Length of a step of the attack, likewise.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the attack.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Noisy copies behind each of its gradients.")] = None,
+    train_samples: Annotated[int | None, typer.Option(help="Of these copies, as many are trained on.")] = None,
+    adversarial_weight: Annotated[float | None, typer.Option(help="Of the loss of adversarial images.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the divergence.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Epochs over which eps grows.")] = None,
+    validation: Annotated[int | None, typer.Option(help="Training images that are held out.")] = None,
+    select: Annotated[
+        str | None, typer.Option(help=f"The epoch whose weights are kept, by validation. {_of(SELECTIONS)}")
+    ] = None,
     normalize: NormalizeOption = None,
     classes: ClassesOption = None,
-    precision: Annotated[str, typer.Option(help=_of(TRAINING_PRECISIONS))] = "bf16",
-    seed: SeedOption = 0,
-    test: Annotated[str | None, typer.Option(help="Images to record accuracy under noise on; a --data spec.")] = None,
+    precision: Annotated[str | None, typer.Option(help=_of(TRAINING_PRECISIONS))] = None,
+    device: DeviceOption = "cpu",
+    seed: Annotated[int | None, typer.Option(help="Of order, crops, flips and all noise.")] = None,
+    test: Annotated[str | None, typer.Option(help="Images to record accuracies on; a --data spec.")] = None,
     resume: ResumeOption = False,
 ) -> None:
     """Train a base classifier for smoothing."""
+    preset = preset or f"quick-{recipe or 'gaussian'}"
+    choice("preset", preset, PRESETS)
+    start = None if weights is None else read_weights(weights)
+    given = {
+        "recipe": recipe, "sigma": sigma, "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
+        "weight_decay": weight_decay, "schedule": schedule, "milestones": _numbers("milestones", milestones),
+        "clip_norm": clip_norm, "eps": _fraction("eps", eps), "alpha": _fraction("alpha", alpha), "steps": steps,
+        "samples": samples, "train_samples": train_samples, "adversarial_weight": adversarial_weight, "beta": beta,
+        "warmup": warmup, "validation": validation, "select": select, "precision": precision, "seed": seed,
+        "initial": None if start is None else start.sha256,
+    }  # fmt: skip
+    overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if normalize is not None:
+        overrides["normalize"] = _statistics(normalize)
+    settings = replace(PRESETS[preset], **overrides)
     source = data.load(data_spec, "train")
-    num_classes = _num_classes(classes, {}, source)
-    settings = Settings(
-        recipe=recipe, sigma=sigma, normalize=_statistics(normalize or "none"), epochs=epochs, batch=batch,
-        schedule=schedule, learning_rate=learning_rate, weight_decay=weight_decay, precision=precision, seed=seed,
-    )  # fmt: skip
+    num_classes = _num_classes(classes, {} if start is None else start.about, source)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         network = models.load(model, num_classes)
-    held_out = None if test is None else data.in_memory(data.load(test, "test"))
-    about = {"model": model, "num_classes": str(num_classes), "data": data_spec}
-    console.print(f"reading {len(source):,} training images")
-    trainer = Trainer(network, data.in_memory(source, _bar("images")), settings, out, held_out, about)
+    if start is not None:
+        start.load_into(network)
+    with distributed.joined() as group:
+        leads = group.rank == 0
+        held_out = None if test is None else data.in_memory(data.load(test, "test"))
+        about = {"model": model, "num_classes": str(num_classes), "data": data_spec}
+        if leads:
+            console.print(f"reading {len(source):,} training images")
+        images = data.in_memory(source, _bar("images") if leads else iter)
+        trainer = Trainer(_moved(network, group.device(device)), images, settings, out, held_out, about, group)
 
-    def epoch(steps: range) -> Iterator[int]:
-        return _bar(f"epoch {trainer.epoch + 1}/{epochs}")(steps)
+        def epoch(steps: range) -> Iterator[int]:
+            return _bar(f"epoch {trainer.epoch + 1}/{math.ceil(settings.epochs)}")(steps) if leads else iter(steps)
 
-    metrics = trainer.fit(epoch, resume)
-    console.print(f"{out / 'model.safetensors'}: {json.dumps(metrics)}")
+        metrics = trainer.fit(epoch, resume)
+        if leads:
+            console.print(f"{out / 'model.safetensors'}: {json.dumps(metrics)}")
 
 
 @app.command()
@@ -345,10 +388,7 @@ def analyze(
     plot: Annotated[Path | None, typer.Option(help="PNG or PDF of certified accuracy against radius.")] = None,
 ) -> None:
     """Certified accuracy by radius, average certified radius and abstention of one or more logs."""
-    try:
-        columns = None if radii is None else [float(radius) for radius in radii.split(",")]
-    except ValueError:
-        raise ValueError(f"radii is {radii!r}; it must be numbers separated by commas") from None
+    columns = _numbers("radii", radii)
     named = analysis.named([read_log(path) for path in logs])
     print(analysis.render(analysis.summary(named, columns), table_format))  # type: ignore[arg-type]
     if plot is not None:
@@ -413,6 +453,17 @@ def _complain(error: Exception) -> None:
     )
 
 
+def _fraction(argument: str, value: str | None) -> float | None:
+    return None if value is None else fraction(argument, value)
+
+
+def _numbers(argument: str, value: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if value is None else tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise ValueError(f"{argument} is {value!r}; it must be numbers separated by commas") from None
+
+
 def _run(
     procedure: Callable[[int, float], Procedure],
     settings: dict[str, Any],
@@ -438,7 +489,7 @@ def _run(
     choice("runner", runner, AUTO)
     choice("shard", shard, tuple(distributed.SHARDS))
     with distributed.joined(shard) as group:
-        resume = group.begin(out, resume)
+        resume = group.begin(resume, out)
         smoothed, source, indices, about = _prepared(
             data_spec, model, weights_path, sigma, classes, skip, limit, normalize=normalize, noise=noise, seed=seed,
             precision=precision, max_batch=batch, runner=runner, device=group.device(device),
@@ -496,11 +547,14 @@ def _smoothed(
     if weights.tensors:
         weights.load_into(network)
     statistics = weights.settings.get("normalize") if normalize is None else _statistics(normalize)
+    return SmoothedClassifier(_moved(network.eval(), device), sigma, num_classes, normalize=statistics, **options)
+
+
+def _moved(network: torch.nn.Module, device: str) -> torch.nn.Module:
     try:
-        network = network.eval().to(device)
+        return network.to(device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}, which cannot be used: {error}") from error
-    return SmoothedClassifier(network, sigma, num_classes, normalize=statistics, **options)
 
 
 def _statistics(normalize: str) -> ops.Statistics | None:

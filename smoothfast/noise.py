@@ -40,6 +40,7 @@ class Stream(IntEnum):
     PREDICT = 9
     RANDOMIZE = 10
     FORWARD = 11
+    AUGMENT = 12
 
 
 def stream_key(seed: int, stream: Stream, device: torch.device | str = "cpu") -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from . import arguments, reference
 from .noise import Law
 from .specs import choice
+from .voting import PREDICTION, Voting
 
 BACKENDS = ("auto", "cuda", "triton", "reference")
 OPS = ("noisy_replicas", "tally", "replica_sum", "attack_step", "perturb_weights")
@@ -81,16 +82,21 @@ def noisy_replicas(
     )
 
 
-def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
-    """Adds the votes of logits to the counts of their slots, in place.
+def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor, voting: Voting = PREDICTION) -> None:
+    """Adds what rows of logits give each class to the counts of their slots, in place.
 
     Args:
-        logits: floating [R, K]; the vote of a row is its argmax, the lowest index on ties.
+        logits: floating [R, K].
         slots: int64 [R]; rows with a negative slot are padding and count nowhere.
-        counts: int64 [S, K], votes by class.
-        invalid: int64 [S], rows with a logit that is not finite; they vote for no class.
+        counts: int64 [S, K], by class, in units of `voting.unit`; with the voting rules of this package 2^31 - 1 rows
+            cannot overflow a count.
+        invalid: int64 [S], rows with a logit that is not finite; they give no class anything.
+        voting: the rule. By default a row votes for its argmax, the lowest index on ties. Every backend ranks classes
+            alike, in the dtype of the logits. For "soft" and "logit" those of float64 are rounded to float32, and the
+            compiled and the Triton kernels give the same bits; `reference` does for "logit", while its probabilities
+            are those of float64, rounded.
     """
-    torch.ops.smoothfast.tally(logits, slots, counts, invalid)
+    torch.ops.smoothfast.tally(logits, slots, counts, invalid, voting.name, voting.weights)
 
 
 def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
@@ -296,8 +302,15 @@ def _noisy_replicas_fake(
 
 
 @torch.library.register_fake("smoothfast::tally")
-def _tally_fake(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
-    arguments.check_tally(logits, slots, counts, invalid)
+def _tally_fake(
+    logits: Tensor,
+    slots: Tensor,
+    counts: Tensor,
+    invalid: Tensor,
+    voting: str = "prediction",
+    weights: Tensor | None = None,
+) -> None:
+    arguments.check_tally(logits, slots, counts, invalid, voting, weights)
 
 
 @torch.library.register_fake("smoothfast::replica_sum")

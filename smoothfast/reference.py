@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import arguments
 from .noise import MAX_IMAGE_ID, MAX_SAMPLE_ID, Stream
+from .voting import LARGEST, LOGIT, SOFT
 
 WORD = 0xFFFFFFFF
 VERSION = 1
@@ -64,17 +65,21 @@ def noisy_replicas(
     return out.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
-    """Adds the vote of row r, its argmax (lowest index on ties), to counts[slots[r]]; rows with a non-finite logit
-    go to invalid[slots[r]] instead; rows with slots[r] < 0 are padding."""
-    arguments.check_tally(logits, slots, counts, invalid)
+def tally(
+    logits: Tensor,
+    slots: Tensor,
+    counts: Tensor,
+    invalid: Tensor,
+    voting: str = "prediction",
+    weights: Tensor | None = None,
+) -> None:
+    """Adds what row r gives each class by the voting rule, a whole number of units, to counts[slots[r]]; rows with a
+    non-finite logit count in invalid[slots[r]] instead; rows with slots[r] < 0 are padding."""
+    arguments.check_tally(logits, slots, counts, invalid, voting, weights)
     finite = logits.isfinite().all(1)
-    # argmax may return any of several maxima; the first one is part of the definition.
-    votes = (logits == logits.amax(1, keepdim=True)).int().argmax(1)
     valid, broken = (slots >= 0) & finite, (slots >= 0) & ~finite
-    one = torch.ones_like(slots)
-    counts.index_put_((slots[valid], votes[valid]), one[valid], accumulate=True)
-    invalid.index_put_((slots[broken],), one[broken], accumulate=True)
+    counts.index_add_(0, slots[valid], SHARES[voting](logits[valid], weights))
+    invalid.index_add_(0, slots[broken], torch.ones_like(slots[broken]))
 
 
 def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
@@ -205,6 +210,42 @@ def _normals(words: Tensor) -> Tensor:
 
 
 LAWS = {"lattice": _lattice, "gaussian": _gaussian}
+
+
+def _vote(logits: Tensor, _: Tensor | None) -> Tensor:
+    """1 to the argmax, which may return any of several maxima: the first one is part of the definition."""
+    first = (logits == logits.amax(1, keepdim=True)).int().argmax(1, keepdim=True)
+    return torch.zeros_like(logits, dtype=torch.int64).scatter_(1, first, 1)
+
+
+def _by_rank(logits: Tensor, weights: Tensor | None) -> Tensor:
+    """weights[k - 1] to the class of rank k; of equal logits the lower class comes first."""
+    assert weights is not None
+    ranked = logits.argsort(dim=1, descending=True, stable=True)[:, : len(weights)]
+    return torch.zeros_like(logits, dtype=torch.int64).scatter_(1, ranked, weights.expand(len(logits), -1))
+
+
+def _probabilities(logits: Tensor, _: Tensor | None) -> Tensor:
+    """In float64. Kernels compute the terms in float32, and stay within twice the error of softmax in float32."""
+    return _units(_in_float32(logits).softmax(1), SOFT.unit)
+
+
+def _clamped_logits(logits: Tensor, _: Tensor | None) -> Tensor:
+    most = LARGEST * LOGIT.unit
+    return _units(_in_float32(logits).clamp(-most, most), LOGIT.unit)
+
+
+def _in_float32(logits: Tensor) -> Tensor:
+    """The values of float32, to whose ends float64 is clamped, as float64."""
+    most = torch.finfo(torch.float32).max
+    return logits.double().clamp(-most, most).float().double()
+
+
+def _units(values: Tensor, unit: float) -> Tensor:
+    return (values / unit).round().long()
+
+
+SHARES = {"prediction": _vote, "weighted": _by_rank, "soft": _probabilities, "logit": _clamped_logits}
 
 
 def _round_down(value: float) -> float:

@@ -39,7 +39,7 @@ from .smoothing import NOISES, SmoothedClassifier, checked_images, elected, pixe
 from .specs import choice, fraction
 from .statistics import TOP_SHARE
 from .training import PRECISIONS as TRAINING_PRECISIONS
-from .training import PRESETS, RECIPES, SCHEDULES, SELECTIONS, Trainer
+from .training import PRESETS, RECIPES, SCHEDULES, SELECTIONS, Settings, Trainer
 from .weights import DEMO as DEMO_WEIGHTS
 from .weights import Weights, read_weights
 
@@ -341,27 +341,20 @@ def train(
     resume: ResumeOption = False,
 ) -> None:
     """Train a base classifier for smoothing."""
-    preset = preset or f"quick-{recipe or 'gaussian'}"
-    choice("preset", preset, PRESETS)
-    start = None if weights is None else read_weights(weights)
-    given = {
+    start = Weights({}) if weights is None else read_weights(weights)
+    settings = _training_settings(preset or f"quick-{recipe or 'gaussian'}", start, normalize, {
         "recipe": recipe, "sigma": sigma, "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
         "weight_decay": weight_decay, "schedule": schedule, "milestones": _numbers("milestones", milestones),
         "clip_norm": clip_norm, "eps": _fraction("eps", eps), "alpha": _fraction("alpha", alpha), "steps": steps,
         "samples": samples, "train_samples": train_samples, "adversarial_weight": adversarial_weight, "beta": beta,
         "warmup": warmup, "validation": validation, "select": select, "precision": precision, "seed": seed,
-        "initial": None if start is None else start.sha256,
-    }  # fmt: skip
-    overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if normalize is not None:
-        overrides["normalize"] = _statistics(normalize)
-    settings = replace(PRESETS[preset], **overrides)
+    })  # fmt: skip
     source = data.load(data_spec, "train")
-    num_classes = _num_classes(classes, {} if start is None else start.about, source)
+    num_classes = _num_classes(classes, start.about, source)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         network = models.load(model, num_classes)
-    if start is not None:
+    if start.tensors:
         start.load_into(network)
     with distributed.joined() as group:
         leads = group.rank == 0
@@ -548,6 +541,20 @@ def _smoothed(
         weights.load_into(network)
     statistics = weights.settings.get("normalize") if normalize is None else _statistics(normalize)
     return SmoothedClassifier(_moved(network.eval(), device), sigma, num_classes, normalize=statistics, **options)
+
+
+def _training_settings(preset: str, start: Weights, normalize: str | None, given: dict[str, Any]) -> Settings:
+    """Those of a preset but for those given, for a network that starts from some weights."""
+    choice("preset", preset, PRESETS)
+    if preset.endswith("-finetune") and not start.tensors:
+        raise ValueError(f"weights is not given; preset {preset!r} goes on from trained ones")
+    overrides = {name: value for name, value in given.items() if value is not None}
+    overrides["initial"] = start.sha256 or None
+    if normalize is not None:
+        overrides["normalize"] = _statistics(normalize)
+    elif "normalize" in start.settings:
+        overrides["normalize"] = start.settings["normalize"]
+    return replace(PRESETS[preset], **overrides)
 
 
 def _moved(network: torch.nn.Module, device: str) -> torch.nn.Module:

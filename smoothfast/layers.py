@@ -79,8 +79,8 @@ class WeightNoise(Drawn):
         raise NotImplementedError
 
     def low_rank(self) -> Tensor:
-        """Factors V [r, *weight.shape] of noise with covariance V^T V."""
-        return self.weight.new_empty(0, *self.weight.shape)
+        """Factors V [r, n] of noise on n weights with covariance V^T V."""
+        return self.weight.new_empty(0, self.weight.numel())
 
     def drawn_weight(self) -> Tensor:
         """The weights of a pass; without noise, the weights."""
@@ -127,7 +127,7 @@ class CNI(WeightNoise):
 
     Attributes:
         diagonal: d, of the shape of the weights.
-        factors: V [rank, *weight.shape].
+        factors: V [rank, n] of n weights.
     """
 
     diagonal: nn.Parameter
@@ -136,7 +136,7 @@ class CNI(WeightNoise):
     def add_noise(self, rank: int = RANK, layer: int = 0, seed: int = 0) -> None:
         _check_rank(rank)
         self.diagonal = nn.Parameter(torch.full_like(self.weight, DIAGONAL))
-        self.factors = nn.Parameter(self.weight.new_full((rank, *self.weight.shape), FACTOR))
+        self.factors = nn.Parameter(self.weight.new_full((rank, self.weight.numel()), FACTOR))
         self.start(layer, seed)
 
     def scales(self) -> Tensor:
@@ -203,7 +203,7 @@ class ActivationNoise(Drawn):
             self.alpha = nn.Parameter(torch.full(self.shape, ALPHA))
         else:
             self.diagonal = nn.Parameter(torch.full(self.shape, DIAGONAL))
-            self.factors = nn.Parameter(torch.full((rank, *self.shape), FACTOR))
+            self.factors = nn.Parameter(torch.full((rank, math.prod(self.shape)), FACTOR))
         self.start(layer, seed)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class ActivationNoise(Drawn):
 
     def _pni(self, spread: Tensor, key: Tensor, passes: Tensor) -> Tensor:
         ones = torch.ones_like(self.alpha)
-        return spread.detach() * self.alpha * self._draw(ones, self.alpha.new_empty(0, *self.shape), key, passes)
+        return spread.detach() * self.alpha * self._draw(ones, self.alpha.new_empty(0, self.alpha.numel()), key, passes)
 
     def _cni(self, spread: Tensor, key: Tensor, passes: Tensor) -> Tensor:
         ones = torch.ones_like(self.diagonal)
@@ -279,7 +279,7 @@ class Bank:
         return Bank(
             torch.cat([_tiled(weight.flatten()) for weight in weights]),
             torch.cat([_tiled(scale.flatten()) for scale in scales]),
-            torch.cat([_ranked(_tiled(part.flatten(1)), rank) for part in factors], 1),
+            torch.cat([_ranked(_tiled(part), rank) for part in factors], 1),
             torch.stack([layers, numbers]).to(device),
             tuple(weight.shape for weight in weights),
         )

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attacks import PGD
-from ..attacks.attack import Options
-from ..passes import Passes
+from ..noise import Stream
+from . import adversaries
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -35,22 +36,8 @@ class Batch:
     step: int
 
 
-def options(settings: Settings) -> Options:
-    """What all attacks in training have in common. Weights change at every step, so there is nothing to compile; and a
-    model that draws noise in a forward pass draws for each sample anew, which costs nothing: passes are full."""
-    return {
-        "sigma": settings.sigma, "seed": settings.seed, "precision": settings.precision, "runner": "eager",
-        "replicas_per_forward": 1,
-    }  # fmt: skip
-
-
-def pgd(model: nn.Module, settings: Settings) -> PGD:
-    """PGD in Linf on single noisy copies, from a random start."""
-    return PGD(model, settings.eps, settings.alpha, settings.steps, **options(settings))
-
-
 Learned = tuple[Tensor, dict[str, Tensor]]
-"""The loss, a scalar, and logits [B, K], by the metric that they count for: accuracy, adversarial_accuracy."""
+"""The loss, a scalar, and logits [B, K] by the accuracy that they count for: accuracy, adversarial_accuracy."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +54,7 @@ class Recipe:
     loss: Callable[[Trainer, Batch], Learned]
     noise: bool | None = None
     attack: Callable[[nn.Module, Settings], PGD] | None = None
-    validation: Callable[[nn.Module, Settings], PGD] = pgd
-
-
-class Adversary:
-    """An attack on a model that is being trained: what it runs on is made once, and sees the weights of the moment."""
-
-    def __init__(self, attack: PGD, settings: Settings) -> None:
-        attack.normalize = settings.normalize
-        self.attack, self._full = attack, (attack.eps, attack.alpha)
-        self._passes: Passes | None = None
-
-    def __call__(self, images: Tensor, labels: Tensor, ids: Tensor, draw: int, share: float = 1.0) -> Tensor:
-        """Adversarial images float32 [B, C, H, W] of images in [0, 1], in a ball of this share of eps."""
-        if self._passes is None:
-            self._passes = self.attack.passes(images, len(images))
-        self.attack.draw = draw
-        self.attack.eps, self.attack.alpha = (share * length for length in self._full)
-        return self.attack.craft(self._passes, images, labels, ids)
+    validation: Callable[[nn.Module, Settings], PGD] = adversaries.pgd
 
 
 def clean(trainer: Trainer, batch: Batch) -> Learned:
@@ -103,8 +73,53 @@ def adversarial(trainer: Trainer, batch: Batch) -> Learned:
     return weight * on_adversarial + (1 - weight) * on_clean, logits
 
 
+def trades(trainer: Trainer, batch: Batch) -> Learned:
+    """CE(clean) + beta KL(clean || adversarial), where the attack makes the divergence larger: Zhang et al. 2019 (arXiv
+    1901.08573); beta is their 1 / lambda."""
+    logits = trainer.pair(batch)
+    loss = F.cross_entropy(logits["accuracy"], batch.labels)
+    return loss + trainer.settings.beta * _divergences(**logits).mean(), logits
+
+
+def mart(trainer: Trainer, batch: Batch) -> Learned:
+    """BCE(adversarial) + beta KL(clean || adversarial) (1 - p_y(clean)), where BCE is the cross-entropy less
+    log(1 - p) of the most probable other class: Wang et al. 2020 (ICLR, "Improving adversarial robustness requires
+    revisiting misclassified examples"); beta is their lambda. The attack is PGD on the cross-entropy."""
+    logits = trainer.pair(batch)
+    adversarial, own = logits["adversarial_accuracy"], batch.labels[:, None]
+    other = adversarial.scatter(1, own, -torch.inf).argmax(1, keepdim=True)
+    rest = adversarial.scatter(1, other, -torch.inf).logsumexp(1) - adversarial.logsumexp(1)  # log(1 - p)
+    missed = 1 - logits["accuracy"].softmax(1).gather(1, own)[:, 0]
+    loss = F.cross_entropy(adversarial, batch.labels) - rest.mean()
+    return loss + trainer.settings.beta * (_divergences(**logits) * missed).mean(), logits
+
+
+def _divergences(accuracy: Tensor, adversarial_accuracy: Tensor) -> Tensor:
+    """KL(clean || adversarial) [B], by logits."""
+    logs = adversarial_accuracy.log_softmax(1), accuracy.log_softmax(1)
+    return F.kl_div(*logs, reduction="none", log_target=True).sum(1)
+
+
+def smoothadv(trainer: Trainer, batch: Batch) -> Learned:
+    """Cross-entropy of noisy copies of adversarial images, by the noise that those were made under: Salman et al. 2019
+    (arXiv 1906.04584)."""
+    assert trainer.adversary is not None
+    copies = trainer.settings.train_samples
+    adversarial, ids, labels = (
+        of.repeat_interleave(copies, 0) for of in (trainer.attacked(batch), batch.ids, batch.labels)
+    )
+    samples = trainer.adversary.attack.origin + torch.arange(copies, device=ids.device).repeat(len(batch.ids))
+    logits = trainer.forward(trainer.noisy(adversarial, ids, samples, Stream.ATTACK), trainer.pass_number(batch, 0))
+    probabilities = logits.detach().softmax(1).view(len(batch.ids), copies, -1).mean(1)
+    return F.cross_entropy(logits, labels), {"adversarial_accuracy": probabilities}
+
+
 RECIPES: dict[str, Recipe] = {
     "clean": Recipe(clean, noise=False),
     "gaussian": Recipe(clean, noise=True),
-    "adversarial": Recipe(adversarial, attack=pgd),
+    "adversarial": Recipe(adversarial, attack=adversaries.pgd),
+    "trades": Recipe(trades, attack=adversaries.DivergentPGD),
+    "mart": Recipe(mart, attack=adversaries.NearPGD),
+    "smoothadv": Recipe(smoothadv, noise=True, attack=adversaries.smoothadv, validation=adversaries.smoothadv),
+    "epgd": Recipe(adversarial, attack=adversaries.epgd),
 }

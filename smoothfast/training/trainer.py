@@ -25,8 +25,9 @@ from ..runners import device_of, evaluating
 from ..smoothing import pixels
 from ..specs import same_settings
 from ..version import __version__
+from .adversaries import Adversary
 from .augment import crop_and_flip
-from .recipes import RECIPES, Adversary, Batch, Learned
+from .recipes import RECIPES, Batch, Learned
 from .settings import PRECISIONS, SELECTIONS, Settings
 
 PASSES = 2  # of a step through the model, at most: of clean images and of adversarial ones
@@ -94,8 +95,8 @@ class Trainer:
             nesterov=settings.nesterov,
         )
         recipe = RECIPES[settings.recipe]
-        self.adversary = recipe.attack and Adversary(recipe.attack(model, settings), settings)
-        self.validator = recipe.attack and Adversary(recipe.validation(model, settings), settings)
+        self.adversary = recipe.attack and Adversary(recipe.attack(model, settings), settings.normalize)
+        self.validator = recipe.attack and Adversary(recipe.validation(model, settings), settings.normalize)
         self.epoch = self.step = 0
         self.metrics: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}  # over the images of this epoch so far
@@ -140,7 +141,11 @@ class Trainer:
             which: of the passes of this step.
         """
         sample = PASSES * self._epoch_of(batch.step) + which
-        return self.forward(self.noisy(images, batch.ids, sample), PASSES * batch.step + which)
+        return self.forward(self.noisy(images, batch.ids, sample), self.pass_number(batch, which))
+
+    def pass_number(self, batch: Batch, which: int) -> int:
+        """What no other pass of the model in training has."""
+        return PASSES * batch.step + which
 
     def attacked(self, batch: Batch) -> Tensor:
         """Adversarial images float32 [B, C, H, W] in [0, 1], by the attack of the recipe in eval mode."""

@@ -1,4 +1,4 @@
-"""Noisy weights of a network: `perturb_weights` against a few small operations for each layer and pass, as published."""
+"""Noisy weights of a network: `perturb_weights` against small operations for each layer and pass, as published."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothfast.layers import Bank, inject_noise, noisy_layers
+from smoothfast.layers import Bank, WeightNoise, inject_noise, noisy_layers
 from smoothfast.models import resnet20b
 from smoothfast.noise import Stream, stream_key, within
 
@@ -43,7 +43,7 @@ def perturbed(passes: int, dtype: str, device: torch.device) -> list[harness.Row
 def coloured(device: torch.device) -> Bank:
     """Of a network with random weights; shortcuts are convolutions."""
     network = inject_noise(resnet20b(), "cni", linear="cni", rank=RANK).to(device)
-    return Bank.of(noisy_layers(network))
+    return Bank.of([layer for layer in noisy_layers(network) if isinstance(layer, WeightNoise)])
 
 
 def contenders(bank: Bank, passes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:

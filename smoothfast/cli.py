@@ -54,8 +54,8 @@ NORMALIZATIONS = ("none", *models.STATISTICS)
 BENCHMARKS = {"noise": "noisy_replicas"} | {
     name: name
     for name in (
-        "tally", "replica_sum", "attack_step", "samples", "certify", "methods", "flights", "threads", "processes",
-        "memory", "start", "scaling", "attack", "strength",
+        "tally", "replica_sum", "attack_step", "weights", "samples", "certify", "methods", "flights", "threads",
+        "processes", "memory", "start", "scaling", "attack", "strength",
     )
 }  # fmt: skip
 PICTURED = 8  # images in the picture of an attack

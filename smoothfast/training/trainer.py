@@ -112,7 +112,7 @@ class Trainer:
             ValueError: it was made with other settings.
         """
         resume = self.group.begin(resume, self.out / CHECKPOINT, self.out / WEIGHTS)
-        self.group.agree(self._about())
+        self.group.agree(self._about() | {"images": len(self.data)})
         if not (resume and self._restore()):
             self._begin()
         devices = [self.device] if self.device.type == "cuda" else []

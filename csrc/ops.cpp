@@ -6,6 +6,8 @@
 
 #include <cmath>
 
+#include "random/philox.h"
+
 namespace smoothfast {
 
 TORCH_LIBRARY(smoothfast, m) {
@@ -13,13 +15,19 @@ TORCH_LIBRARY(smoothfast, m) {
       "noisy_replicas(Tensor images, Tensor slots, Tensor image_ids, Tensor sample_ids, Tensor key, str law, "
       "Tensor[] table, Tensor scale, Tensor shift, bool clip, ScalarType dtype, bool channels_last) -> Tensor",
       {at::Tag::pt2_compliant_tag});
-  m.def("tally(Tensor logits, Tensor slots, Tensor(a2!) counts, Tensor(a3!) invalid) -> ()",
-        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "tally(Tensor logits, Tensor slots, Tensor(a2!) counts, Tensor(a3!) invalid, str voting=\"prediction\", "
+      "Tensor? weights=None) -> ()",
+      {at::Tag::pt2_compliant_tag});
   m.def("replica_sum(Tensor gradients, Tensor slots, Tensor scale, SymInt images) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   m.def(
       "attack_step(Tensor(a0!) adversarial, Tensor images, Tensor gradients, str norm, float alpha, float eps, "
       "float low, float high) -> ()",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "perturb_weights(Tensor weights, Tensor scales, Tensor factors, Tensor tiles, Tensor passes, Tensor key, "
+      "ScalarType dtype) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 
@@ -87,8 +95,16 @@ void check_rows(const int64_t* slots, const int64_t* image_ids, const int64_t* s
   }
 }
 
-void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Tensor& counts,
-                 const at::Tensor& invalid) {
+Voting voting_of(c10::string_view name) {
+  if (name == "prediction") return Voting::prediction;
+  if (name == "weighted") return Voting::weighted;
+  if (name == "soft") return Voting::soft;
+  TORCH_CHECK(name == "logit", "tally: voting must be 'prediction', 'weighted', 'soft' or 'logit', not '", name, "'");
+  return Voting::logit;
+}
+
+void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Tensor& counts, const at::Tensor& invalid,
+                 c10::string_view voting, const std::optional<at::Tensor>& weights) {
   constexpr const char* op = "tally";
   TORCH_CHECK(logits.dim() == 2 && logits.is_floating_point() && logits.size(1) > 0, op,
               ": logits must be floating [R, K], not ", logits.scalar_type(), " ", logits.sizes());
@@ -96,6 +112,15 @@ void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Te
   TORCH_CHECK(counts.dim() == 2 && counts.scalar_type() == at::kLong && counts.size(1) == logits.size(1), op,
               ": counts must be int64 [S, ", logits.size(1), "], not ", counts.scalar_type(), " ", counts.sizes());
   check_index(invalid, op, "invalid", counts.size(0));
+  if (voting_of(voting) != Voting::weighted) {
+    TORCH_CHECK(!weights, op, ": weights belong to voting 'weighted', not to '", voting, "'");
+    return;
+  }
+  TORCH_CHECK(weights, op, ": voting 'weighted' needs weights");
+  TORCH_CHECK(weights->dim() == 1 && weights->scalar_type() == at::kLong && weights->numel() > 0 &&
+                  weights->numel() <= logits.size(1),
+              op, ": weights must be int64 [1 .. ", logits.size(1), "], not ", weights->scalar_type(), " ",
+              weights->sizes());
 }
 
 void check_replica_sum(const at::Tensor& gradients, const at::Tensor& slots, const at::Tensor& scale, int64_t images) {
@@ -130,6 +155,43 @@ void check_attack_step(const at::Tensor& adversarial, const at::Tensor& images, 
   TORCH_CHECK(low <= high, op, ": low must be at most high, not ", low, " and ", high);
   TORCH_CHECK(adversarial.numel() < adversarial.size(0) << 32 || adversarial.numel() == 0, op,
               ": an image may have at most 2^32 - 1 elements");
+}
+
+void check_perturb_weights(const at::Tensor& weights, const at::Tensor& scales, const at::Tensor& factors,
+                           const at::Tensor& tiles, const at::Tensor& passes, const at::Tensor& key,
+                           at::ScalarType dtype) {
+  constexpr const char* op = "perturb_weights";
+  TORCH_CHECK(weights.dim() == 2 && weights.size(1) == kTile && weights.scalar_type() == at::kFloat, op,
+              ": weights must be float32 [T, 64], not ", weights.scalar_type(), " ", weights.sizes());
+  const int64_t count = weights.size(0);
+  TORCH_CHECK(scales.sizes() == weights.sizes() && scales.scalar_type() == at::kFloat, op, ": scales must be float32 ",
+              weights.sizes(), ", not ", scales.scalar_type(), " ", scales.sizes());
+  TORCH_CHECK(
+      factors.dim() == 3 && factors.size(1) == count && factors.size(2) == kTile && factors.scalar_type() == at::kFloat,
+      op, ": factors must be float32 [r, ", count, ", 64], not ", factors.scalar_type(), " ", factors.sizes());
+  TORCH_CHECK(factors.size(0) <= kTile, op, ": factors have rank ", factors.size(0), "; at most 64 is possible");
+  TORCH_CHECK(tiles.scalar_type() == at::kLong && (tiles.sizes() == at::IntArrayRef{2, count}), op,
+              ": tiles must be int64 [2, ", count, "], not ", tiles.scalar_type(), " ", tiles.sizes());
+  TORCH_CHECK(passes.dim() == 1 && passes.scalar_type() == at::kLong, op, ": passes must be int64 [P], not ",
+              passes.scalar_type(), " ", passes.sizes());
+  check_index(key, op, "key", 2);
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op,
+              ": dtype must be float32, bfloat16 or float16, not ", dtype);
+}
+
+void check_places(const int64_t* layers, const int64_t* numbers, int64_t tiles, const int64_t* passes, int64_t count) {
+  const auto check = [](const int64_t* values, int64_t many, int bits, const char* name) {
+    for (int64_t i = 0; i < many; ++i)
+      TORCH_CHECK(values[i] >= 0 && values[i] < int64_t{1} << bits, "perturb_weights: ", name, i, "] is ", values[i],
+                  "; it must lie in 0 .. 2^", bits, " - 1");
+  };
+  check(layers, tiles, 32, "tiles[0, ");
+  check(numbers, tiles, 28, "tiles[1, ");
+  check(passes, count, 40, "passes[");
+}
+
+Output output_of(at::ScalarType dtype) {
+  return dtype == at::kFloat ? Output::f32 : dtype == at::kBFloat16 ? Output::bf16 : Output::f16;
 }
 
 }  // namespace smoothfast

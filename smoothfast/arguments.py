@@ -14,6 +14,7 @@ from torch import Tensor
 
 REPLICA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOGIT_DTYPES = (torch.float64, *REPLICA_DTYPES)
+TILE = 64  # elements
 FLOAT32_END = 2.0**128 - 2.0**103  # from here on a double rounds to infinity
 
 
@@ -51,7 +52,9 @@ def check_noisy_replicas(
     _check_devices("noisy_replicas", images, (slots, image_ids, sample_ids, key, scale, shift, *table))
 
 
-def check_tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
+def check_tally(
+    logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor, voting: str, weights: Tensor | None
+) -> None:
     kind = logits.dim() == 2 and logits.is_floating_point() and logits.shape[1] > 0
     _check(kind, "tally: logits must be floating [R, K], not {}", logits)
     kind = logits.dtype in LOGIT_DTYPES
@@ -60,7 +63,16 @@ def check_tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) 
     kind = counts.dim() == 2 and counts.dtype == torch.int64 and counts.shape[1] == logits.shape[1]
     _check(kind, "tally: counts must be int64 [S, {}], not {}", logits.shape[1], counts)
     _check_index("tally", "invalid", invalid, counts.shape[0])
-    _check_devices("tally", logits, (slots, counts, invalid))
+    known = voting in ("prediction", "weighted", "soft", "logit")
+    _check(known, "tally: voting must be 'prediction', 'weighted', 'soft' or 'logit', not '{}'", voting)
+    if voting != "weighted":
+        _check(weights is None, "tally: weights belong to voting 'weighted', not to '{}'", voting)
+    elif weights is None:
+        _check(False, "tally: voting 'weighted' needs weights")
+    else:
+        kind = weights.dim() == 1 and weights.dtype == torch.int64 and 0 < weights.shape[0] <= logits.shape[1]
+        _check(kind, "tally: weights must be int64 [1 .. {}], not {}", logits.shape[1], weights)
+    _check_devices("tally", logits, (slots, counts, invalid, *(() if weights is None else (weights,))))
 
 
 def check_replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> None:
@@ -89,6 +101,26 @@ def check_attack_step(
     _check(low <= high, "attack_step: low must be at most high, not {} and {}", low, high)
     _check_size("attack_step", adversarial)
     _check_devices("attack_step", adversarial, (images, gradients))
+
+
+def check_perturb_weights(
+    weights: Tensor, scales: Tensor, factors: Tensor, tiles: Tensor, passes: Tensor, key: Tensor, dtype: torch.dtype
+) -> None:
+    kind = weights.dim() == 2 and weights.shape[1] == TILE and weights.dtype == torch.float32
+    _check(kind, "perturb_weights: weights must be float32 [T, 64], not {}", weights)
+    kind = scales.shape == weights.shape and scales.dtype == torch.float32
+    _check(kind, "perturb_weights: scales must be float32 {}, not {}", weights.shape, scales)
+    kind = factors.dim() == 3 and factors.shape[1:] == weights.shape and factors.dtype == torch.float32
+    _check(kind, "perturb_weights: factors must be float32 [r, {}, 64], not {}", weights.shape[0], factors)
+    _check(factors.shape[0] <= TILE, "perturb_weights: factors have rank {}; at most 64 is possible", factors.shape[0])
+    kind = tiles.dim() == 2 and tiles.dtype == torch.int64 and tiles.shape == (2, weights.shape[0])
+    _check(kind, "perturb_weights: tiles must be int64 [2, {}], not {}", weights.shape[0], tiles)
+    kind = passes.dim() == 1 and passes.dtype == torch.int64
+    _check(kind, "perturb_weights: passes must be int64 [P], not {}", passes)
+    _check_index("perturb_weights", "key", key, 2)
+    kind = dtype in REPLICA_DTYPES
+    _check(kind, "perturb_weights: dtype must be float32, bfloat16 or float16, not {}", dtype)
+    _check_devices("perturb_weights", weights, (scales, factors, tiles, passes, key))
 
 
 def _check(holds: bool, message: str, *facts: Any) -> None:

@@ -53,19 +53,20 @@ class Board:
     Args:
         rows: of a micro-batch, B.
         slots: images in flight at most, S.
+        votings: voting rules that count each row, V.
 
     Attributes:
         rows: int64 [3, B]: slot, image id and sample id of each row.
         key: int64 [2], seed and stream.
-        counts: int64 [S, K], votes by slot and class.
-        invalid: int64 [S], rows without a vote by slot.
+        counts: int64 [V, S, K], votes by voting rule, slot and class.
+        invalid: int64 [V, S], rows without a vote by slot; every rule finds the same.
     """
 
-    def __init__(self, rows: int, slots: int, classes: int, device: torch.device) -> None:
+    def __init__(self, rows: int, slots: int, classes: int, device: torch.device, votings: int = 1) -> None:
         self._table = torch.zeros(3 * rows + 2, dtype=torch.int64, device=device)
         self.rows, self.key = self._table[:-2].view(3, rows), self._table[-2:]
-        self.counts = torch.zeros((slots, classes), dtype=torch.int64, device=device)
-        self.invalid = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.counts = torch.zeros((votings, slots, classes), dtype=torch.int64, device=device)
+        self.invalid = torch.zeros((votings, slots), dtype=torch.int64, device=device)
         self._staged = deque(Transfer(self._table.shape, device) for _ in range(STAGED))
 
     def write(self, rows: NDArray[np.int64] | Tensor, key: Tensor) -> None:
@@ -79,10 +80,10 @@ class Board:
         staged.started()
 
     def take(self, slots: list[int]) -> Transfer:
-        """The votes [len(slots), K + 1] of some slots, which are set back to 0; one transfer from the device."""
+        """The votes [len(slots), V K + 1] of some slots, which are set back to 0; one transfer from the device."""
         index = sent(torch.tensor(slots, dtype=torch.int64), self.counts.device)
-        votes = torch.cat([self.counts[index], self.invalid[index, None]], 1)
-        self.counts[index], self.invalid[index] = 0, 0
+        votes = torch.cat([*self.counts[:, index], self.invalid[0, index, None]], 1)
+        self.counts[:, index], self.invalid[:, index] = 0, 0
         transfer = Transfer(votes.shape, votes.device)
         transfer.host.copy_(votes, non_blocking=True)
         transfer.started()

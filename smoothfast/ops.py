@@ -25,9 +25,10 @@ from torch import Tensor
 from . import arguments, reference
 from .noise import Law
 from .specs import choice
+from .voting import PREDICTION, Voting
 
 BACKENDS = ("auto", "cuda", "triton", "reference")
-OPS = ("noisy_replicas", "tally", "replica_sum", "attack_step")
+OPS = ("noisy_replicas", "tally", "replica_sum", "attack_step", "perturb_weights")
 GPUS = ("cuda", "xpu")  # to torch those of ROCm are cuda too
 Statistics = tuple[Sequence[float], Sequence[float]]
 
@@ -81,16 +82,21 @@ def noisy_replicas(
     )
 
 
-def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
-    """Adds the votes of logits to the counts of their slots, in place.
+def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor, voting: Voting = PREDICTION) -> None:
+    """Adds what rows of logits give each class to the counts of their slots, in place.
 
     Args:
-        logits: floating [R, K]; the vote of a row is its argmax, the lowest index on ties.
+        logits: floating [R, K].
         slots: int64 [R]; rows with a negative slot are padding and count nowhere.
-        counts: int64 [S, K], votes by class.
-        invalid: int64 [S], rows with a logit that is not finite; they vote for no class.
+        counts: int64 [S, K], by class, in units of `voting.unit`; with the voting rules of this package 2^31 - 1 rows
+            cannot overflow a count.
+        invalid: int64 [S], rows with a logit that is not finite; they give no class anything.
+        voting: the rule. By default a row votes for its argmax, the lowest index on ties. Every backend ranks classes
+            alike, in the dtype of the logits. For "soft" and "logit" those of float64 are rounded to float32, and the
+            compiled and the Triton kernels give the same bits; `reference` does for "logit", while its probabilities
+            are those of float64, rounded.
     """
-    torch.ops.smoothfast.tally(logits, slots, counts, invalid)
+    torch.ops.smoothfast.tally(logits, slots, counts, invalid, voting.name, voting.weights)
 
 
 def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
@@ -135,6 +141,37 @@ def attack_step(
     """
     choice("norm", norm, reference.NORMS)
     torch.ops.smoothfast.attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
+
+
+def perturb_weights(
+    weights: Tensor,
+    scales: Tensor,
+    factors: Tensor,
+    tiles: Tensor,
+    passes: Tensor,
+    key: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Noisy weights of all layers of a network, for several of its passes.
+
+    The weights of a layer, in their logical order, fill whole tiles of 64 of which the last one is padded. Those of
+    pass p are `weights + scales * xi + sum(factors[k] * z[k])`: xi has a standard normal number for each weight, z has
+    one for each k that all weights of a layer share, and all are drawn anew in each pass, as a pure function of key,
+    layer, pass and place. So the weights of a layer have covariance diag(scales^2) + factors^T factors.
+
+    Args:
+        weights: float32 [T, 64].
+        scales: float32 [T, 64], standard deviations.
+        factors: float32 [r, T, 64], r at most 64.
+        tiles: int64 [2, T], the layer of each tile, below 2**32, and its number within the layer, below 2**28.
+        passes: int64 [P], below 2**40.
+        key: int64 [2] from `noise.within`.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        [P, T, 64]. Differentiable with respect to weights, scales and factors.
+    """
+    return torch.ops.smoothfast.perturb_weights(weights, scales, factors, tiles, passes, key, dtype)
 
 
 def affine(normalize: Statistics | None, channels: int, image_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -240,6 +277,7 @@ _register(reference.noisy_replicas)
 _register(reference.tally, mutates=("counts", "invalid"))
 _register(reference.replica_sum)
 _register(reference.attack_step, mutates=("adversarial",))
+_register(reference.perturb_weights)
 
 
 @torch.library.register_fake("smoothfast::noisy_replicas")
@@ -264,8 +302,15 @@ def _noisy_replicas_fake(
 
 
 @torch.library.register_fake("smoothfast::tally")
-def _tally_fake(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
-    arguments.check_tally(logits, slots, counts, invalid)
+def _tally_fake(
+    logits: Tensor,
+    slots: Tensor,
+    counts: Tensor,
+    invalid: Tensor,
+    voting: str = "prediction",
+    weights: Tensor | None = None,
+) -> None:
+    arguments.check_tally(logits, slots, counts, invalid, voting, weights)
 
 
 @torch.library.register_fake("smoothfast::replica_sum")
@@ -279,6 +324,14 @@ def _attack_step_fake(
     adversarial: Tensor, images: Tensor, gradients: Tensor, norm: str, alpha: float, eps: float, low: float, high: float
 ) -> None:
     arguments.check_attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
+
+
+@torch.library.register_fake("smoothfast::perturb_weights")
+def _perturb_weights_fake(
+    weights: Tensor, scales: Tensor, factors: Tensor, tiles: Tensor, passes: Tensor, key: Tensor, dtype: torch.dtype
+) -> Tensor:
+    arguments.check_perturb_weights(weights, scales, factors, tiles, passes, key, dtype)
+    return weights.new_empty((passes.shape[0], *weights.shape), dtype=dtype)
 
 
 def _noisy_replicas_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -314,3 +367,23 @@ def _replica_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("smoothfast::replica_sum", _replica_sum_backward, setup_context=_replica_sum_setup)
+
+
+def _perturb_weights_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, scales, factors, *_ = inputs
+    ctx.save_for_backward(scales, factors, *inputs[3:6])
+
+
+def _perturb_weights_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """The noise is drawn again: as weights of scale 1, and as those of the factors that pick z[k] as element k."""
+    scales, factors, tiles, passes, key = ctx.saved_tensors
+    grad, zeros, rank = grad.float(), torch.zeros_like(scales), factors.shape[0]
+    picks = torch.eye(rank, 64, device=scales.device)[:, None].expand(factors.shape).contiguous()
+    own = perturb_weights(zeros, torch.ones_like(scales), factors[:0], tiles, passes, key)
+    shared = perturb_weights(zeros, zeros, picks, tiles, passes, key)[..., :rank]
+    return grad.sum(0), (grad * own).sum(0), torch.einsum("pte,ptk->kte", grad, shared), None, None, None, None
+
+
+torch.library.register_autograd(
+    "smoothfast::perturb_weights", _perturb_weights_backward, setup_context=_perturb_weights_setup
+)

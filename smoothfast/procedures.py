@@ -192,6 +192,13 @@ class Count:
         return Decision(label, counts, int(votes[-1]), self._draw.count, PREDICTED if counts.any() else UNDECIDED)
 
 
+class Total(Count):
+    """The same by any voting rule, whose counts need not add up to the samples; and no winner, who may be tied."""
+
+    def update(self, votes: Votes) -> Decision:
+        return Decision(ABSTAIN, votes[:-1].copy(), int(votes[-1]), self._draw.count, UNDECIDED)
+
+
 class _Predict:
     """The test of Hung and Fithian, winner against runner-up, at each look at level alpha / looks.
 

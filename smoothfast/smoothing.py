@@ -1,4 +1,4 @@
-"""The smoothed classifier: g(x) = the class that the base classifier gives most noisy copies of x."""
+"""The smoothed classifier: g(x) = the class to which the noisy copies of x give most; by default most votes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from . import ops
 from .costs import AUTO, Network, candidates, measure
-from .engine import Engine, Job, resolve_precision
+from .engine import Engine, Job, default_micro_batch, resolve_precision
+from .layers import draws_noise
 from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
-from .procedures import ABSTAIN, Count, Decision, Procedure, certify_procedure, predict_procedure
+from .noisy_network import NoisyNetwork
+from .procedures import ABSTAIN, Count, Decision, Procedure, Total, certify_procedure, predict_procedure
 from .runners import Kept, device_of, fingerprint
 from .specs import at_least, choice
+from .voting import log_scores, resolve
 
 if TYPE_CHECKING:
     from .soft import SoftClassifier
 
-VOTINGS = ("prediction",)
 NOISES = ("lattice", "gaussian")
 
 LEAST_U = 0.05  # of randomized bounds
@@ -85,8 +87,8 @@ class Certificate:
 class SmoothedClassifier(nn.Module):
     """A base classifier, smoothed: a drop-in module, and the procedures PREDICT and CERTIFY of Cohen et al. 2019.
 
-    `forward` draws new samples at every call; `votes`, `predict` and `certify` are pure functions of the seed, the
-    images and their ids. The base classifier runs in eval mode and is left in the mode it was in.
+    `forward` draws new samples at every call; `scores`, `top`, `votes`, `predict` and `certify` are pure functions of
+    the seed, the images and their ids. The base classifier runs in eval mode and is left in the mode it was in.
 
     Args:
         base: any module from images [B, C, H, W] to logits [B, K].
@@ -94,7 +96,11 @@ class SmoothedClassifier(nn.Module):
             then uses the smallest).
         num_classes: K.
         samples: noisy copies per image in `forward`.
-        voting: "prediction": each copy votes for its most probable class.
+        voting: what a copy gives each class (Nemcovsky et al. 2019, arXiv 1911.07198, eq. 8-13). "prediction": 1 to its
+            most probable class, a vote; "soft": the probability; "logit": the logit, clamped to -4096 .. 4096;
+            "weighted": 2^-(k-1) to the class of rank k. Or weights by rank, as (1, 0.5); later ranks get nothing. A
+            copy whose logits are not finite gives nothing. Tests and certificates are of votes: `votes`, `predict` and
+            `certify` take "prediction" alone.
         normalize: (mean, std) per channel, fused into the noise kernel; None where `base` normalises itself.
         noise: "lattice" (exact, needs uint8 images) or "gaussian"; None takes lattice for uint8 and gaussian for
             float images.
@@ -121,7 +127,7 @@ class SmoothedClassifier(nn.Module):
         sigma: float | Sequence[float],
         num_classes: int,
         samples: int = 64,
-        voting: str = "prediction",
+        voting: str | Sequence[float] = "prediction",
         normalize: ops.Statistics | None = None,
         noise: str | None = None,
         seed: int = 0,
@@ -133,11 +139,11 @@ class SmoothedClassifier(nn.Module):
         deterministic: bool = False,
     ) -> None:
         super().__init__()
-        choice("voting", voting, VOTINGS)
         choice("runner", runner, AUTO)
         if noise is not None:
             choice("noise", noise, NOISES)
         at_least(2, num_classes=num_classes)
+        self.voting = resolve(voting, num_classes)
         at_least(1, samples=samples, max_batch=max_batch)
         stream_key(index(seed), Stream.PREDICT)  # checks it
         self.base = base
@@ -163,20 +169,37 @@ class SmoothedClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Log-scores float32 [N, K] of images [N, C, H, W]; their argmax is the prediction.
 
-        The score of a class with c of n votes is log((c + 1/2) / (n + K/2)): finite, and in the order of the votes.
-        Every call draws samples that were not drawn before, unless `deterministic`, and none that `votes`, `predict` or
-        `certify` draw. Votes have no gradient: whoever asks for one gets a ValueError that names `differentiable`.
+        They are finite, and in the order of what the copies gave: `voting.log_scores` has the formulas; the score of a
+        class with c of n votes is log((c + 1/2) / (n + K/2)). Every call draws samples that were not drawn before,
+        unless `deterministic`, and none that `scores`, `votes`, `predict` or `certify` draw.
+
+        Votes, weighted or not, have no gradient: whoever asks for one gets a ValueError that names `differentiable`.
+        Soft and logit voting have, with respect to float images and to the parameters of the base classifier. Where
+        autograd is on and one of these requires a gradient, the same samples go through the base classifier by plain
+        PyTorch: slower, the same values up to rounding, and NaN where a logit is not finite. Predictions alone are
+        faster under `torch.no_grad()`.
         """
         first = 0 if self.deterministic else self._next_sample
         self._next_sample = first + self.samples
         images = finite_images(images)
-        decisions = self._decide_alike(images.detach(), None, lambda: Count(self.samples, first, Stream.FORWARD))
+        if self.voting.differentiable and self._gradient_is_asked(images):
+            from .soft import Average  # stands above this module
+
+            net = NoisyNetwork(self.base)
+            average = Average(self, net, net.run, self._law(images), Stream.FORWARD, self.voting.name)
+            return average.scores(images, first, self.samples)
+        decisions = self._decide_alike(images.detach(), None, self._count(self.samples, first, Stream.FORWARD))
         counts = self._stack(decisions, "counts").to(images.device)
-        scores = torch.log((counts + 0.5) / (self.samples + self.num_classes / 2)).float()
-        return _WithoutGradient.apply(images, scores)
+        scores = log_scores(self.voting, counts, self.samples).float()
+        return scores if self.voting.differentiable else _WithoutGradient.apply(images, scores, self.voting.name)
+
+    def _gradient_is_asked(self, images: Tensor) -> bool:
+        tensors = (images, *self.base.parameters())
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
     def differentiable(self, samples: int = 8, max_batch: int | None = None) -> SoftClassifier:
-        """The classifier by mean probabilities instead of votes, for gradient attacks of other packages.
+        """The classifier by mean probabilities (by mean logits if that is its voting) instead of votes, for gradient
+        attacks of other packages.
 
         Args:
             samples: noisy copies per image in each of its calls.
@@ -186,9 +209,31 @@ class SmoothedClassifier(nn.Module):
 
         return SoftClassifier(self, samples, max_batch)
 
+    def scores(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
+        """What the first `samples` noisy copies of each image give each class by the voting rule, their mean: float64
+        [N, K]. By "prediction" it is the share of votes."""
+        decisions = self._decide_alike(checked_images(images), image_ids, self._count(samples))
+        return self._stack(decisions, "counts").double() * (self.voting.unit / samples)
+
+    def top(
+        self, images: Tensor, k: int, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """The k classes with the largest `scores`, largest first and the lower one on ties: int64 [N, k].
+
+        With votes these are the classes that most copies put first. `mcpredict` in the code of Nemcovsky et al. is
+        something else: its j-th class is the one that most copies put in place j, among those not yet returned, and is
+        spurious (the lowest class left) where none of these has a vote there.
+        """
+        at_least(1, k=k)
+        if k > self.num_classes:
+            raise ValueError(f"k is {k}; it must be at most {self.num_classes}, the classes")
+        decisions = self._decide_alike(checked_images(images), image_ids, self._count(samples))
+        return self._stack(decisions, "counts").argsort(dim=1, descending=True, stable=True)[:, :k]
+
     def votes(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
         """Votes by class, int64 [N, K], of the first `samples` noisy copies of each image."""
-        return self._stack(self._decide_alike(checked_images(images), image_ids, lambda: Count(samples)), "counts")
+        self._require_votes("votes")
+        return self._stack(self._decide_alike(checked_images(images), image_ids, self._count(samples)), "counts")
 
     def predict(
         self,
@@ -207,6 +252,7 @@ class SmoothedClassifier(nn.Module):
             method: "fixed", or "sequential": stops as soon as the votes decide, after 16 samples at the least.
             image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
         """
+        self._require_votes("predict")
         decisions = self._decide_alike(checked_images(images), image_ids, lambda: predict_procedure(method, n, alpha))
         return Prediction(
             self._stack(decisions, "label"),
@@ -249,6 +295,7 @@ class SmoothedClassifier(nn.Module):
                 but radii then depend on luck: at n = 10,000 by less than 0.001 sigma where a tenth of the votes go
                 elsewhere, by 0.03 in the median and 0.16 at most where all agree.
         """
+        self._require_votes("certify")
         sigma = min(self.sigma.tolist())
         ids = checked_ids(image_ids, len(images))
         classes = None if labels is None else checked_labels(labels, len(images), self.num_classes)
@@ -326,26 +373,32 @@ class SmoothedClassifier(nn.Module):
     def _build(self, images: Tensor, runner: str) -> Engine:
         if self.base.training:
             warnings.warn("the base classifier is in train mode; it runs in eval mode here", stacklevel=7)
-        dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
-        sigma, (channels, height, width) = tuple(self.sigma.tolist()), images.shape[1:]
-        if len(sigma) not in (1, channels):
-            raise ValueError(f"sigma has {len(sigma)} entries; the images have {channels} channels")
+        channels, height, width = images.shape[1:]
         return Engine(
             self.base,
-            self._law(dtype, sigma),
+            self._law(images),
             (channels, height, width),
-            dtype,
+            torch.uint8 if images.dtype == torch.uint8 else torch.float32,
             self.num_classes,
             self.seed,
             self.normalize,
             self.precision,
-            self.max_batch,
+            self._micro_batch(images),
             runner,
             self.clip,
+            (self.voting,),
         )
 
+    def _micro_batch(self, images: Tensor) -> int | None:
+        """Where only one sample of an image can be in a micro-batch, no larger than there are images."""
+        if self.max_batch is not None or not draws_noise(self.base):
+            return self.max_batch
+        usual = default_micro_batch(images.shape[1:], device_of(self.base))
+        return min(usual, 2 ** (max(1, len(images)) - 1).bit_length())
+
     def _engine_key(self, images: Tensor, runner: str) -> Any:
-        choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.clip)
+        batch = self._micro_batch(images)
+        choices = (self.seed, self.normalize, self.noise, self.precision, batch, self.clip, self.voting)
         kind = (images.shape[1:], images.dtype == torch.uint8, tuple(self.sigma.tolist()))
         return fingerprint(self.base, runner), kind, choices
 
@@ -372,6 +425,18 @@ class SmoothedClassifier(nn.Module):
         ids = checked_ids(image_ids, len(images))
         return self._decide(self.engine(images, most), images, ids, lambda *_: procedure()) if len(images) else []
 
+    def _count(self, samples: int, first: int = 0, stream: Stream = Stream.PREDICT) -> Callable[[], Procedure]:
+        """Makes procedures that count what some samples give each class, in units of the voting rule."""
+        votes = self.voting.name == "prediction"  # whose sum is checked
+        return partial(Count if votes else Total, samples, first, stream)
+
+    def _require_votes(self, method: str) -> None:
+        if self.voting.name != "prediction":
+            raise ValueError(
+                f"voting is {self.voting.name!r}, and {method} counts votes, as tests and certificates do: make the "
+                "classifier with voting='prediction', or take `scores`"
+            )
+
     def _stack(self, decisions: list[Decision], name: str) -> Tensor:
         values = np.array([getattr(decision, name) for decision in decisions])
         shape = (len(decisions), self.num_classes) if name == "counts" else (len(decisions),)
@@ -381,11 +446,14 @@ class SmoothedClassifier(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_engines": Kept[Engine](), "_network": None}  # made anew where they are needed
 
-    def _law(self, dtype: torch.dtype, sigma: tuple[float, ...]) -> Law:
-        noise = self.noise or ("lattice" if dtype == torch.uint8 else "gaussian")
+    def _law(self, images: Tensor) -> Law:
+        sigma, on_levels = tuple(self.sigma.tolist()), images.dtype == torch.uint8
+        if len(sigma) not in (1, images.shape[1]):
+            raise ValueError(f"sigma has {len(sigma)} entries; the images have {images.shape[1]} channels")
+        noise = self.noise or ("lattice" if on_levels else "gaussian")
         if noise == "gaussian":
-            return gaussian_law(sigma, levels=255 if dtype == torch.uint8 else 1)
-        if dtype != torch.uint8:
+            return gaussian_law(sigma, levels=255 if on_levels else 1)
+        if not on_levels:
             raise ValueError("noise is 'lattice', which needs uint8 images; pass uint8, or noise='gaussian'")
         return lattice_law(sigma)
 
@@ -404,13 +472,14 @@ class _WithoutGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, scores: Tensor) -> Tensor:
+    def forward(ctx: Any, images: Tensor, scores: Tensor, voting: str) -> Tensor:
+        ctx.voting = voting
         return scores.clone()
 
     @staticmethod
     def backward(ctx: Any, gradients: Tensor) -> Any:
         raise ValueError(
-            "voting is 'prediction', and votes have no gradient: give a gradient attack of another package "
+            f"voting is {ctx.voting!r}, and votes have no gradient: give a gradient attack of another package "
             "model.differentiable() in place of the model, or take one of smoothfast.attacks, which need no such thing"
         )
 

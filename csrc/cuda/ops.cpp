@@ -109,9 +109,11 @@ Logits logits_of(at::ScalarType dtype) {
   }
 }
 
-void tally_cuda(const at::Tensor& logits, const at::Tensor& slots, at::Tensor& counts, at::Tensor& invalid) {
-  check_tally(logits, slots, counts, invalid);
-  check_device("tally", logits, {slots, counts, invalid});
+void tally_cuda(const at::Tensor& logits, const at::Tensor& slots, at::Tensor& counts, at::Tensor& invalid,
+                c10::string_view voting, const std::optional<at::Tensor>& weights) {
+  check_tally(logits, slots, counts, invalid, voting, weights);
+  const at::Tensor weight = weights ? weights->contiguous() : at::empty({0}, slots.options());
+  check_device("tally", logits, {slots, counts, invalid, weight});
   if (logits.size(0) == 0) return;
   const c10::cuda::CUDAGuard guard(logits.device());
   const at::Tensor rows = logits.contiguous(), slot = slots.contiguous();
@@ -120,9 +122,11 @@ void tally_cuda(const at::Tensor& logits, const at::Tensor& slots, at::Tensor& c
                           slot.const_data_ptr<int64_t>(),
                           count.mutable_data_ptr<int64_t>(),
                           broken.mutable_data_ptr<int64_t>(),
+                          weight.const_data_ptr<int64_t>(),
                           rows.size(0),
-                          rows.size(1)};
-  tally(args, tally_launch(args.rows, multiprocessors()), logits_of(rows.scalar_type()),
+                          rows.size(1),
+                          weight.size(0)};
+  tally(args, tally_launch(args.rows, multiprocessors()), logits_of(rows.scalar_type()), voting_of(voting),
         at::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   if (!count.is_same(counts)) counts.copy_(count);

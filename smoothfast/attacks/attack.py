@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..costs import AUTO, CORES, candidates, measure
 from ..engine import default_micro_batch, resolve_precision
+from ..layers import draws_noise
 from ..losses import Loss, cross_entropy
 from ..noise import MAX_SAMPLE_ID, Stream, gaussian_law, no_noise, stream_key, uniforms
 from ..packing import BLOCK
@@ -282,10 +283,11 @@ class Attack(ABC):
 
     def _micro_batch(self, images: Tensor, count: int, runner: str) -> int | None:
         """Where no shape is compiled in, nor asked for: no more than each of `CORES` cores has to do at a time."""
-        if self.replicas_per_forward is None and (runner != "eager" or self.max_batch is not None):
+        together = 1 if draws_noise(self.base) else self.replicas_per_forward
+        if together is None and (runner != "eager" or self.max_batch is not None):
             return self.max_batch
         device = device_of(self.base)
         usual = self.max_batch or default_micro_batch(images.shape[1:], device)
-        rows = count * min(self.replicas_per_forward or self.samples, self.samples)
+        rows = count * min(together or self.samples, self.samples)
         lanes = CORES if device.type == "cpu" else 1
         return min(usual, rows, BLOCK * -(-rows // (lanes * BLOCK)))

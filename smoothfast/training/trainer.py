@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import Images
 from ..distributed import Alone
+from ..layers import noise_parameters
 from ..noise import Law, Stream, gaussian_law, lattice_law, no_noise, stream_key
+from ..noisy_network import NoisyNetwork
 from ..runners import device_of, evaluating
 from ..smoothing import pixels
 from ..specs import same_settings
@@ -72,6 +74,8 @@ class Trainer:
         self.settings, self.out, self.metadata = settings, out, metadata or {}
         self.group, self.checkpoint_every = group or Alone(), checkpoint_every
         self.device = device_of(model)
+        self.net = NoisyNetwork(self.model)
+        self._key = stream_key(settings.seed, Stream.TRAIN, self.device)
         self.data = on(self.device, data)
         self.indices, held_out = split(len(data), settings.validation)
         self.held_out = {"validation": (self.data, held_out)} if settings.validation else {}
@@ -176,7 +180,7 @@ class Trainer:
         Args:
             number: of the pass. No two passes of a run that trains have the same.
         """
-        return self.model(images).float()
+        return self.net.run(images, self._key, torch.tensor([number], device=self.device)).float()
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
@@ -194,7 +198,7 @@ class Trainer:
     def _run_epoch(self, objective: nn.Module, progress: Callable[[range], Any]) -> None:
         first = self.epoch * self.steps_per_epoch
         end = min(first + self.steps_per_epoch, self.total)
-        self.model.train()
+        self.net.network.train()
         for _ in progress(range(self.step - first, end - first)):
             self._take_step(objective)
             self.step += 1
@@ -250,7 +254,7 @@ class Trainer:
         torch.manual_seed(torch_seed(self.settings.seed))
         part = self.group.part(len(ids))
         hits = torch.zeros(1 if self.validator is None else 2, dtype=torch.float64, device=self.device)
-        with evaluating(self.model), self._autocast():
+        with evaluating(self.net.network), self._autocast():
             for start in range(part.start, part.stop, self.settings.batch):
                 chunk = ids[start : min(start + self.settings.batch, part.stop)].to(self.device)
                 images, labels = data.images[chunk], data.labels[chunk]
@@ -369,9 +373,10 @@ class Objective(nn.Module):
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The parameters of a model for an optimizer: those that decay, which are matrices and kernels, and those that do
-    not, which are biases and what batch norms learn."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
+    not, which are biases, what batch norms learn, and strengths of noise."""
+    noise = {id(p) for p in noise_parameters(model)}
+    decayed = [p for p in model.parameters() if p.dim() > 1 and id(p) not in noise]
+    plain = [p for p in model.parameters() if p.dim() <= 1 or id(p) in noise]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 

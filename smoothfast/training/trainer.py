@@ -226,7 +226,7 @@ class Trainer:
         with self._autocast():
             loss, logits = objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.group.backward(loss)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()

@@ -258,15 +258,13 @@ def test_samples_are_numbered_by_restart_and_step(linear: Linear, images: Tensor
     assert drawn_in(EPGD(smoothed(linear), steps=3, samples=4, restarts=2), images, LABELS) == [0, 4, 8, 12, 16, 20]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_draws_have_samples_and_starts_of_their_own(images: Tensor, norm: str) -> None:
-    labels = torch.zeros(6, dtype=torch.int64)
-    attack = EPGD(smoothed(Bowls(), 2), 0.1, samples=2, steps=2, norm=norm, random_start=False)
-    started = PGD(Bowls(), 0.1, 0.0, norm=norm)
-    for one in (attack, started):
+def test_draws_have_samples_and_starts_of_their_own(linear: Linear, images: Tensor) -> None:
+    under_noise = EPGD(smoothed(linear, 2), 0.1, samples=2, steps=2, norm="l2", random_start=False)
+    starts = [PGD(linear, 0.1, 0.0, norm=norm) for norm in ("linf", "l2")]
+    for attack in (under_noise, *starts):
         results = []
-        for one.draw in (0, 1, 2**16 - 1, 0):
-            results.append(one(images, labels))
+        for attack.draw in (0, 1, 2**16 - 1, 0):
+            results.append(attack(images, LABELS))
         assert torch.equal(results[0], results[3])
         assert not any(torch.equal(*pair) for pair in combinations(results[:3], 2))
 

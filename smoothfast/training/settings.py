@@ -98,8 +98,8 @@ class Settings:
             raise ValueError(f"adversarial_weight is {self.adversarial_weight}; it must lie in [0, 1]")
         if self.nesterov and not self.momentum:
             raise ValueError(f"momentum is {self.momentum}; nesterov needs some")
-        if (self.schedule == "multi-step") != bool(self.milestones):
-            raise ValueError(f"milestones is {self.milestones}; they are for schedule 'multi-step', which needs some")
+        if self.schedule == "multi-step" and not self.milestones:
+            raise ValueError(f"milestones is {self.milestones}; schedule 'multi-step' needs some")
         self._check_noise()
         self._check_selection()
         stream_key(self.seed, Stream.TRAIN)

@@ -116,7 +116,7 @@ class Trainer:
             ValueError: it was made with other settings.
         """
         resume = self.group.begin(resume, self.out / CHECKPOINT, self.out / WEIGHTS)
-        self.group.agree(self._about())
+        self.group.agree(self._about() | {"images": len(self.data)})
         if not (resume and self._restore()):
             self._begin()
         devices = [self.device] if self.device.type == "cuda" else []
@@ -226,7 +226,7 @@ class Trainer:
         with self._autocast():
             loss, logits = objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.group.backward(loss)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()

@@ -16,13 +16,17 @@ from cases import (
     ARCHS,
     DTYPES,
     KINDS,
+    NETWORKS,
+    PASSES,
     ROWS,
     SCHEDULES,
     SHAPES,
+    VOTINGS,
     arguments,
     asked_for,
     attack,
     gradients,
+    network,
     same,
     tied,
     votes,
@@ -89,14 +93,25 @@ def test_noisy_replicas_where_words_tie(dtype: torch.dtype, arch: int) -> None:
 @pytest.mark.parametrize(("rows", "classes"), [(0, 3), (1, 1), (13, 10), (40, 33), (70, 100), (5, 1000)])
 def test_tally(rows: int, classes: int, dtype: torch.dtype, arch: int) -> None:
     """70 rows are more than the 64 warps of the grid."""
-    for schedule in SCHEDULES:
-        for offset in (0, 1):
-            logits, slots, counts, invalid = votes(rows, classes, dtype)
-            expected = counts.clone(), invalid.clone()
-            torch.ops.smoothfast.tally(logits, slots, *expected)
-            on(arch, schedule, offset).tally(logits, slots, counts, invalid)
-            assert torch.equal(counts, expected[0])
-            assert torch.equal(invalid, expected[1])
+    for schedule, offset in product(SCHEDULES, (0, 1)):
+        check_tally(on(arch, schedule, offset), votes(rows, classes, dtype))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_tally_by_other_rules(dtype: torch.dtype, arch: int) -> None:
+    """200 classes are more than a lane goes through in one turn of an unrolled loop."""
+    for turn, (voting, (rows, classes)) in enumerate(product(VOTINGS[1:], [(11, 10), (5, 200)])):
+        check_tally(on(arch, SCHEDULES[turn % 4], turn % 2), votes(rows, classes, dtype, voting=voting))
+
+
+def check_tally(on: Device, case: tuple[Any, ...]) -> None:
+    logits, slots, counts, invalid, *rule = case
+    expected = counts.clone(), invalid.clone()
+    torch.ops.smoothfast.tally(logits, slots, *expected, *rule)
+    on.tally(logits, slots, counts, invalid, *rule)
+    assert torch.equal(counts, expected[0])
+    assert torch.equal(invalid, expected[1])
 
 
 # ---- replica_sum -----------------------------------------------------------------------------------------------------
@@ -128,12 +143,29 @@ def test_attack_step(shape: tuple[int, int, int], norm: str, arch: int) -> None:
         assert torch.equal(adversarial, expected)
 
 
+# ---- perturb_weights -------------------------------------------------------------------------------------------------
+
+
+RANKS = ((0, 64, 33), (17, 0, 1), (5, 2, 49))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("layers", "ranks"), list(zip(NETWORKS, RANKS, strict=True)))
+def test_perturb_weights(layers: tuple[int, ...], ranks: tuple[int, ...], arch: int) -> None:
+    """77 tiles are 2 chunks, which makes 10 units of 5 passes: more than the grid has blocks. Threads meet in a warp
+    only, so that one tile is enough for the schedules."""
+    for number, (dtype, rank) in enumerate(zip(DTYPES, ranks, strict=True)):
+        case = network(layers, rank, dtype)
+        found = on(arch, SCHEDULES[number + 1 if layers == (1,) else 0], number % 2).perturb_weights(*case)
+        assert torch.equal(found, torch.ops.smoothfast.perturb_weights(*case))
+
+
 # ---- machine code ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(device.disassembler() is None, reason="nvdisasm is not installed (Triton brings it)")
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("stem", ["noisy_replicas", "tally", "replica_sum", "attack_step"])
+@pytest.mark.parametrize("stem", ["noisy_replicas", "tally", "replica_sum", "attack_step", "perturb_weights"])
 def test_machine_code(stem: str, arch: int) -> None:
     """Nothing is spilled, noise is written 16 bytes a thread, and no loop was unrolled out of proportion."""
     for kernel, instructions in device.sass_of(stem, arch).items():
@@ -144,7 +176,13 @@ def test_machine_code(stem: str, arch: int) -> None:
             assert "STG.E.128" in names, kernel
 
 
-MOST_INSTRUCTIONS = {"noisy_replicas": 1200, "tally": 600, "replica_sum": 650, "attack_step": 600}
+MOST_INSTRUCTIONS = {
+    "noisy_replicas": 1200,
+    "tally": 1300,
+    "replica_sum": 650,
+    "attack_step": 600,
+    "perturb_weights": 800,
+}
 
 
 # ---- the tests themselves --------------------------------------------------------------------------------------------
@@ -156,9 +194,9 @@ def test_the_interpreter_is_right() -> None:
     assert "all equal to the oracles" in done.stdout, done.stdout + done.stderr
 
 
-KERNELS = 21
+KERNELS = 36
 NEEDED = [test_noisy_replicas, test_noisy_replicas_in_many_strides_of_the_grid, test_noisy_replicas_where_words_tie]
-NEEDED += [test_tally, test_replica_sum, test_attack_step]
+NEEDED += [test_tally, test_tally_by_other_rules, test_replica_sum, test_attack_step, test_perturb_weights]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -186,7 +224,11 @@ MUTATIONS = {
     "a comparison of thresholds": ("noisy_replicas", "<= refined", "< refined / 2"),
     "clipping": ("noisy_replicas", "value > args.most ? args.most", "value > args.most ? value"),
     "sigma of a channel": ("noisy_replicas", "args.sigmas == 1 ? 0 : channel", "0 * channel"),
-    "a lane": ("tally", "distance = 16", "distance = 8"),
+    "a lane": (
+        "tally",
+        "distance = 16; distance > 0; distance /= 2) best",
+        "distance = 8; distance > 0; distance /= 2) best",
+    ),
     "the first of equals": ("tally", "b.value == a.value && b.first < a.first", "b.value == a.value"),
     "padding rows": ("tally", "if (slot < 0) continue;", ""),
     "the sign of zero": ("tally", "((bits & kMagnitude) ^ sign) - sign", "bits"),
@@ -202,7 +244,23 @@ MUTATIONS = {
     "the barrier before the next sum": ("attack_step", "__syncthreads();  // before", "// before"),
     "half of the lanes": ("attack_step", "half = kLanes / 2", "half = kLanes / 4"),
     "the projection": ("attack_step", "shift * factor", "shift"),
-    "an atomic": ("tally", "atomicAdd(reinterpret_cast<unsigned long long*>(count), 1ULL)", "*count += 1"),
+    "the layer of shared normals": ("perturb_weights", "layer + kLowRank", "layer"),
+    "a change of layer": ("perturb_weights", "layer != drawn", "drawn < 0"),
+    "a normal of the other tile": ("perturb_weights", "first + k % kTileThreads", "k % kTileThreads"),
+    "a normal beyond 16": ("perturb_weights", "k < 16 ?", "k < 17 ?"),
+    "the number of a tile": ("perturb_weights", "args.places[args.tiles + tile]", "tile"),
+    "a factor": ("perturb_weights", "k < args.rank; ++k", "k + 1 < args.rank; ++k"),
+    "the words of a weight": ("perturb_weights", "{first.z0, first.z1, second", "{first.z1, first.z0, second"),
+    "the last tiles": ("perturb_weights", "tile < args.tiles", "tile <= args.tiles"),
+    "an atomic": (
+        "tally",
+        "atomicAdd(reinterpret_cast<unsigned long long*>(count), static_cast<unsigned long long>(amount))",
+        "*count += amount",
+    ),
+    "the order of ranks": ("tally", "c > best.first", "c < best.first"),
+    "a rank": ("tally", "++rank == args.ranks", "++rank + 1 == args.ranks"),
+    "a term of a row": ("tally", "total += __shfl_xor_sync", "total = __shfl_xor_sync"),
+    "the largest logit": ("tally", "Format::ordered(best.value)", "best.value"),
 }
 
 
@@ -217,14 +275,11 @@ def check_noisy_replicas(on: Device) -> None:
         assert same(on.noisy_replicas(*case), torch.ops.smoothfast.noisy_replicas(*case))
 
 
-def check_tally(on: Device) -> None:
+def check_votes(on: Device) -> None:
     for classes in (10, 33):
-        logits, slots, counts, invalid = votes(70, classes, torch.float32)
-        expected = counts.clone(), invalid.clone()
-        torch.ops.smoothfast.tally(logits, slots, *expected)
-        on.tally(logits, slots, counts, invalid)
-        assert torch.equal(counts, expected[0])
-        assert torch.equal(invalid, expected[1])
+        check_tally(on, votes(70, classes, torch.float32))
+    for voting in VOTINGS[1:]:
+        check_tally(on, votes(11, 40, torch.float32, voting=voting))
 
 
 def check_replica_sum(on: Device) -> None:
@@ -242,11 +297,18 @@ def check_attack_step(on: Device) -> None:
         assert torch.equal(adversarial, expected)
 
 
+def check_perturb_weights(on: Device) -> None:
+    for rank, passes in ((5, 5), (18, 1)):
+        case = network(NETWORKS[2], rank, torch.float32, PASSES[:passes])
+        assert torch.equal(on.perturb_weights(*case), torch.ops.smoothfast.perturb_weights(*case))
+
+
 CHECKS = {
     "noisy_replicas": check_noisy_replicas,
-    "tally": check_tally,
+    "tally": check_votes,
     "replica_sum": check_replica_sum,
     "attack_step": check_attack_step,
+    "perturb_weights": check_perturb_weights,
 }
 
 

@@ -28,7 +28,7 @@ from ptx_interp import GLOBAL_BASE, Memory
 
 HERE = Path(__file__).parent
 SHIM = HERE / "ptx" / "cuda_on_cpu"
-STEMS = ("noisy_replicas", "tally", "replica_sum", "attack_step")
+STEMS = ("noisy_replicas", "tally", "replica_sum", "attack_step", "perturb_weights")
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 SANITIZERS = ("thread", "address,undefined")
 FLAGS = ("-std=c++17", "-O1", "-g1", "-w", "-ffp-contract=off", "-pthread", f"-I{SHIM}", f"-I{CSRC}")
@@ -183,11 +183,12 @@ def test_noisy_replicas_where_words_tie(on: OnCpu) -> None:
 
 def test_tally(on: OnCpu) -> None:
     sizes = [(0, 3), (1, 1), (13, 10), (70, 33), (5, 1000)]
-    for (rows, classes), (on.offset, dtype) in product(sizes, enumerate([torch.float64, *cases.DTYPES])):
-        logits, slots, counts, invalid = cases.votes(rows, classes, dtype)
+    forms = [("prediction", *size) for size in sizes] + [(voting, 11, 70) for voting in cases.VOTINGS]
+    for (voting, rows, classes), (on.offset, dtype) in product(forms, enumerate([torch.float64, *cases.DTYPES])):
+        logits, slots, counts, invalid, *rule = cases.votes(rows, classes, dtype, voting=voting)
         expected = counts.clone(), invalid.clone()
-        torch.ops.smoothfast.tally(logits, slots, *expected)
-        on.tally(logits, slots, counts, invalid)
+        torch.ops.smoothfast.tally(logits, slots, *expected, *rule)
+        on.tally(logits, slots, counts, invalid, *rule)
         assert torch.equal(counts, expected[0])
         assert torch.equal(invalid, expected[1])
 
@@ -209,6 +210,13 @@ def test_attack_step(on: OnCpu) -> None:
         assert torch.equal(adversarial, expected)
 
 
+def test_perturb_weights(on: OnCpu) -> None:
+    ranks = (0, 5, 18)
+    for layers, (on.offset, dtype), rank in zip(cases.NETWORKS, enumerate(cases.DTYPES), ranks, strict=True):
+        case = cases.network(layers, rank, dtype)
+        assert torch.equal(on.perturb_weights(*case), torch.ops.smoothfast.perturb_weights(*case))
+
+
 # ---- the tests themselves --------------------------------------------------------------------------------------------
 
 BARRIER = "__syncthreads();"
@@ -222,11 +230,13 @@ MUTATIONS = {
     ),
     "one draw too many": ("noisy_replicas", "if (here >= at.end)", "if (here > at.end)"),
     "wide where it is not aligned": ("noisy_replicas", "if (args.vectorized)", "if (true)"),
-    "one class too many": ("tally", "c < args.classes", "c <= args.classes"),
+    "one class too many": ("tally", "c < classes", "c <= classes"),
     "one row too many": ("replica_sum", "i < args.first[image + 1]", "i <= args.first[image + 1]"),
     "one unit too many": ("replica_sum", "unit < args.units", "unit <= args.units"),
     "one pixel too many": ("attack_step", "i < args.units", "i <= args.units"),
     "one lane too many": ("attack_step", "threadIdx.x < half", "threadIdx.x <= half"),
+    "one tile too many": ("perturb_weights", "tile < args.tiles", "tile <= args.tiles"),
+    "one factor too many": ("perturb_weights", "k < args.rank", "k <= args.rank"),
 }
 
 
@@ -239,6 +249,8 @@ def run(on: OnCpu, stem: str) -> None:
         on.tally(*cases.votes(70, 10, torch.float32))
     elif stem == "replica_sum":
         on.replica_sum(*cases.gradients((3, 5, 7), 9, torch.float32, False))
+    elif stem == "perturb_weights":
+        on.perturb_weights(*cases.network(cases.NETWORKS[2], 5, torch.float32))
     else:
         for norm in ("l2", "linf"):
             on.attack_step(*cases.attack((3, 16, 20), norm, 0.03))
@@ -258,12 +270,12 @@ def test_every_barrier_is_needed(stem: str, number: int) -> None:
 
 
 def test_the_atomic_is_needed() -> None:
-    text = "atomicAdd(reinterpret_cast<unsigned long long*>(count), 1ULL)"
+    text = "atomicAdd(reinterpret_cast<unsigned long long*>(count), static_cast<unsigned long long>(amount))"
     source = source_of("tally")
     assert source.count(text) == 1
     with (
         pytest.raises(SanitizerError, match="data race"),
-        on_cpu("thread", "tally", source.replace(text, "*count += 1")) as on,
+        on_cpu("thread", "tally", source.replace(text, "*count += amount")) as on,
     ):
         run(on, "tally")
 

@@ -97,6 +97,7 @@ def test_opcheck_of_tally(dtype: torch.dtype, requires_grad: bool) -> None:
         ("tally", ("counts", "invalid")),
         ("replica_sum", ()),
         ("attack_step", ("adversarial",)),
+        ("perturb_weights", ()),
     ],
 )
 def test_schema_is_that_of_the_reference(name: str, mutates: tuple[str, ...]) -> None:
@@ -210,6 +211,8 @@ steps = [(t.IMAGES / 255, t.IMAGES / 300, t.IMAGES.float() - 99, norm, 0.1, 0.2,
 cases = [("noisy_replicas", arguments) for arguments in replicas] + [("attack_step", step) for step in steps]
 cases += [("replica_sum", (t.IMAGES[[0, 1, 1, 0]] / 3, t.SLOTS, torch.rand(3), 2))]
 cases += [("tally", t.tally_arguments(logits))]
+weights = torch.arange(960).view(5, 3, 64) / 960
+cases += [("perturb_weights", (*weights[:2], weights[2:], torch.arange(6).view(2, 3), t.IDS, t.KEY, torch.float16))]
 def outputs(name, arguments, call):
     copies = [part.clone() if isinstance(part, torch.Tensor) else part for part in arguments]
     result = call(getattr(torch.ops.smoothfast, name).default, copies)

@@ -22,7 +22,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, KINDS, ROWS, SCHEDULES, arguments, asked_for, attack, gradients, same, tied, votes
+from cases import (
+    DTYPES,
+    KINDS,
+    NETWORKS,
+    PASSES,
+    ROWS,
+    SCHEDULES,
+    VOTINGS,
+    arguments,
+    asked_for,
+    attack,
+    gradients,
+    network,
+    same,
+    tied,
+    votes,
+)
 from ptx_interp import Buffer, Memory, Module, PtxFault, Report
 from torch import Tensor
 
@@ -34,7 +50,7 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets, and compiles nothing"),
 ]
 ARCHS = (80, 90)
-KERNELS = 67  # are what the tests have compiled for each, or a few more
+KERNELS = 70  # are what the tests have compiled for each, or a few more
 WRITTEN = {"out", "counts", "invalid", "adversarial"}  # names of parameters
 cpu = torch.ops.smoothfast
 
@@ -190,11 +206,11 @@ def test_noisy_replicas_of_images_out_of_alignment(launches: Any, kind: tuple[st
 # ---- the other ops ---------------------------------------------------------------------------------------------------
 
 
-def check_tally(case: tuple[Tensor, ...], logits: Tensor, package: ModuleType = kernels) -> None:
-    _, slots, *counts = case
+def check_tally(case: tuple[Any, ...], logits: Tensor, package: ModuleType = kernels) -> None:
+    _, slots, *counts, voting, weights = case
     expected = [part.clone() for part in counts]
-    cpu.tally(*case[:2], *expected)
-    op("tally", package)(logits, slots, *counts)
+    cpu.tally(*case[:2], *expected, voting, weights)
+    op("tally", package)(logits, slots, *counts, voting, weights)
     assert all(map(torch.equal, counts, expected))
 
 
@@ -207,6 +223,16 @@ def test_tally(launches: Any, rows: int, classes: int, dtype: torch.dtype, arch:
         launches(arch, turn)
         case = votes(rows, classes, dtype, turn)
         check_tally(case, shifted(case[0]) if turn == 3 else case[0])
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+@pytest.mark.parametrize("classes", [10, 1040])
+def test_tally_by_other_rules(launches: Any, classes: int, dtype: torch.dtype, arch: int) -> None:
+    for turn, voting in enumerate(VOTINGS[1:]):
+        launches(arch, turn)
+        case = votes(11, classes, dtype, voting=voting)
+        check_tally(case, case[0])
 
 
 def check_sum(case: tuple[Any, ...], values: Tensor, package: ModuleType = kernels) -> None:
@@ -251,6 +277,26 @@ def test_attack_step(launches: Any, shape: tuple[int, int, int], norm: str, arch
         check_step((adversarial, images, shifted(slopes) if turn == 3 else slopes, *rest))
 
 
+def check_weights(case: tuple[Any, ...], weights: Tensor, package: ModuleType = kernels) -> None:
+    assert torch.equal(op("perturb_weights", package)(weights, *case[1:]), cpu.perturb_weights(*case))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("layers", "ranks"), [(NETWORKS[0], (0, 5, 64)), (NETWORKS[2], (17, 1, 0))])
+def test_perturb_weights(launches: Any, layers: tuple[int, ...], ranks: tuple[int, ...], arch: int) -> None:
+    """Of one program a pass, and of several with tiles of several layers."""
+    for turn, (dtype, rank) in enumerate(zip(DTYPES, ranks, strict=True)):
+        launches(arch, turn)
+        case = network(layers, rank, dtype, PASSES[-2:])
+        check_weights(case, case[0])
+
+
+def test_perturb_weights_out_of_alignment(launches: Any) -> None:
+    launches(80)
+    case = network(NETWORKS[0], 5, torch.bfloat16, PASSES[-1:])
+    check_weights(case, shifted(case[0]))
+
+
 # ---- the tests themselves --------------------------------------------------------------------------------------------
 
 
@@ -259,7 +305,8 @@ NEEDED = [
     test_noisy_replicas_in_any_order_of_warps,
     test_noisy_replicas_of_images_out_of_alignment,
 ]
-NEEDED += [test_tally, test_replica_sum, test_replica_sum_of_one_element, test_attack_step]
+NEEDED += [test_tally, test_tally_by_other_rules, test_replica_sum, test_replica_sum_of_one_element, test_attack_step]
+NEEDED += [test_perturb_weights, test_perturb_weights_out_of_alignment]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -275,13 +322,19 @@ MUTATIONS = {
     "a Philox multiplier": ("philox", "0xD2511F53", "0xD2511F51"),
     "refining bits": ("philox", "REFINE = tl.constexpr(3)", "REFINE = tl.constexpr(4)"),
     "what comes before the plane": ("noisy_replicas", "(at >= 0) & (at < plane)", "at < plane"),
-    "the first of equals": ("tally", "ordered > best", "ordered >= best"),
-    "padding rows": ("tally", "(slot >= 0) & finite,", "finite,"),
+    "the first of equals": ("tally", "value > best)", "value >= best)"),
+    "padding rows": ("tally", "valid = (slot >= 0) & (broken == 0)", "valid = broken == 0"),
+    "the order of ranks": ("tally", "index > winner_before", "index < winner_before"),
+    "the largest logit": ("tally", "winner[:, None], logits_class, live", "0 * winner[:, None], logits_class, live"),
+    "terms of lanes without a class": ("tally", "tl.where(inside, fixed(", "tl.where(lanes >= 0, fixed("),
     "the order of rows": ("replica_sum", "rows + i)", "rows + i) * 0 + i"),
     "interleaved gradients": ("replica_sum", "at % channels if channels_last", "at // plane if channels_last"),
     "an ulp of the ball": ("attack_step", "lost >= 0", "lost < 2"),
     "halves of the lanes": ("attack_step", "[2, lanes.numel // 2]), 0)", "[lanes.numel // 2, 2]), 1)"),
     "the projection": ("attack_step", "shift * factor", "shift"),
+    "the layer of shared normals": ("perturb_weights", "layer + LOW_RANK", "layer"),
+    "the number of a tile": ("perturb_weights", "number.to(tl.uint32) * 16", "number.to(tl.uint32)"),
+    "the quarter of a turn": ("gaussian", "0x20000000", "0x10000000"),
 }
 
 
@@ -293,8 +346,8 @@ def check_noises(package: ModuleType) -> None:
 
 
 def check_votes(package: ModuleType) -> None:
-    for classes in (10, 2000):
-        case = votes(40, classes, torch.float32)
+    for voting, classes in product(VOTINGS, (10, 2000)):
+        case = votes(40, classes, torch.float32, voting=voting)
         check_tally(case, case[0], package)
 
 
@@ -313,12 +366,19 @@ def check_steps(package: ModuleType) -> None:
     check_step((images.clone(), images, slopes, "l2", 1.0, 9.0, -9.0, 9.0), package)
 
 
+def check_networks(package: ModuleType) -> None:
+    case = network((3, 15), 5, torch.float32, PASSES[-2:])
+    check_weights(case, case[0], package)
+
+
 CHECKS = {
     "noisy_replicas": check_noises,
     "philox": check_noises,
     "tally": check_votes,
     "replica_sum": check_sums,
     "attack_step": check_steps,
+    "gaussian": check_networks,
+    "perturb_weights": check_networks,
 }
 
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 import triton
 from triton.compiler import CompiledKernel
-from triton_ptx import attack_kernel, noise_kernel, sum_kernel, tally_kernel
+from triton_ptx import attack_kernel, noise_kernel, perturb_kernel, sum_kernel, tally_kernel
+
+from smoothfast.voting import NAMES
 
 ARCHS = (80, 90)
 KINDS = (("lattice", "u8"), ("gaussian", "u8"), ("gaussian", "fp32"))
@@ -79,10 +81,13 @@ def test_casts_are_those_of_the_hardware(dtype: str, cast: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_tally(dtype: torch.dtype, classes: int, arch: int, tmp_path: Path) -> None:
-    kernel = tally_kernel(dtype, classes, arch)
-    assert instructions(kernel, "atom|red.global") <= {f"{name}.global.gpu.relaxed.add.u64" for name in ("atom", "red")}
-    assert instructions(kernel, "atom|red.global")
-    assert registers(kernel, tmp_path) <= 128
+    atomics = {f"{name}.global.gpu.relaxed.add.u64" for name in ("atom", "red")}
+    for voting in NAMES:
+        kernel = tally_kernel(dtype, classes, voting, arch)
+        assert instructions(kernel, "atom|red.global") <= atomics
+        assert instructions(kernel, "atom|red.global")
+        assert registers(kernel, tmp_path) <= 128
+        check_rounding(kernel, "add sub mul fma div" if voting == "soft" else "add mul")
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -106,3 +111,13 @@ def test_attack_step(norm: str, arch: int, tmp_path: Path) -> None:
     for either in (kernel, attack_kernel(norm, aligned=False, arch=arch)):
         assert registers(either, tmp_path) <= 64
         check_rounding(either, "add sub" if norm == "linf" else "add sub mul div sqrt")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_perturb_weights(dtype: str, arch: int, tmp_path: Path) -> None:
+    """Only the places of tiles, the passes and the key are not read 16 bytes at a time."""
+    kernel = perturb_kernel(dtype, arch)
+    assert instructions(kernel, "(?:ld|st).global") == {"ld.global.b64", "ld.global.v4.b32", "st.global.v4.b32"}
+    assert registers(kernel, tmp_path) <= 64
+    check_rounding(kernel)

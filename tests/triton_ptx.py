@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import triton
-from smoothfast.kernels import attack_step, noisy_replicas, replica_sum, tally
+from smoothfast.kernels import attack_step, noisy_replicas, perturb_weights, replica_sum, tally
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
@@ -54,14 +54,15 @@ def noise_kernel(
     return compiled(function, arch, types, constants, multiples, **noisy_replicas.OPTIONS)
 
 
-def tally_kernel(dtype: torch.dtype, classes: int, arch: int = 80) -> CompiledKernel:
+def tally_kernel(dtype: torch.dtype, classes: int, voting: str = "prediction", arch: int = 80) -> CompiledKernel:
     """For contiguous logits."""
-    integers, exponent = tally.EXPONENTS[dtype]
+    integers, floats, exponent = tally.FORMATS[dtype]
     class_block = min(triton.next_power_of_2(classes), tally.BLOCK)
-    constants = {"exponent": exponent, "row_block": tally.BLOCK // class_block, "class_block": class_block}
+    constants = {"floats": floats, "exponent": exponent, "voting": voting}
+    constants |= {"row_block": tally.BLOCK // class_block, "class_block": class_block}
     constants |= dict.fromkeys(("logits_class", "slots_row", "counts_class", "invalid_image"), 1)
     multiples = {"logits_row", "counts_image"} if classes % 16 == 0 else set()
-    types = {"logits": f"*i{integers.itemsize * 8}", "rows": "i32"}
+    types = {"logits": f"*i{integers.itemsize * 8}", "weights": "*i64", "rows": "i32"}
     return compiled(tally.tally_rows, arch, types, constants, multiples, **tally.OPTIONS)
 
 
@@ -81,3 +82,11 @@ def attack_kernel(norm: str, aligned: bool = True, arch: int = 80) -> CompiledKe
         return compiled(attack_step.l2_step, arch, types, {}, set(), **attack_step.OPTIONS)
     multiples, constants = {"elements"} if aligned else set(), {"block": attack_step.BLOCK}
     return compiled(attack_step.linf_step, arch, types, constants, multiples, **attack_step.OPTIONS)
+
+
+def perturb_kernel(out: str, arch: int = 80) -> CompiledKernel:
+    """out: fp32, bf16 or fp16."""
+    types = dict.fromkeys(("weights", "scales", "factors"), "*fp32") | {"out": f"*{out}"}
+    types |= dict.fromkeys(("places", "passes"), "*i64")
+    constants = {"tiles": perturb_weights.TILES}
+    return compiled(perturb_weights.perturb_tiles, arch, types, constants, set(), **perturb_weights.OPTIONS)

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from smoothfast import ops, reference
-from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key
+from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key, within
+from smoothfast.voting import NAMES, resolve
 
 ARCHS = (80, 90)
+VOTINGS = NAMES
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCHEDULES = ({}, *({"schedule": "warp", "seed": seed} for seed in (1, 2, 3)))
 # What the shapes are for: vectorised and interleaved; a row that ends in the middle of a tile, of 16 bytes and of a
 # channel; one element; four interleaved planes; more planes than are interleaved; several chunks, the last one short.
 SHAPES = ((3, 32, 32), (3, 5, 7), (1, 1, 1), (4, 8, 8), (6, 8, 8), (3, 40, 40), (2, 4, 4), (5, 9, 11))
 ROWS = torch.tensor([(1, 7, 0), (-1, 0, 0), (0, 2**44 - 1, 2**40 - 1), (2, 2**32 + 1, 2**32 - 1), (-5, -1, -1)])
+
+PASSES = torch.tensor([3, 2**32 - 1, 2**32, 2**40 - 1, 3])
 
 
 def law_of(name: str, sigmas: Sequence[float], image_dtype: torch.dtype) -> Law:
@@ -76,18 +80,26 @@ def tied(case: tuple[Any, ...]) -> tuple[Any, ...]:
     return images, slots, image_ids, sample_ids, key, law, [high, low, guide], *rest
 
 
-def votes(rows: int, classes: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits of few values, so that ties abound, with zeros of both signs and, in some rows, what is not finite."""
+def votes(
+    rows: int, classes: int, dtype: torch.dtype, seed: int = 0, voting: str = "prediction"
+) -> tuple[Tensor, Tensor, Tensor, Tensor, str, Tensor | None]:
+    """Logits of few values, so that ties abound, with zeros of both signs and, in some rows, what is not finite. Those
+    whose values count are more spread out, a few of them too large."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randint(-3, 3, (rows, classes), generator=generator).to(dtype) / 2
     logits[::3] *= -1  # with zeros of both signs
     logits[2::4] = -logits[2::4].abs()
     logits[2::4, ::3] += 0.0
+    if voting in ("soft", "logit"):
+        logits *= 3.7
+        logits[5::9, ::2] *= 3000
+        logits[3::5] -= 40
     for row, value in ((1, float("nan")), (4, float("inf")), (8, float("-inf")), (9, torch.finfo(dtype).max)):
         if row < rows:
             logits[row, row * 7 % classes] = value
     slots = torch.randint(-1, 4, (rows,), generator=generator)
-    return logits, slots, torch.full((4, classes), 5), torch.arange(4)
+    weights = resolve("weighted", min(classes, 6)).weights if voting == "weighted" else None
+    return logits, slots, torch.full((4, classes), 5), torch.arange(4), voting, weights
 
 
 def gradients(shape: tuple[int, ...], rows: int, dtype: torch.dtype, channels_last: bool) -> tuple[Any, ...]:
@@ -110,6 +122,30 @@ def attack(shape: tuple[int, ...], norm: str, eps: float) -> tuple[Any, ...]:
     slopes[1] = 0
     slopes.view(-1)[-1] = float("nan")
     return adversarial, images, slopes, norm, 0.8 * eps, eps, 0.1, 0.9
+
+
+# What the networks are for: one tile; a layer in two chunks of the kernels; layers of one tile to several.
+NETWORKS = ((1,), (70,), (3, 1, 40, 2, 30))
+
+
+def network(layers: Sequence[int], rank: int, dtype: torch.dtype, passes: Tensor = PASSES) -> tuple[Any, ...]:
+    """Layers of so many tiles, the last two of them swapped, and one tile with the last numbers that there are."""
+    generator = torch.Generator().manual_seed(sum(layers) + rank)
+    count = sum(layers) + 1
+    weights, scales = torch.randn(2, count, 64, generator=generator)
+    factors = torch.randn(rank, count, 64, generator=generator) / 4
+    places = [(layer * 2**28 + 5, tile) for layer, tiles in enumerate(layers) for tile in range(tiles)]
+    tiles = torch.tensor([*places, (2**32 - 1, 2**28 - 1)]).T.contiguous()
+    tiles[:, -3:-1] = tiles[:, -3:-1].flip(1)
+    return (
+        weights,
+        scales.abs(),
+        factors,
+        tiles,
+        passes,
+        within(stream_key(2**63 + 5, Stream.PREDICT), Stream.WEIGHT),
+        dtype,
+    )
 
 
 def asked_for(request: pytest.FixtureRequest, tests: Sequence[Any]) -> bool:

@@ -10,6 +10,7 @@
 
 #include "cuda/attack_step.h"
 #include "cuda/noisy_replicas.h"
+#include "cuda/perturb_weights.h"
 #include "cuda/replica_sum.h"
 #include "cuda/tally.h"
 
@@ -100,11 +101,17 @@ struct Case {
                             : is("FormatIiL") ? Logits::f32
                             : is("Ls32640")   ? Logits::bf16
                                               : Logits::f16;
-      tally(as<TallyArgs>(), launch, logits, nullptr);
+      const Voting voting = is("Prediction") ? Voting::prediction
+                            : is("Weighted") ? Voting::weighted
+                            : is("Soft")     ? Voting::soft
+                                             : Voting::logit;
+      tally(as<TallyArgs>(), launch, logits, voting, nullptr);
     } else if (is("replica_sum")) {
       const auto args = as<SumArgs>();
       const auto width = static_cast<int32_t>(args.channels * args.plane / args.runs);
       replica_sum(args, {launch, width}, dtype<Gradients>(), nullptr);
+    } else if (is("perturb_weights")) {
+      perturb_weights(as<PerturbArgs>(), launch, dtype<Output>(), nullptr);
     } else {
       attack_step(as<AttackArgs>(), launch, is("l2"), nullptr);
     }

@@ -58,7 +58,9 @@ def test_train_commands(workplace: Path, data_root: Path) -> None:
     commands = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith("smoothfast train")]
     for command in commands:
         words = [*shlex.split(command), "--epochs", "1", "--batch", "50", "--validation", "10", "--steps", "1"]
-        done = subprocess.run([sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert (workplace / words[words.index("--out") + 1] / "model.safetensors").exists()
 

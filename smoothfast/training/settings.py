@@ -75,7 +75,7 @@ class Settings:
     adversarial_weight: float = 0.5
     beta: float = 6.0
     warmup: float = 0
-    clean_epochs: float = 0
+    clean_epochs: int = 0
     validation: int = 0
     select: str = "last"
     initial: str | None = None
@@ -91,9 +91,9 @@ class Settings:
         at_least(1, batch=self.batch, steps=self.steps, samples=self.samples, train_samples=self.train_samples)
         not_negative(
             sigma=self.sigma, momentum=self.momentum, weight_decay=self.weight_decay, eps=self.eps, alpha=self.alpha,
-            beta=self.beta, warmup=self.warmup, clean_epochs=self.clean_epochs,
+            beta=self.beta, warmup=self.warmup,
         )  # fmt: skip
-        at_least(0, validation=self.validation)
+        at_least(0, validation=self.validation, clean_epochs=self.clean_epochs)
         if not 0 <= self.adversarial_weight <= 1:
             raise ValueError(f"adversarial_weight is {self.adversarial_weight}; it must lie in [0, 1]")
         if self.nesterov and not self.momentum:

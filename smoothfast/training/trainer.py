@@ -53,6 +53,8 @@ class Trainer:
 
     Attributes:
         epoch, step: how many of them are done.
+        steps_per_epoch, total: how many steps there are to be.
+        adversary: the attack of the recipe, None where it has none.
         metrics: of the last epoch done; after the run, of the epoch whose weights were selected.
 
     Raises:

@@ -38,8 +38,9 @@ from .reference import NORMS
 from .smoothing import NOISES, SmoothedClassifier, checked_images, elected, pixels
 from .specs import at_least, choice, fraction
 from .statistics import TOP_SHARE
+from .training import LEARNED, PRESETS, RECIPES, SCHEDULES, SELECTIONS, Settings, Trainer
+from .training import NORMS as TRAINING_NORMS
 from .training import PRECISIONS as TRAINING_PRECISIONS
-from .training import PRESETS, RECIPES, SCHEDULES, SELECTIONS, Settings, Trainer
 from .voting import NAMES as VOTINGS
 from .weights import DEMO as DEMO_WEIGHTS
 from .weights import Weights, read_weights
@@ -329,6 +330,8 @@ def train(
     adversarial_weight: Annotated[float | None, typer.Option(help="Of the loss of adversarial images.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the divergence.")] = None,
     warmup: Annotated[float | None, typer.Option(help="Epochs over which eps grows.")] = None,
+    learn: Annotated[str | None, typer.Option(help=f"{_of(LEARNED)} noise: its strengths alone.")] = None,
+    norms: Annotated[str | None, typer.Option(help=f"Statistics that batch norms take. {_of(TRAINING_NORMS)}")] = None,
     validation: Annotated[int | None, typer.Option(help="Training images that are held out.")] = None,
     select: Annotated[
         str | None, typer.Option(help=f"The epoch whose weights are kept, by validation. {_of(SELECTIONS)}")
@@ -348,7 +351,8 @@ def train(
         "weight_decay": weight_decay, "schedule": schedule, "milestones": _numbers("milestones", milestones),
         "clip_norm": clip_norm, "eps": _fraction("eps", eps), "alpha": _fraction("alpha", alpha), "steps": steps,
         "samples": samples, "train_samples": train_samples, "adversarial_weight": adversarial_weight, "beta": beta,
-        "warmup": warmup, "validation": validation, "select": select, "precision": precision, "seed": seed,
+        "warmup": warmup, "learn": learn, "norms": norms, "validation": validation, "select": select,
+        "precision": precision, "seed": seed,
     })  # fmt: skip
     source = data.load(data_spec, "train")
     num_classes = _num_classes(classes, start.about, source)

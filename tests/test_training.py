@@ -644,3 +644,51 @@ def test_resnet20_learns_real_images_under_noise(data_root: Path, tmp_path: Path
         model = resnet20()
     metrics = Trainer(model, images, settings, tmp_path / "run", test).fit()
     assert metrics["test_accuracy"] > 0.2  # by chance 0.1, give or take 0.004
+
+
+# ---- noise in the network --------------------------------------------------------------------------------------------
+
+
+def noisy() -> nn.Module:
+    return sf.layers.inject_noise(network(), "cni", rank=2)
+
+
+def test_noise_in_weights_is_learned_and_does_not_decay(tmp_path: Path) -> None:
+    model = noisy()
+    strengths = sf.layers.noise_parameters(model)
+    before = [strength.detach().clone() for strength in strengths]
+    run = trainer(tmp_path, model=model)
+    (decayed, plain) = run.optimizer.param_groups
+    assert not {id(p) for p in decayed["params"]} & {id(p) for p in strengths}
+    assert {id(p) for p in strengths} < {id(p) for p in plain["params"]}
+    run.fit()
+    assert all(not torch.equal(strength, old) for strength, old in zip(strengths, before, strict=True))
+
+
+def test_every_pass_of_a_run_draws_noise_of_its_own(tmp_path: Path) -> None:
+    run = trainer(tmp_path, model=noisy())
+    images = torch.rand(4, 3, 8, 8)
+    run.model.eval()
+    first, second, again = (run.forward(images, number) for number in (0, 1, 0))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_the_strengths_of_noise_alone(tmp_path: Path) -> None:
+    model = noisy()
+    strengths = {id(strength) for strength in sf.layers.noise_parameters(model)}
+    before = {name: (id(p) in strengths, p.detach().clone()) for name, p in model.named_parameters()}
+    trainer(tmp_path, replace(SETTINGS, learn="noise", norms="running"), model=model).fit()
+    for name, parameter in model.named_parameters():
+        learned, old = before[name]
+        assert torch.equal(parameter, old) != learned, name
+    with pytest.raises(ValueError, match="learn is 'noise'; the model has no noise in it"):
+        trainer(tmp_path / "plain", replace(SETTINGS, learn="noise"))
+
+
+def test_running_statistics_stay_as_they_are(tmp_path: Path) -> None:
+    model = noisy()
+    statistics = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+    assert statistics
+    trainer(tmp_path, replace(SETTINGS, norms="running"), model=model).fit()
+    assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers() if "running" in name)

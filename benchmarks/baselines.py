@@ -81,6 +81,21 @@ def l2_chain(
 
 
 @torch.no_grad()
+def cni_weights(weight: Tensor, diagonal: Tensor, factors: Tensor) -> Tensor:
+    """The noisy weights of one layer for one pass as the code of CNI (Zheltonozhskii et al. 2020) makes them, with the
+    scales computed each time: std, mul, abs, sqrt, randn, mul, a matrix product, adds.
+
+    Args:
+        weight: the means.
+        diagonal: variances in units of their standard deviation, of the shape of the weights.
+        factors: [*weight.shape, rank].
+    """
+    scales = torch.sqrt((weight.std() * diagonal).abs() + 1e-8)
+    shared = factors @ torch.randn(factors.shape[-1], device=weight.device)
+    return weight + scales * torch.randn_like(weight) + shared
+
+
+@torch.no_grad()
 def cohen_counts(base: nn.Module, image: Tensor, n: int, sigma: float, batch: int, num_classes: int) -> np.ndarray:
     """The sampling loop of Cohen et al. 2019: noise by randn_like, argmax, votes to the host and counted one by one.
 

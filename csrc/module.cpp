@@ -114,6 +114,10 @@ py::dict cuda_launch_of_attack_step(int64_t images, int64_t elements, bool l2, i
   return dict_of(attack_step_launch(images, elements, l2, multiprocessors));
 }
 
+py::dict cuda_launch_of_perturb_weights(int64_t tiles, int64_t passes, int multiprocessors) {
+  return dict_of(perturb_launch(tiles, passes, multiprocessors));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -135,5 +139,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_launch_of_replica_sum", cuda_launch_of_replica_sum, py::arg("images"), py::arg("elements"),
         py::arg("in_bytes"), py::arg("aligned"), py::arg("multiprocessors"));
   m.def("cuda_launch_of_attack_step", cuda_launch_of_attack_step, py::arg("images"), py::arg("elements"), py::arg("l2"),
+        py::arg("multiprocessors"));
+  m.def("cuda_launch_of_perturb_weights", cuda_launch_of_perturb_weights, py::arg("tiles"), py::arg("passes"),
         py::arg("multiprocessors"));
 }

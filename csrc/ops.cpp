@@ -6,6 +6,8 @@
 
 #include <cmath>
 
+#include "random/philox.h"
+
 namespace smoothfast {
 
 TORCH_LIBRARY(smoothfast, m) {
@@ -22,6 +24,10 @@ TORCH_LIBRARY(smoothfast, m) {
   m.def(
       "attack_step(Tensor(a0!) adversarial, Tensor images, Tensor gradients, str norm, float alpha, float eps, "
       "float low, float high) -> ()",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "perturb_weights(Tensor weights, Tensor scales, Tensor factors, Tensor tiles, Tensor passes, Tensor key, "
+      "ScalarType dtype) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }
 
@@ -149,6 +155,43 @@ void check_attack_step(const at::Tensor& adversarial, const at::Tensor& images, 
   TORCH_CHECK(low <= high, op, ": low must be at most high, not ", low, " and ", high);
   TORCH_CHECK(adversarial.numel() < adversarial.size(0) << 32 || adversarial.numel() == 0, op,
               ": an image may have at most 2^32 - 1 elements");
+}
+
+void check_perturb_weights(const at::Tensor& weights, const at::Tensor& scales, const at::Tensor& factors,
+                           const at::Tensor& tiles, const at::Tensor& passes, const at::Tensor& key,
+                           at::ScalarType dtype) {
+  constexpr const char* op = "perturb_weights";
+  TORCH_CHECK(weights.dim() == 2 && weights.size(1) == kTile && weights.scalar_type() == at::kFloat, op,
+              ": weights must be float32 [T, 64], not ", weights.scalar_type(), " ", weights.sizes());
+  const int64_t count = weights.size(0);
+  TORCH_CHECK(scales.sizes() == weights.sizes() && scales.scalar_type() == at::kFloat, op, ": scales must be float32 ",
+              weights.sizes(), ", not ", scales.scalar_type(), " ", scales.sizes());
+  TORCH_CHECK(
+      factors.dim() == 3 && factors.size(1) == count && factors.size(2) == kTile && factors.scalar_type() == at::kFloat,
+      op, ": factors must be float32 [r, ", count, ", 64], not ", factors.scalar_type(), " ", factors.sizes());
+  TORCH_CHECK(factors.size(0) <= kTile, op, ": factors have rank ", factors.size(0), "; at most 64 is possible");
+  TORCH_CHECK(tiles.scalar_type() == at::kLong && (tiles.sizes() == at::IntArrayRef{2, count}), op,
+              ": tiles must be int64 [2, ", count, "], not ", tiles.scalar_type(), " ", tiles.sizes());
+  TORCH_CHECK(passes.dim() == 1 && passes.scalar_type() == at::kLong, op, ": passes must be int64 [P], not ",
+              passes.scalar_type(), " ", passes.sizes());
+  check_index(key, op, "key", 2);
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op,
+              ": dtype must be float32, bfloat16 or float16, not ", dtype);
+}
+
+void check_places(const int64_t* layers, const int64_t* numbers, int64_t tiles, const int64_t* passes, int64_t count) {
+  const auto check = [](const int64_t* values, int64_t many, int bits, const char* name) {
+    for (int64_t i = 0; i < many; ++i)
+      TORCH_CHECK(values[i] >= 0 && values[i] < int64_t{1} << bits, "perturb_weights: ", name, i, "] is ", values[i],
+                  "; it must lie in 0 .. 2^", bits, " - 1");
+  };
+  check(layers, tiles, 32, "tiles[0, ");
+  check(numbers, tiles, 28, "tiles[1, ");
+  check(passes, count, 40, "passes[");
+}
+
+Output output_of(at::ScalarType dtype) {
+  return dtype == at::kFloat ? Output::f32 : dtype == at::kBFloat16 ? Output::bf16 : Output::f16;
 }
 
 }  // namespace smoothfast

@@ -1,10 +1,11 @@
-// Argument checks shared by the backends of an op.
+// What the backends of an op share on the side of torch: argument checks, and the type of what is written.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
 
+#include "output.h"
 #include "votes.h"
 
 namespace smoothfast {
@@ -25,5 +26,15 @@ void check_replica_sum(const at::Tensor& gradients, const at::Tensor& slots, con
 
 void check_attack_step(const at::Tensor& adversarial, const at::Tensor& images, const at::Tensor& gradients,
                        c10::string_view norm, double alpha, double eps, double low, double high);
+
+void check_perturb_weights(const at::Tensor& weights, const at::Tensor& scales, const at::Tensor& factors,
+                           const at::Tensor& tiles, const at::Tensor& passes, const at::Tensor& key,
+                           at::ScalarType dtype);
+
+// The ranges of layers [tiles], of the numbers of their tiles, and of passes; only where the values are on the host.
+void check_places(const int64_t* layers, const int64_t* numbers, int64_t tiles, const int64_t* passes, int64_t count);
+
+// Of a dtype that was checked.
+Output output_of(at::ScalarType dtype);
 
 }  // namespace smoothfast

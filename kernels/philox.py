@@ -12,6 +12,7 @@ MULTIPLIER1 = tl.constexpr(0xCD9E8D57)
 WEYL0 = tl.constexpr(0x9E3779B9)
 WEYL1 = tl.constexpr(0xBB67AE85)
 VERSION = tl.constexpr(1)
+LOW_RANK = tl.constexpr(2**32)  # added to the number of a layer for normals that its weights share
 REFINE = tl.constexpr(3)  # low half of the tag byte of refining bits; the stream is the high half
 
 

@@ -1,6 +1,6 @@
 """smoothfast: randomized smoothing that is fast, sample-efficient and sound."""
 
-from . import attacks, data, evaluation, models, noise, ops, procedures, statistics, training, weights
+from . import attacks, data, evaluation, layers, models, noise, ops, procedures, statistics, training, weights
 from .cohen import Smooth
 from .procedures import ABSTAIN
 from .smoothing import Certificate, Prediction, SmoothedClassifier
@@ -18,6 +18,7 @@ __all__ = [
     "attacks",
     "data",
     "evaluation",
+    "layers",
     "models",
     "noise",
     "ops",

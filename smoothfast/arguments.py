@@ -14,6 +14,7 @@ from torch import Tensor
 
 REPLICA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOGIT_DTYPES = (torch.float64, *REPLICA_DTYPES)
+TILE = 64  # elements
 FLOAT32_END = 2.0**128 - 2.0**103  # from here on a double rounds to infinity
 
 
@@ -100,6 +101,26 @@ def check_attack_step(
     _check(low <= high, "attack_step: low must be at most high, not {} and {}", low, high)
     _check_size("attack_step", adversarial)
     _check_devices("attack_step", adversarial, (images, gradients))
+
+
+def check_perturb_weights(
+    weights: Tensor, scales: Tensor, factors: Tensor, tiles: Tensor, passes: Tensor, key: Tensor, dtype: torch.dtype
+) -> None:
+    kind = weights.dim() == 2 and weights.shape[1] == TILE and weights.dtype == torch.float32
+    _check(kind, "perturb_weights: weights must be float32 [T, 64], not {}", weights)
+    kind = scales.shape == weights.shape and scales.dtype == torch.float32
+    _check(kind, "perturb_weights: scales must be float32 {}, not {}", weights.shape, scales)
+    kind = factors.dim() == 3 and factors.shape[1:] == weights.shape and factors.dtype == torch.float32
+    _check(kind, "perturb_weights: factors must be float32 [r, {}, 64], not {}", weights.shape[0], factors)
+    _check(factors.shape[0] <= TILE, "perturb_weights: factors have rank {}; at most 64 is possible", factors.shape[0])
+    kind = tiles.dim() == 2 and tiles.dtype == torch.int64 and tiles.shape == (2, weights.shape[0])
+    _check(kind, "perturb_weights: tiles must be int64 [2, {}], not {}", weights.shape[0], tiles)
+    kind = passes.dim() == 1 and passes.dtype == torch.int64
+    _check(kind, "perturb_weights: passes must be int64 [P], not {}", passes)
+    _check_index("perturb_weights", "key", key, 2)
+    kind = dtype in REPLICA_DTYPES
+    _check(kind, "perturb_weights: dtype must be float32, bfloat16 or float16, not {}", dtype)
+    _check_devices("perturb_weights", weights, (scales, factors, tiles, passes, key))
 
 
 def _check(holds: bool, message: str, *facts: Any) -> None:

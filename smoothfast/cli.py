@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import analysis, attack_files, attack_runs, data, distributed, models, ops, plots, runs
+from . import analysis, attack_files, attack_runs, data, distributed, models, ops, plots, runs, sweeps
 from .costs import AUTO, COSTS, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
 from .logs import read_log
@@ -34,10 +36,11 @@ from .procedures import (
 )
 from .reference import NORMS
 from .smoothing import NOISES, SmoothedClassifier, checked_images, elected, pixels
-from .specs import choice, fraction
+from .specs import at_least, choice, fraction
 from .statistics import TOP_SHARE
 from .training import PRECISIONS as TRAINING_PRECISIONS
-from .training import RECIPES, SCHEDULES, Settings, Trainer
+from .training import PRESETS, RECIPES, SCHEDULES, SELECTIONS, Settings, Trainer
+from .voting import NAMES as VOTINGS
 from .weights import DEMO as DEMO_WEIGHTS
 from .weights import Weights, read_weights
 
@@ -51,8 +54,8 @@ NORMALIZATIONS = ("none", *models.STATISTICS)
 BENCHMARKS = {"noise": "noisy_replicas"} | {
     name: name
     for name in (
-        "tally", "replica_sum", "attack_step", "samples", "certify", "methods", "flights", "threads", "processes",
-        "memory", "start", "scaling", "attack", "strength",
+        "tally", "replica_sum", "attack_step", "weights", "samples", "certify", "methods", "flights", "threads",
+        "processes", "memory", "start", "scaling", "attack", "strength",
     )
 }  # fmt: skip
 PICTURED = 8  # images in the picture of an attack
@@ -256,9 +259,9 @@ def attack(
     Options that are not given are as the attack has them; one that it does not take is an error.
     """
     distributed.require_one("attack")
-    lengths = {"eps": eps, "alpha": alpha}
-    given = {length: fraction(length, text) for length, text in lengths.items() if text is not None} | {
-        "steps": steps, "samples": samples, "norm": norm, "restarts": restarts, "loss": loss, "targeted": targeted,
+    given = {
+        "eps": _fraction("eps", eps), "alpha": _fraction("alpha", alpha), "steps": steps, "samples": samples,
+        "norm": norm, "restarts": restarts, "loss": loss, "targeted": targeted,
     }  # fmt: skip
     options = attack_runs.options(name, given)
     if votes < 1:
@@ -300,41 +303,142 @@ def attack(
 def train(
     data_spec: DataOption,
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    recipe: Annotated[str, typer.Option(help=_of(RECIPES))] = "gaussian",
+    preset: Annotated[
+        str | None, typer.Option(help=f"What options that are not given are. {_of(PRESETS)} quick-RECIPE if not given.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"{_of(RECIPES)} gaussian if neither this nor preset.")] = None,
     model: ModelOption = "resnet20",
-    sigma: SigmaOption = 0.25,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 24,
-    batch: Annotated[int, typer.Option(help="Images per step.")] = 256,
-    learning_rate: Annotated[float, typer.Option(help="The largest.")] = 0.4,
-    weight_decay: Annotated[float, typer.Option(help="On weights of convolutions and linear layers.")] = 5e-4,
-    schedule: Annotated[str, typer.Option(help=f"Of the learning rate. {_of(SCHEDULES)}")] = "one-cycle",
+    weights: Annotated[Path | None, typer.Option(help="safetensors or torch file to start from: a fine-tune.")] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Standard deviation of the noise on images, in [0, 1] pixel units.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training images; may be a fraction.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The largest.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="On weights of convolutions and linear layers.")] = None,
+    schedule: Annotated[str | None, typer.Option(help=f"Of the learning rate. {_of(SCHEDULES)}")] = None,
+    milestones: Annotated[
+        str | None, typer.Option(help="Of multi-step: epochs after which the rate falls, separated by commas.")
+    ] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradients of a step.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius of the ball in [0, 1] pixel units, as 0.03 or 8/255.")] = None,
+    alpha: Annotated[str | None, typer.Option(help="Length of a step of the attack, likewise.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the attack.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Noisy copies behind each of its gradients.")] = None,
+    train_samples: Annotated[int | None, typer.Option(help="Of these copies, as many are trained on.")] = None,
+    adversarial_weight: Annotated[float | None, typer.Option(help="Of the loss of adversarial images.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of the divergence.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Epochs over which eps grows.")] = None,
+    validation: Annotated[int | None, typer.Option(help="Training images that are held out.")] = None,
+    select: Annotated[
+        str | None, typer.Option(help=f"The epoch whose weights are kept, by validation. {_of(SELECTIONS)}")
+    ] = None,
     normalize: NormalizeOption = None,
     classes: ClassesOption = None,
-    precision: Annotated[str, typer.Option(help=_of(TRAINING_PRECISIONS))] = "bf16",
-    seed: SeedOption = 0,
-    test: Annotated[str | None, typer.Option(help="Images to record accuracy under noise on; a --data spec.")] = None,
+    precision: Annotated[str | None, typer.Option(help=_of(TRAINING_PRECISIONS))] = None,
+    device: DeviceOption = "cpu",
+    seed: Annotated[int | None, typer.Option(help="Of order, crops, flips and all noise.")] = None,
+    test: Annotated[str | None, typer.Option(help="Images to record accuracies on; a --data spec.")] = None,
     resume: ResumeOption = False,
 ) -> None:
     """Train a base classifier for smoothing."""
+    start = Weights({}) if weights is None else read_weights(weights)
+    settings = _training_settings(preset or f"quick-{recipe or 'gaussian'}", start, normalize, {
+        "recipe": recipe, "sigma": sigma, "epochs": epochs, "batch": batch, "learning_rate": learning_rate,
+        "weight_decay": weight_decay, "schedule": schedule, "milestones": _numbers("milestones", milestones),
+        "clip_norm": clip_norm, "eps": _fraction("eps", eps), "alpha": _fraction("alpha", alpha), "steps": steps,
+        "samples": samples, "train_samples": train_samples, "adversarial_weight": adversarial_weight, "beta": beta,
+        "warmup": warmup, "validation": validation, "select": select, "precision": precision, "seed": seed,
+    })  # fmt: skip
     source = data.load(data_spec, "train")
-    num_classes = _num_classes(classes, {}, source)
-    settings = Settings(
-        recipe=recipe, sigma=sigma, normalize=_statistics(normalize or "none"), epochs=epochs, batch=batch,
-        schedule=schedule, learning_rate=learning_rate, weight_decay=weight_decay, precision=precision, seed=seed,
-    )  # fmt: skip
+    num_classes = _num_classes(classes, start.about, source)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         network = models.load(model, num_classes)
-    held_out = None if test is None else data.in_memory(data.load(test, "test"))
-    about = {"model": model, "num_classes": str(num_classes), "data": data_spec}
-    console.print(f"reading {len(source):,} training images")
-    trainer = Trainer(network, data.in_memory(source, _bar("images")), settings, out, held_out, about)
+    if start.tensors:
+        start.load_into(network)
+    with distributed.joined() as group:
+        leads = group.rank == 0
+        held_out = None if test is None else data.in_memory(data.load(test, "test"))
+        about = {"model": model, "num_classes": str(num_classes), "data": data_spec}
+        if leads:
+            console.print(f"reading {len(source):,} training images")
+        images = data.in_memory(source, _bar("images") if leads else iter)
+        trainer = Trainer(_moved(network, group.device(device)), images, settings, out, held_out, about, group)
 
-    def epoch(steps: range) -> Iterator[int]:
-        return _bar(f"epoch {trainer.epoch + 1}/{epochs}")(steps)
+        def epoch(steps: range) -> Iterator[int]:
+            return _bar(f"epoch {trainer.epoch + 1}/{math.ceil(settings.epochs)}")(steps) if leads else iter(steps)
 
-    metrics = trainer.fit(epoch, resume)
-    console.print(f"{out / 'model.safetensors'}: {json.dumps(metrics)}")
+        metrics = trainer.fit(epoch, resume)
+        if leads:
+            console.print(f"{out / 'model.safetensors'}: {json.dumps(metrics)}")
+
+
+@app.command()
+def sweep(
+    out: Annotated[Path, typer.Option("--out", help="CSV file of the rows; those that are in it are not made again.")],
+    data_spec: DataOption = "demo",
+    model: ModelOption = "resnet20",
+    weights: WeightsOption = None,
+    sigmas: Annotated[
+        str, typer.Option(help="Of the noise on images, separated by commas; 0: none but the network's own.")
+    ] = "0,0.06,0.12,0.25",
+    samples: Annotated[str, typer.Option(help="Rising numbers, separated by commas.")] = "1,4,16,64",
+    voting: Annotated[str, typer.Option(help=f"Rules, separated by commas. {_of(VOTINGS)}")] = ",".join(VOTINGS[:3]),
+    name: Annotated[
+        str | None, typer.Option("--attack", help=f"{_of(attack_runs.ATTACKS)} None if not given: clean images alone.")
+    ] = None,
+    attack_sigma: Annotated[
+        float, typer.Option(help="Noise on images that the attack sees; 0: none but the network's own.")
+    ] = 0.0,
+    attack_seeds: Annotated[int, typer.Option(help="The attack is made by so many seeds; their spread is shown.")] = 1,
+    eps: Annotated[str | None, typer.Option(help="Radius of the ball in [0, 1] pixel units, as 0.03 or 8/255.")] = None,
+    alpha: Annotated[str | None, typer.Option(help="Length of a step, likewise; eps/4 if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the attack.")] = None,
+    attack_samples: Annotated[int | None, typer.Option(help="Noisy copies or passes behind each gradient.")] = None,
+    restarts: Annotated[int | None, typer.Option(help="From other starts; the best counts.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG or PDF of accuracy against samples and against sigma.")] = None,
+    classes: ClassesOption = None,
+    normalize: NormalizeOption = None,
+    runner: RunnerOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "cpu",
+    batch: BatchOption = None,
+    seed: SeedOption = 0,
+    skip: SkipOption = 1,
+    limit: MaxOption = None,
+) -> None:
+    """Accuracy by noise, voting rule and number of samples, on clean images and on those of one attack."""
+    distributed.require_one("sweep")
+    if plot is not None:
+        plots.require_format(plot)
+    options = {} if name is None else attack_runs.options(
+        name,
+        {"eps": _fraction("eps", eps), "alpha": _fraction("alpha", alpha), "steps": steps, "samples": attack_samples,
+         "restarts": restarts},
+    )  # fmt: skip
+    options.pop("targeted", None)  # away from the labels
+    at_least(1, attack_seeds=attack_seeds)
+    smoothed, source, indices, about = _prepared(
+        data_spec, model, weights, attack_sigma or 0.25, classes, skip, limit, normalize=normalize, seed=seed,
+        precision=precision, max_batch=batch, runner=runner, device=device,
+    )  # fmt: skip
+    plan = sweeps.Sweep(
+        smoothed, _numbers("sigmas", sigmas) or (), voting.split(","),
+        _integers("samples", samples), name, options | {"sigma": attack_sigma},
+        range(attack_seeds),
+    )  # fmt: skip
+    settings = about | {"command": "sweep", "sigma": None, "attack": name, **plan.options, "samples": plan.samples}
+    rows = sweeps.begin(out, settings | {"sigmas": plan.sigmas, "voting": plan.votings})
+    ids = torch.tensor(indices)
+    chosen = data.in_memory(torch.utils.data.Subset(source, indices), _bar("images"))  # type: ignore[arg-type]
+    for block in plan.rows(pixels(chosen.images), chosen.labels, ids, rows, _bar("sigmas and attacks")):
+        sweeps.write(block, out)
+        rows += block
+    print(sweeps.table(rows))
+    if plot is not None:
+        plots.sweep(rows, plot)
+    console.print(f"written: {', '.join(str(path) for path in (out, plot) if path is not None)}")
 
 
 @app.command()
@@ -345,10 +449,7 @@ def analyze(
     plot: Annotated[Path | None, typer.Option(help="PNG or PDF of certified accuracy against radius.")] = None,
 ) -> None:
     """Certified accuracy by radius, average certified radius and abstention of one or more logs."""
-    try:
-        columns = None if radii is None else [float(radius) for radius in radii.split(",")]
-    except ValueError:
-        raise ValueError(f"radii is {radii!r}; it must be numbers separated by commas") from None
+    columns = _numbers("radii", radii)
     named = analysis.named([read_log(path) for path in logs])
     print(analysis.render(analysis.summary(named, columns), table_format))  # type: ignore[arg-type]
     if plot is not None:
@@ -413,6 +514,24 @@ def _complain(error: Exception) -> None:
     )
 
 
+def _fraction(argument: str, value: str | None) -> float | None:
+    return None if value is None else fraction(argument, value)
+
+
+def _integers(argument: str, value: str) -> list[int]:
+    try:
+        return [int(number) for number in value.split(",")]
+    except ValueError:
+        raise ValueError(f"{argument} is {value!r}; it must be integers separated by commas") from None
+
+
+def _numbers(argument: str, value: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if value is None else tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise ValueError(f"{argument} is {value!r}; it must be numbers separated by commas") from None
+
+
 def _run(
     procedure: Callable[[int, float], Procedure],
     settings: dict[str, Any],
@@ -438,7 +557,7 @@ def _run(
     choice("runner", runner, AUTO)
     choice("shard", shard, tuple(distributed.SHARDS))
     with distributed.joined(shard) as group:
-        resume = group.begin(out, resume)
+        resume = group.begin(resume, out)
         smoothed, source, indices, about = _prepared(
             data_spec, model, weights_path, sigma, classes, skip, limit, normalize=normalize, noise=noise, seed=seed,
             precision=precision, max_batch=batch, runner=runner, device=group.device(device),
@@ -496,11 +615,28 @@ def _smoothed(
     if weights.tensors:
         weights.load_into(network)
     statistics = weights.settings.get("normalize") if normalize is None else _statistics(normalize)
+    return SmoothedClassifier(_moved(network.eval(), device), sigma, num_classes, normalize=statistics, **options)
+
+
+def _training_settings(preset: str, start: Weights, normalize: str | None, given: dict[str, Any]) -> Settings:
+    """Those of a preset but for those given, for a network that starts from some weights."""
+    choice("preset", preset, PRESETS)
+    if preset.endswith("-finetune") and not start.tensors:
+        raise ValueError(f"weights is not given; preset {preset!r} goes on from trained ones")
+    overrides = {name: value for name, value in given.items() if value is not None}
+    overrides["initial"] = start.sha256 or None
+    if normalize is not None:
+        overrides["normalize"] = _statistics(normalize)
+    elif "normalize" in start.settings:
+        overrides["normalize"] = start.settings["normalize"]
+    return replace(PRESETS[preset], **overrides)
+
+
+def _moved(network: torch.nn.Module, device: str) -> torch.nn.Module:
     try:
-        network = network.eval().to(device)
+        return network.to(device)
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}, which cannot be used: {error}") from error
-    return SmoothedClassifier(network, sigma, num_classes, normalize=statistics, **options)
 
 
 def _statistics(normalize: str) -> ops.Statistics | None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .layers import without_noise
 from .runners import RUNNERS, device_of, evaluating
 
 AUTO = ("auto", *RUNNERS)
@@ -56,7 +57,13 @@ class Network:
 def measure(base: nn.Module, shape: tuple[int, ...]) -> Network:
     """Counted on two images [C, H, W] of zeros."""
     images = torch.zeros(2, *shape, device=device_of(base))
-    with evaluating(base), torch.no_grad(), warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+    with (
+        evaluating(base),
+        without_noise(base),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        FlopCounterMode(display=False) as counter,
+    ):
         warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # of a base compiled already: our hooks
         base(images)
     return Network(counter.get_total_flops() / 2, sum(1 for part in base.modules() if part._parameters))

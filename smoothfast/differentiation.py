@@ -14,17 +14,18 @@ from .runners import declined, in_precision
 
 
 class Differentiated(nn.Module):
-    """The gradient of a loss of a base classifier, as a network: replicas [B, C, H, W] and classes int64 [B, k] to
-    logits float32 [B, K] and gradients with respect to the replicas. No parameter gets a gradient."""
+    """The gradient of a loss of a base classifier, as a network: replicas [B, C, H, W], classes int64 [B, k] and what
+    the base takes beside replicas to logits float32 [B, K] and gradients with respect to the replicas. No parameter
+    gets a gradient."""
 
     def __init__(self, base: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.base, self.loss = base, loss
 
-    def forward(self, replicas: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, replicas: Tensor, classes: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
         replicas = replicas.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self.base(replicas).float()
+            logits = self.base(replicas, *noise).float()
             total = self.loss(logits, *classes.unbind(1)).sum()
             (gradients,) = torch.autograd.grad(total, replicas)
         return logits.detach(), gradients

@@ -26,6 +26,8 @@ from uuid import uuid4
 import numpy as np
 import torch
 import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from . import ops
 from .engine import Engine, Job
@@ -50,14 +52,15 @@ class Alone:
         """The device of this process that is meant by a name."""
         return name
 
-    def begin(self, path: Path, resume: bool) -> bool:
-        """Whether to go on with a log.
+    def begin(self, resume: bool, *paths: Path) -> bool:
+        """Whether to go on with files of a run.
 
         Raises:
             FileExistsError: there is one, and it is not to be gone on with.
         """
         if not resume:
-            require_new(path)
+            for path in paths:
+                require_new(path)
         return resume
 
     def agree(self, settings: dict[str, Any]) -> None:
@@ -79,6 +82,26 @@ class Alone:
         """Makes the rows of this process, and on rank 0 writes those of all."""
         write(rows)
 
+    def part(self, count: int) -> slice:
+        """Of so many things in a row, those of this process: as many for each, up to one."""
+        return part(count, self.rank, self.size)
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """Numbers added over the processes, in place."""
+        return numbers
+
+    def alike(self, tensors: Iterable[Tensor]) -> None:
+        """Gives all processes the tensors of rank 0, in place."""
+
+    def averaging(self, network: nn.Module) -> nn.Module:
+        """A network whose `backward` leaves the mean gradients of all processes. It begins with the parameters of rank
+        0, and with its buffers at every call."""
+        return network
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of a loss by such a network."""
+        loss.backward()
+
 
 class _Launched(Alone):
     """All processes that torchrun started."""
@@ -97,11 +120,11 @@ class _Launched(Alone):
             module.set_device(local)
         return f"{name}:{local}"
 
-    def begin(self, path: Path, resume: bool) -> bool:
+    def begin(self, resume: bool, *paths: Path) -> bool:
         """A run that torchrun started again goes on with what it had begun."""
 
         def begun() -> bool:
-            goes_on = _launch_store().check(["begun"]) or Alone.begin(self, path, resume)
+            goes_on = _launch_store().check(["begun"]) or Alone.begin(self, resume, *paths)
             _launch_store().set("begun", "")
             return goes_on
 
@@ -132,6 +155,25 @@ class _Launched(Alone):
         if isinstance(answer[0], Exception):
             raise answer[0]
         return answer[0]
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        with _all_alive():
+            dist.all_reduce(numbers)
+        return numbers
+
+    def alike(self, tensors: Iterable[Tensor]) -> None:
+        with _all_alive():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def averaging(self, network: nn.Module) -> nn.Module:
+        on_gpu = any(parameter.is_cuda for parameter in network.parameters())
+        group = dist.new_group(backend="nccl") if on_gpu else None  # gradients are large: gloo takes them by the host
+        return DistributedDataParallel(network, process_group=group)
+
+    def backward(self, loss: Tensor) -> None:
+        with _all_alive():
+            loss.backward()
 
 
 class _ByImages(_Launched):
@@ -189,10 +231,10 @@ class _BySamples(_Launched):
 
     def _votes(self, engine: Engine, job: Job, draw: Draw) -> Votes:
         """Those of a draw [K + 1], to which each process adds its share."""
-        part = share(draw, self.rank, self.size)
+        ours = share(draw, self.rank, self.size)
         votes = np.zeros(engine.num_classes + 1, np.int64)
-        if part.count:
-            (own,) = engine.run([Job(job.image, job.image_id, Count(part.count, part.first, part.stream))])
+        if ours.count:
+            (own,) = engine.run([Job(job.image, job.image_id, Count(ours.count, ours.first, ours.stream))])
             votes[:] = *own.counts, own.invalid
         with _all_alive():
             dist.all_reduce(torch.from_numpy(votes))
@@ -210,13 +252,18 @@ SHARDS: dict[str, type[_Launched]] = {"images": _ByImages, "samples": _BySamples
 
 def share(draw: Draw, rank: int, size: int) -> Draw:
     """The samples of a draw that fall to a rank: a run of them, of equal length up to one, maybe none."""
-    first, end = (draw.count * bound // size for bound in (rank, rank + 1))
-    return Draw(draw.stream, draw.first + first, end - first)
+    own = part(draw.count, rank, size)
+    return Draw(draw.stream, draw.first + own.start, own.stop - own.start)
+
+
+def part(count: int, rank: int, size: int) -> slice:
+    """Of so many things in a row, those of a rank."""
+    return slice(*(count * bound // size for bound in (rank, rank + 1)))
 
 
 @contextmanager
-def joined(shard: str) -> Iterator[Alone]:
-    """The processes of this run, which share out "images" or "samples" if torchrun started them.
+def joined(shard: str | None = None) -> Iterator[Alone]:
+    """The processes of this run, which share out "images" or "samples" of a log if torchrun started them.
 
     Raises:
         OSError: not all of them came, or one ended before its work was done.
@@ -229,7 +276,7 @@ def joined(shard: str) -> Iterator[Alone]:
         store = dist.PrefixStore(_meet(rank, size), _launch_store())
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield SHARDS[shard](store)
+        yield _Launched(store) if shard is None else SHARDS[shard](store)
     except BaseException:
         _speaks()  # before the others notice that this process is gone, and have something to say about it
         raise

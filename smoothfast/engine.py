@@ -8,6 +8,7 @@ sample, and procedures see votes only when a draw is complete, nothing depends o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from . import ops
 from .lanes import DEPTH, Board, Lane, Transfer, capture, idle, make_lanes, sent
 from .noise import Law, Stream, stream_key
+from .noisy_network import NoisyNetwork
 from .procedures import Decision, Draw, Procedure, Votes
 from .runners import device_of, evaluating, make_runners, micro_batch_of, strict_arithmetic
 from .specs import choice
@@ -58,6 +60,9 @@ class _Flight:
     @property
     def left(self) -> int:
         return self.draw.count - self.taken
+
+
+_Kin = tuple[Stream, int]  # of rows that may share a micro-batch
 
 
 @dataclass
@@ -160,6 +165,7 @@ class Engine:
                 "is computed in by precision"
             )
         self.image_dtype = image_dtype
+        self.net = NoisyNetwork(base)
         self.law = law.to(self.device)
         self.votings = [voting.to(self.device) for voting in votings]
         self.scale, self.shift = (t.to(self.device) for t in ops.affine(normalize, shape[0], image_dtype))
@@ -202,9 +208,11 @@ class Engine:
         for lane in self.lanes:
             lane.board.clear()
         try:
-            with evaluating(self.base):
+            if self.runner == "eager":  # made anew, since nobody can see whether code or attributes of the base changed
+                self.net = NoisyNetwork(self.base)
+            with evaluating(self.net.network):
                 if self.runner == "eager":
-                    self._set_runners()  # anew, since nobody can see whether code or attributes of the base changed
+                    self._set_runners()
                 yield from self._run(enumerate(jobs))
         finally:
             for lane in self.lanes:
@@ -244,38 +252,47 @@ class Engine:
     def _fill(
         self, flights: list[_Flight], free: list[int], jobs: Iterator[tuple[int, Job]], held: int, pad: bool
     ) -> _Rows | None:
-        """Rows for the next micro-batch, of one stream, since the stream is in the key of the noise: that of the oldest
-        flight whose stream can fill it. New images enter until one can. If none does, and only if `pad`, the stream
-        with most rows. Once as many results as there are slots are held up by the oldest flight, that one goes first.
+        """Rows for the next micro-batch, all of a kin: that of the oldest flight whose kin can fill it. New images
+        enter until one can. If none does, and only if `pad`, the kin with most rows. Once as many results as there are
+        slots are held up by the oldest flight, that one goes first.
         """
-        open_rows: dict[Stream, int] = {}
+        open_rows: Counter[_Kin] = Counter()
         for flight in flights:
-            open_rows[flight.draw.stream] = open_rows.get(flight.draw.stream, 0) + flight.left
+            open_rows[self._kin(flight)] += self._open(flight)
         full = None
         while held < self.slots:
-            full = next((stream for stream, count in open_rows.items() if count >= self.micro_batch), None)
+            full = next((kin for kin, count in open_rows.items() if count >= self.micro_batch), None)
             entering = next(jobs, None) if full is None and free else None
             if entering is None:
                 break
             index, job = entering
             slot = free.pop()
             self._images[slot] = sent(job.image, self.device)
-            draw = job.procedure.begin()
-            flights.append(_Flight(index, slot, job, draw))
-            open_rows[draw.stream] = open_rows.get(draw.stream, 0) + draw.count
+            flights.append(_Flight(index, slot, job, job.procedure.begin()))
+            open_rows[self._kin(flights[-1])] += self._open(flights[-1])
         open_flights = [flight for flight in flights if flight.left]
         if not open_flights or (full is None and not pad):
             return None
-        most = max(open_rows, key=open_rows.__getitem__) if held < self.slots else open_flights[0].draw.stream
-        rows = _Rows(full or most)
+        most = max(open_rows, key=open_rows.__getitem__) if held < self.slots else self._kin(open_flights[0])
+        chosen = full or most
+        rows = _Rows(chosen[0])
         room = self.micro_batch
         for flight in open_flights:
-            if flight.draw.stream is rows.stream and room:
-                count = min(flight.left, room)
+            if room and self._kin(flight) == chosen:
+                count = min(self._open(flight), room)
                 rows.parts.append((flight, flight.draw.first + flight.taken, count))
                 flight.taken += count
                 room -= count
         return rows
+
+    def _kin(self, flight: _Flight) -> _Kin:
+        """What the next rows of a flight must share with others in a micro-batch: the stream, which is in the key of
+        the noise, and the number of the sample where the base classifier has noise of its own."""
+        return flight.draw.stream, flight.draw.first + flight.taken if self.net.noisy else 0
+
+    def _open(self, flight: _Flight) -> int:
+        """Rows that a flight can give to a micro-batch."""
+        return min(flight.left, 1) if self.net.noisy else flight.left
 
     def _hand_out(self, lane: Lane, rows: _Rows) -> list[_Drawn]:
         """Gives a micro-batch to a lane, and asks for the votes of the draws that it completes."""
@@ -299,8 +316,9 @@ class Engine:
             self._images, slots, image_ids, sample_ids, lane.board.key, self.law, self.scale, self.shift, self.clip,
             self.dtype, torch.channels_last,
         )  # fmt: skip
+        noise = self.net.draw(lane.board.key, sample_ids[:1])
         with strict_arithmetic(self.device):
-            logits = lane.run_base(replicas)
+            logits = lane.run_base(replicas, *noise)
         self._check_shape(logits)
         for voting, counts, invalid in zip(self.votings, lane.board.counts, lane.board.invalid, strict=True):
             ops.tally(logits, slots, counts, invalid, voting)
@@ -311,7 +329,10 @@ class Engine:
         self._keys = {stream: stream_key(self.seed, stream) for stream in Stream}
         while True:
             try:
-                with evaluating(self.base), torch.inference_mode(False):  # whose tensors other threads cannot write
+                with (
+                    evaluating(self.net.network),
+                    torch.inference_mode(False),
+                ):  # whose tensors other threads cannot write
                     graph = self._prepare()
                     return self._check_base(), graph
             except torch.OutOfMemoryError:
@@ -333,9 +354,10 @@ class Engine:
 
     def _set_runners(self) -> None:
         """Made by a lane, for the one core that it has."""
-        examples = (micro_batch_of((self.micro_batch, *self.shape), self.dtype, self.device),)
+        replicas = micro_batch_of((self.micro_batch, *self.shape), self.dtype, self.device)
+        examples = (replicas, *self.net.draw(self._keys[Stream.PREDICT], replicas.new_zeros(1, dtype=torch.int64)))
         made = self.lanes[0].call(
-            make_runners, self.base, self.runner, self.dtype, self.device, examples, len(self.lanes)
+            make_runners, self.net.network, self.runner, self.dtype, self.device, examples, len(self.lanes)
         )
         for lane, run_base in zip(self.lanes, made.result(), strict=True):
             lane.run_base = run_base
@@ -352,25 +374,25 @@ class Engine:
     def _check_base(self) -> bool:
         """Whether the logits of a row depend on that row alone: the same replicas in other places, and among other
         rows, must get the same votes from logits that are the same up to rounding."""
-        size, images = self.micro_batch, self._images[: self.micro_batch]
+        size, images = self.micro_batch, self._images[: 2 * self.micro_batch]
         generator = torch.Generator().manual_seed(0)
         random = torch.randint(0, 256, images.shape, generator=generator)
         images.copy_(random if self.image_dtype == torch.uint8 else random / 255)
         rows, order = torch.arange(size), torch.randperm(size, generator=generator)
         half = size // 2
-        straight, shuffled = self._logits(rows, rows), self._logits(order, order)
-        among_others = self._logits(rows, torch.where(rows < half, rows, rows + size))
+        straight, shuffled = self._logits(rows), self._logits(order)
+        among_others = self._logits(torch.where(rows < half, rows, rows + size))
         return self._same(straight[order.to(self.device)], shuffled) and self._same(
             straight[:half], among_others[:half]
         )
 
-    def _logits(self, slots: Tensor, samples: Tensor) -> Tensor:
-        """Logits of a micro-batch of samples of stream PREDICT, of the images in these slots, whose ids are their
-        slots."""
+    def _logits(self, slots: Tensor) -> Tensor:
+        """Logits of a micro-batch of samples of stream PREDICT, all of one number, of the images in these slots, whose
+        ids are their slots."""
         lane = self.lanes[0]
 
         def compute() -> Tensor:
-            lane.board.write(torch.stack([slots, slots, samples]), self._keys[Stream.PREDICT])
+            lane.board.write(torch.stack([slots, slots, torch.zeros_like(slots)]), self._keys[Stream.PREDICT])
             return lane.step().clone()
 
         return lane.call(compute).result()

@@ -15,7 +15,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .specs import resolve
+from .layers import KINDS, inject_noise
+from .specs import choice, resolve
 
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -179,6 +180,11 @@ def resnet20(num_classes: int = 10, shortcut: str = "A") -> ResNet:
     return ResNet(20, num_classes, shortcut)
 
 
+def resnet20b(num_classes: int = 10) -> ResNet:
+    """ResNet-20 with shortcuts of 1x1 convolutions, the network of Nemcovsky et al. 2019."""
+    return ResNet(20, num_classes, "B")
+
+
 def resnet32(num_classes: int = 10, shortcut: str = "A") -> ResNet:
     """ResNet-32 for 32x32 images: 0.46 million parameters, 69 million multiply-adds."""
     return ResNet(32, num_classes, shortcut)
@@ -201,6 +207,7 @@ def wrn34_10(num_classes: int = 10) -> WideResNet:
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
+    "resnet20b": resnet20b,
     "resnet32": resnet32,
     "resnet56": resnet56,
     "resnet110": resnet110,
@@ -208,7 +215,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-SPECS = f"one of {', '.join(MODELS)}, torchvision:NAME, timm:NAME or package.module:callable"
+SPECS = (
+    f"one of {', '.join(MODELS)}, torchvision:NAME, timm:NAME or package.module:callable; with +pni or +cni, noise in "
+    "its weights"
+)
 
 
 def load(spec: str, num_classes: int) -> nn.Module:
@@ -216,12 +226,17 @@ def load(spec: str, num_classes: int) -> nn.Module:
 
     Args:
         spec: a name of this module, `torchvision:resnet50`, `timm:NAME` where timm is installed, or
-            `package.module:callable`, called with `num_classes=`.
+            `package.module:callable`, called with `num_classes=`; followed by `+pni` or `+cni`, one with noise in the
+            weights (`layers.inject_noise`).
         num_classes: number of logits.
 
     Raises:
         ValueError: the spec names nothing that can be built.
     """
+    plain, plus, noise = spec.rpartition("+")
+    if plus:
+        choice("the noise in the weights of model", noise, KINDS)
+        return inject_noise(load(plain, num_classes), noise)
     if spec in MODELS:
         return MODELS[spec](num_classes=num_classes)
     kind, _, name = spec.partition(":")

@@ -25,7 +25,8 @@ MAX_SAMPLE_ID = 2**40 - 1
 class Stream(IntEnum):
     """What a sample is drawn for; samples of two streams are independent by construction.
 
-    REFINE never stands alone: the bits that refine a lattice draw of stream s carry the tag s * 16 + REFINE.
+    REFINE never stands alone: the bits that refine a lattice draw of stream s carry the tag s * 16 + REFINE. Nor do
+    WEIGHT and ACTIVATION: the noise in the network that a sample of stream s passes carries s * 16 + WEIGHT.
     """
 
     SELECT = 1
@@ -39,6 +40,7 @@ class Stream(IntEnum):
     PREDICT = 9
     RANDOMIZE = 10
     FORWARD = 11
+    AUGMENT = 12
 
 
 def stream_key(seed: int, stream: Stream, device: torch.device | str = "cpu") -> Tensor:
@@ -47,6 +49,12 @@ def stream_key(seed: int, stream: Stream, device: torch.device | str = "cpu") ->
         raise ValueError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
     bits = seed - 2**64 if seed >= 2**63 else seed
     return torch.tensor([bits, int(Stream(stream))], dtype=torch.int64, device=device)
+
+
+def within(key: Tensor, stream: Stream) -> Tensor:
+    """The key of the noise in a network that samples of a key pass: of its weights, WEIGHT, or of its activations. The
+    samples that select a class and those that estimate its probability must not share that either."""
+    return torch.stack([key[0], key[1] << 4 | int(stream)])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from .specs import choice
 from .voting import PREDICTION, Voting
 
 BACKENDS = ("auto", "cuda", "triton", "reference")
-OPS = ("noisy_replicas", "tally", "replica_sum", "attack_step")
+OPS = ("noisy_replicas", "tally", "replica_sum", "attack_step", "perturb_weights")
 GPUS = ("cuda", "xpu")  # to torch those of ROCm are cuda too
 Statistics = tuple[Sequence[float], Sequence[float]]
 
@@ -143,6 +143,37 @@ def attack_step(
     torch.ops.smoothfast.attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
 
 
+def perturb_weights(
+    weights: Tensor,
+    scales: Tensor,
+    factors: Tensor,
+    tiles: Tensor,
+    passes: Tensor,
+    key: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Noisy weights of all layers of a network, for several of its passes.
+
+    The weights of a layer, in their logical order, fill whole tiles of 64 of which the last one is padded. Those of
+    pass p are `weights + scales * xi + sum(factors[k] * z[k])`: xi has a standard normal number for each weight, z has
+    one for each k that all weights of a layer share, and all are drawn anew in each pass, as a pure function of key,
+    layer, pass and place. So the weights of a layer have covariance diag(scales^2) + factors^T factors.
+
+    Args:
+        weights: float32 [T, 64].
+        scales: float32 [T, 64], standard deviations.
+        factors: float32 [r, T, 64], r at most 64.
+        tiles: int64 [2, T], the layer of each tile, below 2**32, and its number within the layer, below 2**28.
+        passes: int64 [P], below 2**40.
+        key: int64 [2] from `noise.within`.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        [P, T, 64]. Differentiable with respect to weights, scales and factors.
+    """
+    return torch.ops.smoothfast.perturb_weights(weights, scales, factors, tiles, passes, key, dtype)
+
+
 def affine(normalize: Statistics | None, channels: int, image_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`scale` and `shift` of `noisy_replicas`, float32 [C]: (x - mean) / std on images in [0, 1], or x as it is."""
     mean, std = normalize if normalize is not None else ([0.0] * channels, [1.0] * channels)
@@ -246,6 +277,7 @@ _register(reference.noisy_replicas)
 _register(reference.tally, mutates=("counts", "invalid"))
 _register(reference.replica_sum)
 _register(reference.attack_step, mutates=("adversarial",))
+_register(reference.perturb_weights)
 
 
 @torch.library.register_fake("smoothfast::noisy_replicas")
@@ -294,6 +326,14 @@ def _attack_step_fake(
     arguments.check_attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
 
 
+@torch.library.register_fake("smoothfast::perturb_weights")
+def _perturb_weights_fake(
+    weights: Tensor, scales: Tensor, factors: Tensor, tiles: Tensor, passes: Tensor, key: Tensor, dtype: torch.dtype
+) -> Tensor:
+    arguments.check_perturb_weights(weights, scales, factors, tiles, passes, key, dtype)
+    return weights.new_empty((passes.shape[0], *weights.shape), dtype=dtype)
+
+
 def _noisy_replicas_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     images, slots, *_, scale, _, clip, _, _ = inputs
     if clip and images.requires_grad:
@@ -327,3 +367,23 @@ def _replica_sum_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("smoothfast::replica_sum", _replica_sum_backward, setup_context=_replica_sum_setup)
+
+
+def _perturb_weights_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, scales, factors, *_ = inputs
+    ctx.save_for_backward(scales, factors, *inputs[3:6])
+
+
+def _perturb_weights_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """The noise is drawn again: as weights of scale 1, and as those of the factors that pick z[k] as element k."""
+    scales, factors, tiles, passes, key = ctx.saved_tensors
+    grad, zeros, rank = grad.float(), torch.zeros_like(scales), factors.shape[0]
+    picks = torch.eye(rank, 64, device=scales.device)[:, None].expand(factors.shape).contiguous()
+    own = perturb_weights(zeros, torch.ones_like(scales), factors[:0], tiles, passes, key)
+    shared = perturb_weights(zeros, zeros, picks, tiles, passes, key)[..., :rank]
+    return grad.sum(0), (grad * own).sum(0), torch.einsum("pte,ptk->kte", grad, shared), None, None, None, None
+
+
+torch.library.register_autograd(
+    "smoothfast::perturb_weights", _perturb_weights_backward, setup_context=_perturb_weights_setup
+)

@@ -41,12 +41,14 @@ class Batch:
     places: list[Tensor]
 
 
-def packed(images: int, samples: int, rows: int, together: int | None) -> Iterator[Batch]:
+def packed(images: int, samples: int, rows: int, together: int | None, alike: bool = False) -> Iterator[Batch]:
     """Micro-batches of so many rows, on the host, in which each image has `samples` samples.
 
     Args:
         together: how many samples of an image may be in a micro-batch; None: any number.
+        alike: whether all samples in a micro-batch must have the same number.
     """
+    together = 1 if alike else together
     most = min(together or samples, rows)
     size = min(BLOCK, most)
     starts = [(start, min(size, samples - start)) for start in range(0, samples, size)]
@@ -56,7 +58,8 @@ def packed(images: int, samples: int, rows: int, together: int | None) -> Iterat
     taken: list[Block] = []
     used, held = 0, Counter[int]()
     for block in blocks:
-        if used + block.count > rows or held[block.image] + block.count > (together or samples):
+        other = bool(taken) and alike and block.first != taken[0].first
+        if used + block.count > rows or held[block.image] + block.count > (together or samples) or other:
             yield _batch(taken, rows)
             taken, used, held = [], 0, Counter()
         taken.append(block)

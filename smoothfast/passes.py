@@ -26,8 +26,10 @@ from . import ops
 from .differentiation import Differentiated, traced
 from .engine import DTYPES, default_micro_batch, resolve_precision
 from .lanes import DEPTH, make_lanes, sent
+from .layers import without_noise
 from .losses import Loss, cross_entropy
 from .noise import Law, Stream, stream_key
+from .noisy_network import NoisyNetwork
 from .packing import BLOCK, packed
 from .runners import Runner, declined, device_of, evaluating, make_runners, micro_batch_of, strict_arithmetic
 from .specs import choice
@@ -121,13 +123,18 @@ class Passes:
         precision, runner: as of `engine.Engine`.
         micro_batch: rows of a micro-batch; by image size and device if not given.
         replicas_per_forward: how many samples of an image may be in a micro-batch; None: any number. For base
-            classifiers that draw noise of their own once in a forward pass: 1 makes the draws of the samples of an
-            image independent. Images beside each other share them.
+            classifiers that draw noise in ways unknown here, once in a forward pass: 1 makes the draws of the samples
+            of an image independent. Images beside each other share them. Those of `layers` need no such thing.
+
+    Attributes:
+        origin: the sample number in the stream ATTACK that requests count theirs from; whoever asks sets it.
 
     Raises:
         ValueError: an argument is out of its range, or the base classifier does not return [B, K].
         DeclinedError: the runner cannot take the base classifier.
     """
+
+    origin = 0
 
     def __init__(
         self,
@@ -149,6 +156,7 @@ class Passes:
         self.average, self.log_weights = average, AVERAGES[average]
         self.replicas_per_forward = replicas_per_forward
         self.device = device_of(base)
+        self.net = NoisyNetwork(base)
         self.precision = resolve_precision(precision, self.device)
         self.dtype = DTYPES[self.precision]
         self.micro_batch = micro_batch or default_micro_batch(shape, self.device)
@@ -164,7 +172,7 @@ class Passes:
     def outcomes(
         self, images: Tensor, classes: Tensor, image_ids: Tensor, first: int, samples: int, how: str = "forward"
     ) -> Outcome:
-        """What `samples` noisy copies of each image give, those numbered from `first` on in the stream ATTACK.
+        """What `samples` noisy copies of each image give, those from number `origin` + `first` on in the stream ATTACK.
 
         Args:
             images: float32 [N, C, H, W].
@@ -174,7 +182,7 @@ class Passes:
                 average "probabilities": the gradient of the mean of p(x + noise) is that of p noise / sigma^2 (Stein
                 1981), here with the same weights p (Salman et al. 2019, section 4.1).
         """
-        request = Request(images, classes if classes.dim() == 2 else classes[:, None], image_ids, first)
+        request = Request(images, classes if classes.dim() == 2 else classes[:, None], image_ids, self.origin + first)
         self.prepare(how, request.classes.shape[1])
         sums = Sums(
             images.new_full((len(images),), -torch.inf),
@@ -182,7 +190,8 @@ class Passes:
             classes.new_zeros(len(images), self.num_classes),
             None if how == "forward" else torch.zeros_like(images),
         )
-        with evaluating(self.base):
+        self.net.refresh()
+        with evaluating(self.net.network):
             for places, block in self._computed(how, request, samples):
                 for at, index in places:
                     sums.add(index, block.take(at))
@@ -201,7 +210,7 @@ class Passes:
         """The sums of all micro-batches, in order, and where they belong; a bounded number of them are under way."""
         lanes = list(zip(self.lanes, self._runners[how == "backward"], strict=True))
         pending: deque[tuple[list[Tensor], Future[Sums]]] = deque()
-        batches = packed(len(request.images), samples, self.micro_batch, self.replicas_per_forward)
+        batches = packed(len(request.images), samples, self.micro_batch, self.replicas_per_forward, self.net.noisy)
         try:
             for batch, (lane, run) in zip(batches, cycle(lanes), strict=False):
                 if len(pending) == DEPTH * len(lanes):
@@ -226,8 +235,9 @@ class Passes:
             torch.channels_last,
         )  # fmt: skip
         classes = request.classes[rows]
+        noise = self.net.draw(self._key, numbers[2][:1])
         with strict_arithmetic(self.device):
-            logits, gradients = STEPS[how](self, run, replicas, classes, request.images, numbers)
+            logits, gradients = STEPS[how](self, run, (replicas, classes, *noise), request.images, numbers)
         logits = logits.float()
         losses = self.loss(logits, *classes.unbind(1))
         top, weights = _relative(self.log_weights(losses), blocks, count)
@@ -243,21 +253,21 @@ class Passes:
 
     # ---- how the rows of a micro-batch get their gradients: (logits, gradients or None) ----------------------------
 
-    def _forward(self, run: Runner, replicas: Tensor, *_: object) -> tuple[Tensor, None]:
-        return run(replicas), None
+    def _forward(self, run: Runner, inputs: tuple[Tensor, ...], *_: object) -> tuple[Tensor, None]:
+        replicas, _classes, *noise = inputs
+        return run(replicas, *noise), None
 
-    def _backward(self, run: Runner, replicas: Tensor, classes: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        return run(replicas, classes)
+    def _backward(self, run: Runner, inputs: tuple[Tensor, ...], *_: object) -> tuple[Tensor, Tensor]:
+        return run(*inputs)
 
     def _estimate(
-        self, run: Runner, replicas: Tensor, classes: Tensor, images: Tensor,
-        numbers: tuple[Tensor, Tensor, Tensor],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        noise = ops.noisy_replicas(
+        self, run: Runner, inputs: tuple[Tensor, ...], images: Tensor, numbers: tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        drawn = ops.noisy_replicas(
             torch.zeros_like(images), *numbers, self._key, self.law, self._one, torch.zeros_like(self._one)
         )
         variance = torch.tensor(self.law.sigma, device=self.device).square().view(-1, 1, 1)
-        return run(replicas), -noise / variance
+        return self._forward(run, inputs)[0], -drawn / variance
 
     # ---- runners ---------------------------------------------------------------------------------------------------
 
@@ -271,16 +281,17 @@ class Passes:
         choice("how", how, STEPS)
         backward = how == "backward"
         if backward not in self._runners:
-            with evaluating(self.base):
+            with evaluating(self.net.network):
                 self._runners[backward] = self.lanes[0].call(self._make, columns if backward else 0).result()
 
     def _make(self, columns: int) -> list[Runner]:
         replicas = micro_batch_of((self.micro_batch, *self.shape), self.dtype, self.device)
-        examples: tuple[Tensor, ...] = (replicas,)
-        network = self.base
+        noise = self.net.draw(self._key, replicas.new_zeros(1, dtype=torch.int64))
+        network: nn.Module = self.net.network
+        examples: tuple[Tensor, ...] = (replicas, *noise)
         if columns:
             classes = torch.zeros(self.micro_batch, columns, dtype=torch.int64, device=self.device)
-            network, examples = Differentiated(self.base, self.loss), (replicas, classes)
+            network, examples = Differentiated(network, self.loss), (replicas, classes, *noise)
             if self.runner != "eager":
                 network = traced(network, self.runner, self.dtype, examples)
         made = make_runners(network, self.runner, self.dtype, self.device, examples, len(self.lanes))
@@ -288,14 +299,14 @@ class Passes:
             self._check(made[0], *examples)
         return made
 
-    def _check(self, run: Runner, replicas: Tensor, classes: Tensor) -> None:
+    def _check(self, run: Runner, replicas: Tensor, classes: Tensor, *own: Tensor) -> None:
         """Gradients of noise by a compiler against those of autograd in float32: compilers have bugs (see
         `differentiation`), and a wrong gradient is a defence."""
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(replicas.shape, generator=generator).to(self.device)
         classes = classes + torch.arange(classes.shape[1], device=self.device)
-        found = run(noise.to(self.dtype).contiguous(memory_format=torch.channels_last), classes)[1][:BLOCK]
-        wanted = Differentiated(self.base, self.loss)(noise[:BLOCK], classes[:BLOCK])[1]
+        found = run(noise.to(self.dtype).contiguous(memory_format=torch.channels_last), classes, *own)[1][:BLOCK]
+        wanted = Differentiated(self.net.network, self.loss)(noise[:BLOCK], classes[:BLOCK], *own)[1]
         cosine = torch.cosine_similarity(found.float().flatten(1), wanted.flatten(1)).median()
         if cosine < LEAST_COSINE[self.precision]:
             raise declined(self.runner, ValueError(f"cosine of its gradients to those of autograd is {cosine:.3f}"))
@@ -321,7 +332,7 @@ def count_classes(base: nn.Module, shape: Sequence[int]) -> int:
     Raises:
         ValueError: it returns something else.
     """
-    with evaluating(base), torch.no_grad():
+    with evaluating(base), without_noise(base), torch.no_grad():
         logits = base(torch.zeros(2, *shape, device=device_of(base)))
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -19,6 +19,8 @@ from .voting import LARGEST, LOGIT, SOFT
 WORD = 0xFFFFFFFF
 VERSION = 1
 LANES = 256
+MAX_TILE = 2**28 - 1  # of a layer: its blocks have 32-bit numbers
+LOW_RANK = 2**32  # what is added to the number of a layer for the normals that all its weights share
 MARGIN = 2.0**-28  # of an l2 ball, kept free for the roundings of its norm
 
 
@@ -50,9 +52,8 @@ def noisy_replicas(
     """Row r is (images[slots[r]] + noise of (image_ids[r], sample_ids[r])) * scale + shift; zeros if slots[r] < 0."""
     arguments.check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, dtype)
     live = slots >= 0
-    for name, ids, end in (("image_ids", image_ids, MAX_IMAGE_ID), ("sample_ids", sample_ids, MAX_SAMPLE_ID)):
-        if (live & ((ids < 0) | (ids > end))).any():
-            raise ValueError(f"noisy_replicas: {name} must lie in 0 .. {end}")
+    _check_range("noisy_replicas", "image_ids", image_ids[live], MAX_IMAGE_ID)
+    _check_range("noisy_replicas", "sample_ids", sample_ids[live], MAX_SAMPLE_ID)
     shape = images.shape[1:]
     sample = LAWS[law](math.prod(shape), image_ids, sample_ids, key, table).view(len(slots), *shape)
     noisy = (images[slots.clamp(min=0)].double() + sample).float()
@@ -103,6 +104,39 @@ def attack_step(
     arguments.check_attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
     step, radius, least, most = limits(alpha, eps, low, high)
     adversarial.copy_(_clip(NORMS[norm](adversarial, images, gradients, step, radius), least, most))
+
+
+def perturb_weights(
+    weights: Tensor, scales: Tensor, factors: Tensor, tiles: Tensor, passes: Tensor, key: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Pass p is weights + scales * xi + the sum of factors[k] * z[k], the normals xi (one for each weight) and z (one
+    for each layer and k) drawn anew in each pass. Layer and pass stand where noise on images has image and sample; z
+    are the first normals of image 2^32 + layer."""
+    arguments.check_perturb_weights(weights, scales, factors, tiles, passes, key, dtype)
+    layers, numbers = tiles
+    _check_range("perturb_weights", "tiles[0]", layers, WORD)
+    _check_range("perturb_weights", "tiles[1]", numbers, MAX_TILE)
+    _check_range("perturb_weights", "passes", passes, MAX_SAMPLE_ID)
+    own = _normals(_tile_words(numbers, layers, passes, key))
+    shared = _normals(_tile_words(torch.zeros_like(numbers), layers + LOW_RANK, passes, key))
+    # One rounding each, as the fused multiply-adds of the kernels: the float64 sums are exact or nearly so.
+    noisy = (weights.double() + scales.double() * own.double()).float()
+    for factor, normal in zip(factors, shared.unbind(-1), strict=False):
+        noisy = (noisy.double() + factor.double() * normal.double().unsqueeze(-1)).float()
+    return noisy.to(dtype)
+
+
+def _check_range(op: str, name: str, values: Tensor, end: int) -> None:
+    if ((values < 0) | (values > end)).any():
+        raise ValueError(f"{op}: {name} must lie in 0 .. {end}")
+
+
+def _tile_words(numbers: Tensor, layers: Tensor, passes: Tensor, key: Tensor) -> Tensor:
+    """The words int64 [P, T, 64] of the tiles of these numbers in these layers, both [T], in passes [P]."""
+    blocks = 16 * numbers[:, None] + torch.arange(16, device=key.device)
+    rows = [word[..., None] for word in _row_words(layers, passes[:, None], key[1])]
+    counter = torch.broadcast_tensors(blocks, *rows)
+    return torch.stack(philox(counter, _key_words(key)), -2).flatten(-2)
 
 
 def limits(alpha: float, eps: float, low: float, high: float) -> tuple[float, float, float, float]:
@@ -159,15 +193,20 @@ def _unsigned_le(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _gaussian(elements: int, image_ids: Tensor, sample_ids: Tensor, key: Tensor, table: Sequence[Tensor]) -> Tensor:
-    """Box-Muller in float64, rounded to float32, then times sigma: words 0 and 1 of a block make the radius and the
-    angle of the normals of elements j and j + 16 of a tile, words 2 and 3 those of j + 32 and j + 48."""
     tiles = math.ceil(elements / 64)
-    pairs = _words(64 * tiles, image_ids, sample_ids, key).view(-1, tiles, 2, 2, 16).double()
-    radius = torch.sqrt(-2 * torch.log((pairs[:, :, :, 0] + 1) * 2.0**-32))
-    angle = pairs[:, :, :, 1] * (2 * math.pi * 2.0**-32)
-    normal = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], 3).flatten(1)[:, :elements]
+    words = _words(64 * tiles, image_ids, sample_ids, key).view(-1, tiles, 64)
     sigma = table[0].double().repeat_interleave(elements // len(table[0]))
-    return normal.float().double() * sigma
+    return _normals(words).flatten(1)[:, :elements].double() * sigma
+
+
+def _normals(words: Tensor) -> Tensor:
+    """Of the words [..., 64] of tiles, by Box and Muller in float64, rounded to float32: words 0 and 1 of a block make
+    the radius and the angle of the normals of elements j and j + 16 of a tile, words 2 and 3 those of j + 32 and
+    j + 48."""
+    pairs = words.unflatten(-1, (2, 2, 16)).double()
+    radius = torch.sqrt(-2 * torch.log((pairs[..., 0, :] + 1) * 2.0**-32))
+    angle = pairs[..., 1, :] * (2 * math.pi * 2.0**-32)
+    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], -2).flatten(-3).float()
 
 
 LAWS = {"lattice": _lattice, "gaussian": _gaussian}

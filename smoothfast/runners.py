@@ -92,12 +92,16 @@ def copies(base: nn.Module, count: int) -> list[nn.Module]:
 
     Where it cannot be copied, one that lets in a call at a time takes their place.
     """
-    weights = {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())}
     try:
-        return [base, *(deepcopy(base, dict(weights)) for _ in range(count - 1))]
+        return [base, *(shared_copy(base) for _ in range(count - 1))]
     except Exception as error:  # of whatever stands in the attributes of somebody's module
         warnings.warn(f"the base classifier cannot be copied, and so keeps one core busy: {error}", stacklevel=2)
         return [OneAtATime(base)] * count
+
+
+def shared_copy(base: nn.Module) -> nn.Module:
+    """A copy of a module that shares all parameters and buffers with it."""
+    return deepcopy(base, {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())})
 
 
 class OneAtATime(nn.Module):
@@ -158,6 +162,7 @@ def openvino_runners(
         replicas, *others = examples
         exported = torch.export.export(network, (torch.zeros(replicas.shape), *others))
         model = openvino.convert_model(exported)
+        model.reshape({place: list(tensor.shape) for place, tensor in enumerate(examples)})  # weights need it
         steps = import_module("openvino.preprocess").PrePostProcessor(model)
         # Pixels [rows, H, W, C], as the noise kernel writes them in channels_last; so are their gradients.
         images = [output for output in range(len(model.outputs)) if len(model.output(output).partial_shape) == 4]
@@ -231,7 +236,9 @@ def fingerprint(base: nn.Module, runner: str) -> Any:
     # Other runners than eager have the weights frozen in, so their versions are part of what it is.
     tensors = list(base.state_dict(keep_vars=True).values())
     weights = [(t.data_ptr(), t._version) for t in tensors]
-    parts = [(id(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in base.modules()]
+    parts = [
+        (id(m), len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, "noisy", None)) for m in base.modules()
+    ]
     # A write through .data leaves the version as it was.
     checksum = sum(float(t.detach().double().sum()) for t in tensors) if runner != "eager" else None
     return runner, parts, weights, checksum, torch.get_num_threads(), os.getpid()  # a fork has no threads

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from . import ops
 from .costs import AUTO, Network, candidates, measure
-from .engine import Engine, Job, resolve_precision
+from .engine import Engine, Job, default_micro_batch, resolve_precision
+from .layers import draws_noise
 from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
+from .noisy_network import NoisyNetwork
 from .procedures import ABSTAIN, Count, Decision, Procedure, Total, certify_procedure, predict_procedure
 from .runners import Kept, device_of, fingerprint
 from .specs import at_least, choice
@@ -183,7 +185,8 @@ class SmoothedClassifier(nn.Module):
         if self.voting.differentiable and self._gradient_is_asked(images):
             from .soft import Average  # stands above this module
 
-            average = Average(self, self.base, self._law(images), Stream.FORWARD, self.voting.name)
+            net = NoisyNetwork(self.base)
+            average = Average(self, net, net.run, self._law(images), Stream.FORWARD, self.voting.name)
             return average.scores(images, first, self.samples)
         decisions = self._decide_alike(images.detach(), None, self._count(self.samples, first, Stream.FORWARD))
         counts = self._stack(decisions, "counts").to(images.device)
@@ -351,10 +354,11 @@ class SmoothedClassifier(nn.Module):
             passes: forward passes that are to come; runner "auto" chooses by them.
         """
         return self._engines.first(
-            self._candidates(images, passes), partial(self._engine_key, images), partial(self._build, images)
+            self.candidates(images, passes), partial(self._engine_key, images), partial(self._build, images)
         )
 
-    def _candidates(self, images: Tensor, passes: int) -> list[str]:
+    def candidates(self, images: Tensor, passes: int) -> list[str]:
+        """Runners for so many forward passes on images of this shape, the one to be preferred first."""
         if self.runner != "auto":
             return [self.runner]
         device = device_of(self.base)
@@ -380,14 +384,23 @@ class SmoothedClassifier(nn.Module):
             self.seed,
             self.normalize,
             self.precision,
-            self.max_batch,
+            self.micro_batch(images),
             runner,
             self.clip,
             (self.voting,),
         )
 
+    def micro_batch(self, images: Tensor) -> int | None:
+        """Rows per forward pass; None: by image size and device. Where only one sample of an image can be in a
+        micro-batch, no more than there are images."""
+        if self.max_batch is not None or not draws_noise(self.base):
+            return self.max_batch
+        usual = default_micro_batch(images.shape[1:], device_of(self.base))
+        return min(usual, 2 ** (max(1, len(images)) - 1).bit_length())
+
     def _engine_key(self, images: Tensor, runner: str) -> Any:
-        choices = (self.seed, self.normalize, self.noise, self.precision, self.max_batch, self.clip, self.voting)
+        batch = self.micro_batch(images)
+        choices = (self.seed, self.normalize, self.noise, self.precision, batch, self.clip, self.voting)
         kind = (images.shape[1:], images.dtype == torch.uint8, tuple(self.sigma.tolist()))
         return fingerprint(self.base, runner), kind, choices
 

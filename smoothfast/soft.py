@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from . import ops
 from .engine import DTYPES, default_micro_batch, resolve_precision
 from .noise import Law, Stream, gaussian_law, stream_key
+from .noisy_network import NoisyNetwork
 from .runners import evaluating, in_precision
 from .smoothing import SmoothedClassifier, finite_images
 from .specs import at_least
@@ -35,13 +35,14 @@ class Average:
     """The log-scores of a smoothed classifier by a mean, as a function of images that autograd can go through.
 
     A pass of the base classifier takes as many samples of all images given as fit into `max_batch` rows, and one at the
-    least. Where that makes several passes, only their totals are kept, and the backward pass computes each anew: memory
-    does not depend on the number of samples.
+    least; one, where the base has noise of its own. Where that makes several passes, only their totals are kept, and
+    the backward pass computes each anew: memory does not depend on the number of samples.
 
     Args:
         smoothed: the classifier; its base, normalize, clip, precision and seed are used. Gradients pass the clamp of
             `clip` unchanged (Athalye et al. 2018, arXiv 1802.00420).
-        run_base: its base classifier, with or without gradients of the parameters.
+        net: its base classifier.
+        run_base: `net.run` or `net.run_frozen`, with or without gradients of the parameters.
         law: of the noise.
         stream: of the samples; the image ids are 0 .. N-1.
         mean: "soft" or "logit".
@@ -49,7 +50,8 @@ class Average:
     """
 
     smoothed: SmoothedClassifier
-    run_base: Callable[[Tensor], Tensor]
+    net: NoisyNetwork
+    run_base: Callable[[Tensor, Tensor, Tensor], Tensor]
     law: Law
     stream: Stream
     mean: str
@@ -65,6 +67,8 @@ class Average:
 
     def _most(self, images: Tensor) -> int:
         """Samples of each image in a pass."""
+        if self.net.noisy:
+            return 1
         channels, height, width = images.shape[1:]
         usual = default_micro_batch((channels, height, width), images.device)
         rows = self.max_batch or self.smoothed.max_batch or usual
@@ -74,8 +78,9 @@ class Average:
         """[N, K] of the samples first .. first + count - 1."""
         device, dtype = images.device, DTYPES[resolve_precision(self.smoothed.precision, images.device)]
         replicas = self._replicas(images, first, count, dtype)
-        with evaluating(self.smoothed.base):  # here, where the backward pass comes by too
-            logits = in_precision(self.run_base, dtype, device)(replicas)
+        numbers = self._key(device), torch.tensor([first], device=device)
+        with evaluating(self.net.network):  # here, where the backward pass comes by too
+            logits = in_precision(self.run_base, dtype, device)(replicas, *numbers)
         return MEANS[self.mean][0](logits.float().unflatten(0, (count, len(images))))
 
     def _replicas(self, images: Tensor, first: int, count: int, dtype: torch.dtype) -> Tensor:
@@ -83,16 +88,19 @@ class Average:
         device = images.device
         slots = torch.arange(len(images), device=device).repeat(count)
         numbers = torch.arange(first, first + count, device=device).repeat_interleave(len(images))
-        key = stream_key(self.smoothed.seed, self.stream, device)
         scale, shift = ops.affine(self.smoothed.normalize, images.shape[1], images.dtype)
         draw = partial(
-            ops.noisy_replicas, slots=slots, image_ids=slots, sample_ids=numbers, key=key, law=self.law.to(device),
-            scale=scale.to(device), shift=shift.to(device), dtype=dtype, memory_format=torch.channels_last,
+            ops.noisy_replicas, slots=slots, image_ids=slots, sample_ids=numbers, key=self._key(device),
+            law=self.law.to(device), scale=scale.to(device), shift=shift.to(device), dtype=dtype,
+            memory_format=torch.channels_last,
         )  # fmt: skip
         replicas = draw(images)
         if self.smoothed.clip:
             replicas = draw(images.detach(), clip=True) + (replicas - replicas.detach())
         return replicas
+
+    def _key(self, device: torch.device) -> Tensor:
+        return stream_key(self.smoothed.seed, self.stream, device)
 
 
 class SoftClassifier(nn.Module):
@@ -111,7 +119,7 @@ class SoftClassifier(nn.Module):
         smoothed: the classifier; its base, sigma, normalize, clip, precision and seed are used as they are at a call.
         samples: noisy copies per image and call.
         max_batch: rows per pass; that of the classifier if not given. 1 gives each sample of an image a pass of its
-            own, for base classifiers that draw noise of their own once in a pass.
+            own, for base classifiers that draw noise in ways unknown here, once in a pass.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -136,10 +144,7 @@ class SoftClassifier(nn.Module):
         images = finite_images(images)
         images = images / 255 if images.dtype == torch.uint8 else images
         first, self._next_sample = self._next_sample, self._next_sample + self.samples
-        base, law = self.smoothed.base, gaussian_law(self.smoothed.sigma.tolist())
-        frozen = {name: parameter.detach() for name, parameter in base.named_parameters()}
+        net, law = NoisyNetwork(self.smoothed.base), gaussian_law(self.smoothed.sigma.tolist())
         mean = "logit" if self.smoothed.voting.name == "logit" else "soft"
-        average = Average(
-            self.smoothed, partial(functional_call, base, frozen), law, Stream.ATTACK, mean, self.max_batch
-        )
+        average = Average(self.smoothed, net, net.run_frozen, law, Stream.ATTACK, mean, self.max_batch)
         return average.scores(images, first, self.samples)

@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .layers import noise_parameters
+
 DEMO = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"
 
 # Prefixes that wrappers leave: DataParallel, Sequential(normalise, network), SmoothedClassifier, torch.compile.
@@ -43,13 +45,18 @@ class Weights:
         return settings if isinstance(settings, dict) else {}
 
     def load_into(self, network: nn.Module) -> None:
-        """Loads the tensors, names matched up to the prefixes of wrappers.
+        """Loads the tensors, names matched up to the prefixes of wrappers. A network with noise in its weights also
+        takes those of the plain one; strengths of noise are then left as they are.
 
         Raises:
             ValueError: a tensor is missing, left over, or of another shape.
         """
         wanted = network.state_dict()
+        strengths = {id(parameter) for parameter in noise_parameters(network)}
+        ours = {name: value for name, value in network.named_parameters() if id(value) in strengths}
         given = _unwrapped(self.tensors, wanted)
+        if not ours.keys() & given.keys():
+            given = _unwrapped(self.tensors, {name: wanted[name] for name in wanted if name not in ours}) | ours
         faults = [f"{name} is missing" for name in wanted if name not in given]
         faults += [f"{name} is not in the model" for name in given if name not in wanted]
         faults += [

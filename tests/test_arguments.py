@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from smoothfast import ops, reference
-from smoothfast.noise import Stream, gaussian_law, lattice_law, stream_key
+from smoothfast.noise import Stream, gaussian_law, lattice_law, stream_key, within
 
 ROWS, CLASSES, SHAPE = 4, 10, (2, 3, 5, 7)
 INDEX, IMAGES = torch.zeros(ROWS, dtype=torch.int64), torch.zeros(SHAPE, dtype=torch.uint8)
 FLOATS, THREE, LOGITS = torch.zeros(SHAPE), torch.ones(3), torch.zeros(ROWS, CLASSES)
 COUNTS, INVALID = torch.zeros(2, CLASSES, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+TILES, FACTORS, PLACES = torch.zeros(3, 64), torch.zeros(5, 3, 64), torch.zeros(2, 3, dtype=torch.int64)
 LATTICE, GAUSSIAN, TWO_SIGMAS = (
     list(law.table) for law in (lattice_law(0.25), gaussian_law(0.25), gaussian_law((1, 2)))
 )
@@ -32,6 +33,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "attack_step": {
         "adversarial": FLOATS.clone(), "images": FLOATS, "gradients": FLOATS, "norm": "linf", "alpha": 0.1, "eps": 0.5,
         "low": 0.0, "high": 1.0,
+    },
+    "perturb_weights": {
+        "weights": TILES, "scales": TILES, "factors": FACTORS, "tiles": PLACES, "passes": INDEX,
+        "key": within(stream_key(0, Stream.PREDICT), Stream.WEIGHT), "dtype": torch.float32,
     },
 }  # fmt: skip
 
@@ -80,6 +85,17 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("attack_step", {"alpha": 2.0**128}, "alpha must be at least 0 and finite in float32"),
     ("attack_step", {"eps": float("nan")}, "eps must be at least 0 and finite, not nan"),
     ("attack_step", {"low": 2.0}, "low must be at most high, not 2"),
+    ("perturb_weights", {"weights": TILES[:, :63]}, "weights must be float32 [T, 64]"),
+    ("perturb_weights", {"weights": TILES.double()}, "weights must be float32 [T, 64]"),
+    ("perturb_weights", {"scales": TILES[:2]}, "scales must be float32 [3, 64]"),
+    ("perturb_weights", {"factors": FACTORS[:, :2]}, "factors must be float32 [r, 3, 64]"),
+    ("perturb_weights", {"factors": FACTORS.half()}, "factors must be float32 [r, 3, 64]"),
+    ("perturb_weights", {"factors": torch.zeros(65, 3, 64)}, "factors have rank 65; at most 64 is possible"),
+    ("perturb_weights", {"tiles": PLACES[:, :2]}, "tiles must be int64 [2, 3]"),
+    ("perturb_weights", {"tiles": PLACES.int()}, "tiles must be int64 [2, 3]"),
+    ("perturb_weights", {"passes": INDEX[None]}, "passes must be int64 [P]"),
+    ("perturb_weights", {"key": INDEX}, "key must be int64 [2]"),
+    ("perturb_weights", {"dtype": torch.float64}, "dtype must be float32, bfloat16 or float16"),
 ]  # fmt: skip
 CALLS = [pytest.param(*call, id=f"{call[0]}-{'-'.join(call[1])}-{i}") for i, call in enumerate(WRONG)]
 

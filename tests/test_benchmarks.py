@@ -30,6 +30,7 @@ from smoothfast.benchmarks import (
     strength,
     tally,
     threads,
+    weights,
 )
 from torch import nn
 from typer.testing import CliRunner
@@ -107,6 +108,25 @@ def test_replicas_are_of_one_form(dtype: str, memory_format: str) -> None:
         assert mean.abs().max() < 1  # of 200 copies with deviation 1: six times that of a mean
         assert abs(deviation / wanted.float().std() - 1) < 0.05
     assert found["copy of as many bytes"].nbytes == wanted.nbytes
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES.values())
+def test_noisy_weights_are_of_one_law(dtype: torch.dtype) -> None:
+    """What is drawn differs; shape, dtype and the mean square of the noise of every layer do not."""
+    bank = weights.coloured(CPU)
+    found = results(weights.contenders(bank, 64, dtype))
+    assert list(found) == ["perturb_weights", "memory of as many bytes", "torch, layer by layer"]
+    assert found["perturb_weights"].nbytes == found["memory of as many bytes"].nbytes
+    assert sum(shape.numel() for shape in bank.shapes) == 270_896
+    power = bank.scales.square() + bank.factors.square().sum(0)
+    for layer, shape in enumerate(bank.shapes):
+        here = bank.tiles[0] == layer
+        ours = found["perturb_weights"][:, here].flatten(1)[:, : shape.numel()]
+        theirs = torch.stack([drawn[layer] for drawn in found["torch, layer by layer"]])
+        assert (theirs.shape[1:], theirs.dtype) == (shape, dtype)
+        mean, wanted = (part[here].flatten()[: shape.numel()] for part in (bank.weights, power))
+        for drawn in (ours, theirs.flatten(1)):
+            assert abs((drawn - mean).square().mean() / wanted.mean() - 1) < 0.15  # five deviations of what is shared
 
 
 class Colours(nn.Module):

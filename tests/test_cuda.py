@@ -16,6 +16,8 @@ from cases import (
     ARCHS,
     DTYPES,
     KINDS,
+    NETWORKS,
+    PASSES,
     ROWS,
     SCHEDULES,
     SHAPES,
@@ -24,6 +26,7 @@ from cases import (
     asked_for,
     attack,
     gradients,
+    network,
     same,
     tied,
     votes,
@@ -140,12 +143,29 @@ def test_attack_step(shape: tuple[int, int, int], norm: str, arch: int) -> None:
         assert torch.equal(adversarial, expected)
 
 
+# ---- perturb_weights -------------------------------------------------------------------------------------------------
+
+
+RANKS = ((0, 64, 33), (17, 0, 1), (5, 2, 49))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("layers", "ranks"), list(zip(NETWORKS, RANKS, strict=True)))
+def test_perturb_weights(layers: tuple[int, ...], ranks: tuple[int, ...], arch: int) -> None:
+    """77 tiles are 2 chunks, which makes 10 units of 5 passes: more than the grid has blocks. Threads meet in a warp
+    only, so that one tile is enough for the schedules."""
+    for number, (dtype, rank) in enumerate(zip(DTYPES, ranks, strict=True)):
+        case = network(layers, rank, dtype)
+        found = on(arch, SCHEDULES[number + 1 if layers == (1,) else 0], number % 2).perturb_weights(*case)
+        assert torch.equal(found, torch.ops.smoothfast.perturb_weights(*case))
+
+
 # ---- machine code ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(device.disassembler() is None, reason="nvdisasm is not installed (Triton brings it)")
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("stem", ["noisy_replicas", "tally", "replica_sum", "attack_step"])
+@pytest.mark.parametrize("stem", ["noisy_replicas", "tally", "replica_sum", "attack_step", "perturb_weights"])
 def test_machine_code(stem: str, arch: int) -> None:
     """Nothing is spilled, noise is written 16 bytes a thread, and no loop was unrolled out of proportion."""
     for kernel, instructions in device.sass_of(stem, arch).items():
@@ -156,7 +176,13 @@ def test_machine_code(stem: str, arch: int) -> None:
             assert "STG.E.128" in names, kernel
 
 
-MOST_INSTRUCTIONS = {"noisy_replicas": 1200, "tally": 1400, "replica_sum": 650, "attack_step": 600}
+MOST_INSTRUCTIONS = {
+    "noisy_replicas": 1200,
+    "tally": 1400,
+    "replica_sum": 650,
+    "attack_step": 600,
+    "perturb_weights": 800,
+}
 
 
 # ---- the tests themselves --------------------------------------------------------------------------------------------
@@ -168,9 +194,9 @@ def test_the_interpreter_is_right() -> None:
     assert "all equal to the oracles" in done.stdout, done.stdout + done.stderr
 
 
-KERNELS = 33
+KERNELS = 36
 NEEDED = [test_noisy_replicas, test_noisy_replicas_in_many_strides_of_the_grid, test_noisy_replicas_where_words_tie]
-NEEDED += [test_tally, test_tally_by_other_rules, test_replica_sum, test_attack_step]
+NEEDED += [test_tally, test_tally_by_other_rules, test_replica_sum, test_attack_step, test_perturb_weights]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -218,6 +244,14 @@ MUTATIONS = {
     "the barrier before the next sum": ("attack_step", "__syncthreads();  // before", "// before"),
     "half of the lanes": ("attack_step", "half = kLanes / 2", "half = kLanes / 4"),
     "the projection": ("attack_step", "shift * factor", "shift"),
+    "the layer of shared normals": ("perturb_weights", "layer + kLowRank", "layer"),
+    "a change of layer": ("perturb_weights", "layer != drawn", "drawn < 0"),
+    "a normal of the other tile": ("perturb_weights", "first + k % kTileThreads", "k % kTileThreads"),
+    "a normal beyond 16": ("perturb_weights", "k < 16 ?", "k < 17 ?"),
+    "the number of a tile": ("perturb_weights", "args.places[args.tiles + tile]", "tile"),
+    "a factor": ("perturb_weights", "k < args.rank; ++k", "k + 1 < args.rank; ++k"),
+    "the words of a weight": ("perturb_weights", "{first.z0, first.z1, second", "{first.z1, first.z0, second"),
+    "the last tiles": ("perturb_weights", "tile < args.tiles", "tile <= args.tiles"),
     "an atomic": (
         "tally",
         "atomicAdd(reinterpret_cast<unsigned long long*>(count), static_cast<unsigned long long>(amount))",
@@ -263,11 +297,18 @@ def check_attack_step(on: Device) -> None:
         assert torch.equal(adversarial, expected)
 
 
+def check_perturb_weights(on: Device) -> None:
+    for rank, passes in ((5, 5), (18, 1)):
+        case = network(NETWORKS[2], rank, torch.float32, PASSES[:passes])
+        assert torch.equal(on.perturb_weights(*case), torch.ops.smoothfast.perturb_weights(*case))
+
+
 CHECKS = {
     "noisy_replicas": check_noisy_replicas,
     "tally": check_votes,
     "replica_sum": check_replica_sum,
     "attack_step": check_attack_step,
+    "perturb_weights": check_perturb_weights,
 }
 
 

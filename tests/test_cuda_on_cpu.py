@@ -28,7 +28,7 @@ from ptx_interp import GLOBAL_BASE, Memory
 
 HERE = Path(__file__).parent
 SHIM = HERE / "ptx" / "cuda_on_cpu"
-STEMS = ("noisy_replicas", "tally", "replica_sum", "attack_step")
+STEMS = ("noisy_replicas", "tally", "replica_sum", "attack_step", "perturb_weights")
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 SANITIZERS = ("thread", "address,undefined")
 FLAGS = ("-std=c++17", "-O1", "-g1", "-w", "-ffp-contract=off", "-pthread", f"-I{SHIM}", f"-I{CSRC}")
@@ -210,6 +210,13 @@ def test_attack_step(on: OnCpu) -> None:
         assert torch.equal(adversarial, expected)
 
 
+def test_perturb_weights(on: OnCpu) -> None:
+    ranks = (0, 5, 18)
+    for layers, (on.offset, dtype), rank in zip(cases.NETWORKS, enumerate(cases.DTYPES), ranks, strict=True):
+        case = cases.network(layers, rank, dtype)
+        assert torch.equal(on.perturb_weights(*case), torch.ops.smoothfast.perturb_weights(*case))
+
+
 # ---- the tests themselves --------------------------------------------------------------------------------------------
 
 BARRIER = "__syncthreads();"
@@ -228,6 +235,8 @@ MUTATIONS = {
     "one unit too many": ("replica_sum", "unit < args.units", "unit <= args.units"),
     "one pixel too many": ("attack_step", "i < args.units", "i <= args.units"),
     "one lane too many": ("attack_step", "threadIdx.x < half", "threadIdx.x <= half"),
+    "one tile too many": ("perturb_weights", "tile < args.tiles", "tile <= args.tiles"),
+    "one factor too many": ("perturb_weights", "k < args.rank", "k <= args.rank"),
 }
 
 
@@ -240,6 +249,8 @@ def run(on: OnCpu, stem: str) -> None:
         on.tally(*cases.votes(70, 10, torch.float32))
     elif stem == "replica_sum":
         on.replica_sum(*cases.gradients((3, 5, 7), 9, torch.float32, False))
+    elif stem == "perturb_weights":
+        on.perturb_weights(*cases.network(cases.NETWORKS[2], 5, torch.float32))
     else:
         for norm in ("l2", "linf"):
             on.attack_step(*cases.attack((3, 16, 20), norm, 0.03))

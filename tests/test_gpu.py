@@ -19,7 +19,21 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, KINDS, ROWS, SHAPES, VOTINGS, arguments, attack, gradients, tied, votes
+from cases import (
+    DTYPES,
+    KINDS,
+    NETWORKS,
+    PASSES,
+    ROWS,
+    SHAPES,
+    VOTINGS,
+    arguments,
+    attack,
+    gradients,
+    network,
+    tied,
+    votes,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -131,6 +145,10 @@ def inputs(name: str) -> list[Case]:
             for shape, dtype, channels_last in zip(SHAPES, (*DTYPES, torch.float32), (False, True) * 2, strict=False)
         ],
         "attack_step": lambda: [attack(shape, norm, 0.03) for shape in SHAPES[:2] for norm in ("linf", "l2")],
+        "perturb_weights": lambda: [
+            network(layers, rank, dtype)
+            for layers, rank, dtype in zip((*NETWORKS, (900, 60)), (64, 0, 5, 1), (*DTYPES, DTYPES[0]), strict=True)
+        ],
     }[name]()
 
 
@@ -181,6 +199,16 @@ def test_attack_step(shape: tuple[int, int, int], norm: str, backend: str) -> No
     check("attack_step", backend, (nothing, nothing, nothing, norm, 0.1, 0.1, 0.0, 1.0))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layers", [*NETWORKS, (4000, 1, 17, 300)])
+def test_perturb_weights(layers: tuple[int, ...], dtype: torch.dtype, backend: str) -> None:
+    """No passes; ranks of all four words of a block; more tiles than a grid has blocks for."""
+    check("perturb_weights", backend, network(layers, 5, dtype, PASSES[:0]))
+    for rank in (0, 1, 5, 20, 64):
+        check("perturb_weights", backend, network(layers, rank, dtype))
+    check("perturb_weights", backend, network(layers, 2, dtype, torch.arange(100) * 2**33 + 2**32 - 50))
+
+
 @every_op
 def test_twenty_times_the_same_bits(name: str, backend: str) -> None:
     for case in inputs(name):
@@ -200,6 +228,9 @@ def test_opcheck(name: str) -> None:
     if name == "noisy_replicas":
         images, *rest = placed(inputs(name)[2])
         torch.library.opcheck(op(name).default, (images.requires_grad_(), *rest))
+    if name == "perturb_weights":
+        *leaves, tiles, passes, key, dtype = placed(inputs(name)[2])
+        torch.library.opcheck(op(name).default, (*(t.requires_grad_() for t in leaves), tiles, passes, key, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -216,6 +247,22 @@ def test_gradient(dtype: torch.dtype, channels_last: bool) -> None:
             return torch.autograd.grad(replicas, images, slope.to(device))[0]
 
         check_equal([gradient(DEVICE)], [gradient("cpu")])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_of_weights(dtype: torch.dtype) -> None:
+    """Sums over passes and tiles have another order."""
+    case = network(NETWORKS[2], 5, dtype)
+    slope = torch.randn(len(PASSES), len(case[0]), 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def gradients(device: str) -> tuple[Tensor, ...]:
+        *leaves, tiles, passes, key, _ = placed(case, device=device)
+        leaves = [part.requires_grad_() for part in leaves]
+        perturbed = op("perturb_weights")(*leaves, tiles, passes, key, dtype)
+        return torch.autograd.grad(perturbed, leaves, slope.to(device))
+
+    for found, expected in zip(gradients(DEVICE), gradients("cpu"), strict=True):
+        torch.testing.assert_close(found.cpu(), expected)
 
 
 def smoothed(case: list[Any], counts: Tensor, invalid: Tensor) -> Tensor:
@@ -278,6 +325,18 @@ MISTAKES = {
         (2, lambda t: t.half(), "gradients must be float32"),
         (2, lambda t: t.cpu(), "all must be on one device"),
         (4, lambda t: -1.0, "alpha must be at least 0"),
+    ],
+    "perturb_weights": [
+        (0, lambda t: t.half(), r"weights must be float32 \[T, 64\]"),
+        (1, lambda t: t[1:], "scales must be float32"),
+        (1, lambda t: t.cpu(), "all must be on one device"),
+        (2, lambda t: t[:, 1:], "factors must be float32"),
+        (2, lambda t: t.repeat(2, 1, 1), "factors have rank 128; at most 64 is possible"),
+        (3, lambda t: t[0], "tiles must be int64"),
+        (3, lambda t: t.cpu(), "all must be on one device"),
+        (4, lambda t: t.int(), r"passes must be int64 \[P\]"),
+        (5, lambda t: t.cpu(), "all must be on one device"),
+        (6, lambda t: torch.float64, "dtype must be float32, bfloat16 or float16"),
     ],
 }
 

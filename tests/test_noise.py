@@ -469,7 +469,7 @@ def test_uniform_looks_uniform() -> None:
 
 def test_streams_are_numbered_for_good() -> None:
     names = ["SELECT", "ESTIMATE", "REFINE", "ATTACK", "ATTACK_START", "WEIGHT", "ACTIVATION", "TRAIN", "PREDICT"]
-    names += ["RANDOMIZE", "FORWARD"]
+    names += ["RANDOMIZE", "FORWARD", "AUGMENT"]
     assert {stream.name: int(stream) for stream in Stream} == {name: i for i, name in enumerate(names, 1)}
 
 

@@ -100,6 +100,7 @@ def test_opcheck_of_tally(voting: str, dtype: torch.dtype, requires_grad: bool) 
         ("tally", ("counts", "invalid")),
         ("replica_sum", ()),
         ("attack_step", ("adversarial",)),
+        ("perturb_weights", ()),
     ],
 )
 def test_schema_is_that_of_the_reference(name: str, mutates: tuple[str, ...]) -> None:
@@ -230,6 +231,8 @@ cases = [("noisy_replicas", arguments) for arguments in replicas] + [("attack_st
 cases += [("replica_sum", (t.IMAGES[[0, 1, 1, 0]] / 3, t.SLOTS, torch.rand(3), 2))]
 rules = [t.resolve(name, 10) for name in ("prediction", "weighted", "logit")]
 cases += [("tally", (*t.tally_arguments(logits), rule.name, rule.weights)) for rule in rules]
+weights = torch.arange(960).view(5, 3, 64) / 960
+cases += [("perturb_weights", (*weights[:2], weights[2:], torch.arange(6).view(2, 3), t.IDS, t.KEY, torch.float16))]
 def outputs(name, arguments, call):
     copies = [part.clone() if isinstance(part, torch.Tensor) else part for part in arguments]
     result = call(getattr(torch.ops.smoothfast, name).default, copies)

@@ -22,7 +22,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, KINDS, ROWS, SCHEDULES, VOTINGS, arguments, asked_for, attack, gradients, same, tied, votes
+from cases import (
+    DTYPES,
+    KINDS,
+    NETWORKS,
+    PASSES,
+    ROWS,
+    SCHEDULES,
+    VOTINGS,
+    arguments,
+    asked_for,
+    attack,
+    gradients,
+    network,
+    same,
+    tied,
+    votes,
+)
 from ptx_interp import Buffer, Memory, Module, PtxFault, Report
 from torch import Tensor
 
@@ -34,7 +50,7 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets, and compiles nothing"),
 ]
 ARCHS = (80, 90)
-KERNELS = 91  # are what the tests have compiled for each, or a few more
+KERNELS = 94  # are what the tests have compiled for each, or a few more
 WRITTEN = {"out", "counts", "invalid", "adversarial"}  # names of parameters
 cpu = torch.ops.smoothfast
 
@@ -261,6 +277,26 @@ def test_attack_step(launches: Any, shape: tuple[int, int, int], norm: str, arch
         check_step((adversarial, images, shifted(slopes) if turn == 3 else slopes, *rest))
 
 
+def check_weights(case: tuple[Any, ...], weights: Tensor, package: ModuleType = kernels) -> None:
+    assert torch.equal(op("perturb_weights", package)(weights, *case[1:]), cpu.perturb_weights(*case))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("layers", "ranks"), [(NETWORKS[0], (0, 5, 64)), (NETWORKS[2], (17, 1, 0))])
+def test_perturb_weights(launches: Any, layers: tuple[int, ...], ranks: tuple[int, ...], arch: int) -> None:
+    """Of one program a pass, and of several with tiles of several layers."""
+    for turn, (dtype, rank) in enumerate(zip(DTYPES, ranks, strict=True)):
+        launches(arch, turn)
+        case = network(layers, rank, dtype, PASSES[-2:])
+        check_weights(case, case[0])
+
+
+def test_perturb_weights_out_of_alignment(launches: Any) -> None:
+    launches(80)
+    case = network(NETWORKS[0], 5, torch.bfloat16, PASSES[-1:])
+    check_weights(case, shifted(case[0]))
+
+
 # ---- the tests themselves --------------------------------------------------------------------------------------------
 
 
@@ -270,6 +306,7 @@ NEEDED = [
     test_noisy_replicas_of_images_out_of_alignment,
 ]
 NEEDED += [test_tally, test_tally_by_other_rules, test_replica_sum, test_replica_sum_of_one_element, test_attack_step]
+NEEDED += [test_perturb_weights, test_perturb_weights_out_of_alignment]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -295,6 +332,9 @@ MUTATIONS = {
     "an ulp of the ball": ("attack_step", "lost >= 0", "lost < 2"),
     "halves of the lanes": ("attack_step", "[2, lanes.numel // 2]), 0)", "[lanes.numel // 2, 2]), 1)"),
     "the projection": ("attack_step", "shift * factor", "shift"),
+    "the layer of shared normals": ("perturb_weights", "layer + LOW_RANK", "layer"),
+    "the number of a tile": ("perturb_weights", "number.to(tl.uint32) * 16", "number.to(tl.uint32)"),
+    "the quarter of a turn": ("gaussian", "0x20000000", "0x10000000"),
 }
 
 
@@ -326,12 +366,19 @@ def check_steps(package: ModuleType) -> None:
     check_step((images.clone(), images, slopes, "l2", 1.0, 9.0, -9.0, 9.0), package)
 
 
+def check_networks(package: ModuleType) -> None:
+    case = network((3, 15), 5, torch.float32, PASSES[-2:])
+    check_weights(case, case[0], package)
+
+
 CHECKS = {
     "noisy_replicas": check_noises,
     "philox": check_noises,
     "tally": check_votes,
     "replica_sum": check_sums,
     "attack_step": check_steps,
+    "gaussian": check_networks,
+    "perturb_weights": check_networks,
 }
 
 

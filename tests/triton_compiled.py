@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 from triton.compiler import CompiledKernel
-from triton_ptx import attack_kernel, noise_kernel, sum_kernel, tally_kernel
+from triton_ptx import attack_kernel, noise_kernel, perturb_kernel, sum_kernel, tally_kernel
 
 from smoothfast.voting import NAMES
 
@@ -111,3 +111,13 @@ def test_attack_step(norm: str, arch: int, tmp_path: Path) -> None:
     for either in (kernel, attack_kernel(norm, aligned=False, arch=arch)):
         assert registers(either, tmp_path) <= 64
         check_rounding(either, "add sub" if norm == "linf" else "add sub mul div sqrt")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_perturb_weights(dtype: str, arch: int, tmp_path: Path) -> None:
+    """Only the places of tiles, the passes and the key are not read 16 bytes at a time."""
+    kernel = perturb_kernel(dtype, arch)
+    assert instructions(kernel, "(?:ld|st).global") == {"ld.global.b64", "ld.global.v4.b32", "st.global.v4.b32"}
+    assert registers(kernel, tmp_path) <= 64
+    check_rounding(kernel)

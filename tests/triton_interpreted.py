@@ -16,9 +16,11 @@ import test_tally
 import torch
 import triton
 import triton.language as tl
+from cases import DTYPES, NETWORKS, network
 from smoothfast.kernels import philox
 from smoothfast.kernels.attack_step import attack_step
 from smoothfast.kernels.noisy_replicas import noisy_replicas
+from smoothfast.kernels.perturb_weights import perturb_weights
 from smoothfast.kernels.replica_sum import replica_sum
 from smoothfast.kernels.tally import tally
 from test_attack_step import stepped
@@ -309,3 +311,28 @@ def test_tensors_of_a_step_need_not_be_contiguous(extension: Any, norm: str) -> 
     attack_step(wide[..., ::2], strided(images), gradients.contiguous(memory_format=torch.channels_last), *rest)
     assert torch.equal(wide[..., ::2], wanted)
     assert torch.equal(wide[..., 1::2], adversarial)
+
+
+# ---- perturb_weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "rank"), [(NETWORKS[0], 33), (NETWORKS[0], 64), (NETWORKS[1], 1), (NETWORKS[2], 0), (NETWORKS[2], 5)]
+)
+def test_weights_equal_the_cpu(extension: Any, layers: tuple[int, ...], rank: int) -> None:
+    for dtype in DTYPES:
+        case = network(layers, rank, dtype)
+        assert same(perturb_weights(*case), torch.ops.smoothfast.perturb_weights(*case))
+
+
+def test_no_tiles_and_no_passes() -> None:
+    weights, scales, factors, tiles, passes, *rest = network((3,), 2, torch.float16)
+    assert perturb_weights(weights, scales, factors, tiles, passes[:0], *rest).shape == (0, *weights.shape)
+    nothing = (weights[:0], scales[:0], factors[:, :0], tiles[:, :0])
+    assert perturb_weights(*nothing, passes, *rest).shape == (len(passes), 0, 64)
+
+
+def test_tensors_of_a_network_need_not_be_contiguous(extension: Any) -> None:
+    *tensors, dtype = network(NETWORKS[2], 3, torch.float32)
+    wanted = torch.ops.smoothfast.perturb_weights(*tensors, dtype)
+    assert same(perturb_weights(*map(strided, tensors), dtype), wanted)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import triton
-from smoothfast.kernels import attack_step, noisy_replicas, replica_sum, tally
+from smoothfast.kernels import attack_step, noisy_replicas, perturb_weights, replica_sum, tally
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
@@ -82,3 +82,11 @@ def attack_kernel(norm: str, aligned: bool = True, arch: int = 80) -> CompiledKe
         return compiled(attack_step.l2_step, arch, types, {}, set(), **attack_step.OPTIONS)
     multiples, constants = {"elements"} if aligned else set(), {"block": attack_step.BLOCK}
     return compiled(attack_step.linf_step, arch, types, constants, multiples, **attack_step.OPTIONS)
+
+
+def perturb_kernel(out: str, arch: int = 80) -> CompiledKernel:
+    """out: fp32, bf16 or fp16."""
+    types = dict.fromkeys(("weights", "scales", "factors"), "*fp32") | {"out": f"*{out}"}
+    types |= dict.fromkeys(("places", "passes"), "*i64")
+    constants = {"tiles": perturb_weights.TILES}
+    return compiled(perturb_weights.perturb_tiles, arch, types, constants, set(), **perturb_weights.OPTIONS)

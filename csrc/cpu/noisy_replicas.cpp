@@ -26,10 +26,6 @@ namespace {
 constexpr int64_t kRowsPerTask = 64;         // enough to pay for the hoisted rounds
 constexpr int64_t kElementsPerTask = 32768;  // about 20 us: less does not pay for a thread
 
-Output output_of(at::ScalarType dtype) {
-  return dtype == at::kFloat ? Output::f32 : dtype == at::kBFloat16 ? Output::bf16 : Output::f16;
-}
-
 // Consecutive rows that share an image and the upper word of the sample id, at most kRowsPerTask of them.
 std::vector<RowRun> row_runs(const int64_t* slots, const int64_t* image_ids, const int64_t* sample_ids, int64_t rows) {
   std::vector<RowRun> runs;

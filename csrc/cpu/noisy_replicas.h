@@ -3,20 +3,18 @@
 
 #include <cstdint>
 
+#include "../output.h"
 #include "../random/gaussian.h"
 #include "../random/lattice.h"
 #include "../random/philox.h"
 
 namespace smoothfast {
 
-enum class Output { f32, bf16, f16 };
-
 // A strip is a run of pixels of one channel; a tile is the same strip of one channel, or of all three at once where
 // their pixels are interleaved in memory. All buffers of a tile stay in a 32 KiB L1 cache.
 constexpr int kTilePixels = 1024, kInterleavedPixels = 512, kMaxGroup = 3;
-constexpr int kStrip = 64;  // elements whose words stand together: 16 blocks of 4 words
-constexpr int kBufferWords = kMaxGroup * (kInterleavedPixels + 2 * kStrip);
-static_assert(kBufferWords >= kTilePixels + 2 * kStrip);
+constexpr int kBufferWords = kMaxGroup * (kInterleavedPixels + 2 * kTile);
+static_assert(kBufferWords >= kTilePixels + 2 * kTile);
 
 // Replica rows [first, last) that copy one image under one image id and one upper half of the sample id.
 struct RowRun {

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../random/philox.h"
+
 namespace smoothfast {
 
 constexpr int kThreads = 256;               // of a block, in every kernel
@@ -74,6 +76,14 @@ inline SumLaunch replica_sum_launch(int64_t images, int64_t elements, int64_t in
 // A thread of attack_step takes an element (linf), a block an image (l2).
 inline Launch attack_step_launch(int64_t images, int64_t elements, bool l2, int multiprocessors) {
   return l2 ? launch_of(images, 1, 0, multiprocessors) : launch_of(images * elements, kThreads, 0, multiprocessors);
+}
+
+// A block of perturb_weights takes a chunk of tiles in a pass: so many steps of 16 tiles, of 16 threads each.
+constexpr int kTileThreads = kTile / 4, kTilesPerStep = kThreads / kTileThreads, kTileSteps = 4;
+
+inline Launch perturb_launch(int64_t tiles, int64_t passes, int multiprocessors) {
+  constexpr int64_t chunk = kTileSteps * kTilesPerStep;
+  return launch_of((tiles + chunk - 1) / chunk * passes, 1, 0, multiprocessors);
 }
 
 }  // namespace smoothfast

@@ -1,13 +1,9 @@
 // A block draws a chunk of a row, one Philox block and thus four elements of a tile (docs/noise.md) a thread and step,
 // puts it together in shared memory and writes it 16 bytes a thread.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <type_traits>
-
 #include "../random/gaussian.h"
 #include "../random/lattice.h"
 #include "../random/philox.h"
+#include "cast.h"
 #include "noisy_replicas.h"
 
 namespace smoothfast {
@@ -65,18 +61,6 @@ struct GaussianLaw {
     return fused(noise, args.sigma[of_sigma(args, channel)], pixel);
   }
 };
-
-// ---- outputs: float32 to the stored type, to nearest even ----------------------------------------------------------
-
-template <class Stored>
-__device__ __forceinline__ Stored cast(float value) {
-  if constexpr (std::is_same_v<Stored, __nv_bfloat16>)
-    return __float2bfloat16_rn(value);
-  else if constexpr (std::is_same_v<Stored, __half>)
-    return __float2half_rn(value);
-  else
-    return value;
-}
 
 template <class Law>
 __device__ __forceinline__ float finish(const ReplicaArgs& args, uint32_t channel, float pixel, float noise) {

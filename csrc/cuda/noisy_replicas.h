@@ -3,11 +3,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../output.h"
 #include "launch.h"
 
 namespace smoothfast {
-
-enum class Output { f32, bf16, f16 };
 
 struct ReplicaArgs {
   const void* images;  // [S, C, plane], uint8 or float32

@@ -16,6 +16,8 @@ constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
 constexpr int kRounds = 10;
 constexpr uint32_t kVersion = 1;
 constexpr uint32_t kRefine = 3;  // low half of the tag byte of refining bits; the stream is the high half
+constexpr int kTile = 64;        // elements whose words stand together: 16 blocks of 4 words
+constexpr int64_t kLowRank = int64_t{1} << 32;  // added to the number of a layer for normals that its weights share
 
 struct Counter {
   uint32_t c0, c1, c2, c3;

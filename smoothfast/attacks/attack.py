@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..costs import AUTO, CORES, candidates, measure
 from ..engine import default_micro_batch, resolve_precision
+from ..layers import draws_noise
 from ..losses import Loss, cross_entropy
 from ..noise import MAX_SAMPLE_ID, Stream, gaussian_law, no_noise, stream_key, uniforms
 from ..packing import BLOCK
@@ -48,6 +49,9 @@ class Options(TypedDict, total=False):
     replicas_per_forward: int | None
 
 
+ROOM = 2**24  # numbers that a draw has for the samples of an image: of PGD, steps times samples are in use
+DRAWS = (MAX_SAMPLE_ID + 1) // ROOM
+
 Targets = Callable[[Passes, Tensor, Tensor, Tensor], Tensor]  # of passes, images, labels and image ids
 
 
@@ -63,6 +67,8 @@ class Attack(ABC):
     The others are described in `Options`.
 
     Attributes:
+        draw: which repetition the next call is, 0 .. 65535; 0 unless set. Noise, random starts and random targets of
+            different draws are independent, and one draw repeats itself. Training counts epochs by it.
         gradients: sample gradients that the last call took, over all images: backward passes of one noisy copy.
         forwards: noisy copies that it sent through the base classifier, those of the gradients included.
     """
@@ -72,6 +78,7 @@ class Attack(ABC):
     average = "loss"
     needs: tuple[str, ...] = ("backward",)  # kinds of passes, see `Passes.outcomes`
     draws = 1  # of samples, by an image: what the choice of a runner is made by
+    draw = 0
 
     def __init__(
         self,
@@ -125,13 +132,31 @@ class Attack(ABC):
         if not len(images):
             return images
         passes = self.passes(images, len(images))
+        return self._normalized(self.craft(passes, images, self._classes(labels, passes, len(images)), ids))
+
+    def craft(self, passes: Passes, images: Tensor, labels: Tensor, image_ids: Tensor) -> Tensor:
+        """What a call returns, by passes that the caller keeps: for training, where eager passes see the weights of the
+        moment, and need not be made anew as long as the code of the model stays the same.
+
+        Args:
+            passes: of this attack, see `passes`.
+            images: float32 [N, C, H, W] in [0, 1]. This and the others, on the device of the model, are not checked.
+            labels, image_ids: int64 [N].
+        """
         passes.forwards = passes.backwards = 0
-        classes = self._classes(labels, passes, len(images))
+        passes.origin = self.origin
         if self._targets is not None:
-            classes = self._classes(self._targets(passes, images, classes, ids), passes, len(images))
-        adversarial = self._attack(passes, images, classes, ids)
+            labels = self._classes(self._targets(passes, images, labels, image_ids), passes, len(images))
+        adversarial = self._attack(passes, images, labels, image_ids)
         self.gradients, self.forwards = passes.backwards, passes.forwards
-        return self._normalized(adversarial)
+        return adversarial
+
+    @property
+    def origin(self) -> int:
+        """The number of the first sample of this draw."""
+        if not 0 <= index(self.draw) < DRAWS:
+            raise ValueError(f"draw is {self.draw}; it must lie in 0 .. {DRAWS - 1}")
+        return self.draw * ROOM
 
     @abstractmethod
     def _attack(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
@@ -179,7 +204,7 @@ class Attack(ABC):
         self.normalize, self._takes_normalized = (tuple(mean), tuple(std)), True
 
     def _random_targets(self, passes: Passes, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        draws = uniforms(1, self.seed, ids, torch.full_like(ids, MAX_SAMPLE_ID), Stream.ATTACK_START)[:, 0]
+        draws = uniforms(1, self.seed, ids, torch.full_like(ids, MAX_SAMPLE_ID - self.draw), Stream.ATTACK_START)[:, 0]
         others = passes.num_classes - 1
         return (labels + 1 + ((draws.double() + 1) / 2 * others).long()) % passes.num_classes
 
@@ -257,9 +282,12 @@ class Attack(ABC):
         return passes
 
     def _micro_batch(self, images: Tensor, count: int, runner: str) -> int | None:
-        """Where no shape is compiled in, nor asked for, no larger than what `CORES` cores have to do at a time."""
-        if self.replicas_per_forward is None and (runner != "eager" or self.max_batch is not None):
+        """Where no shape is compiled in, nor asked for: no more than each of `CORES` cores has to do at a time."""
+        together = 1 if draws_noise(self.base) else self.replicas_per_forward
+        if together is None and (runner != "eager" or self.max_batch is not None):
             return self.max_batch
-        usual = self.max_batch or default_micro_batch(images.shape[1:], device_of(self.base))
-        rows = count * min(self.replicas_per_forward or self.samples, self.samples)
-        return min(usual, rows, BLOCK * -(-rows // (CORES * BLOCK)))
+        device = device_of(self.base)
+        usual = self.max_batch or default_micro_batch(images.shape[1:], device)
+        rows = count * min(together or self.samples, self.samples)
+        lanes = CORES if device.type == "cpu" else 1
+        return min(usual, rows, BLOCK * -(-rows // (lanes * BLOCK)))

@@ -118,6 +118,7 @@ class _Evolution:
 
     def noise(self, law: Law, members: Tensor) -> Tensor:
         """float32 [B, C, H, W] of members [B], whose numbers take the place of sample ids."""
+        members = self.attack.origin + members
         slots, ids = torch.zeros_like(members), self.image_id.repeat(len(members))
         zeros, law = torch.zeros_like(self.image), law.to(self.image.device)
         return ops.noisy_replicas(zeros, slots, ids, members, self.key, law, self.one, torch.zeros_like(self.one))
@@ -206,7 +207,7 @@ class Square(_BlackBox):
     def _proposed(self, query: int, points: Tensor, images: Tensor, ids: Tensor) -> Tensor:
         channels, height, width = images.shape[1:]
         count = channels * width if query == 0 else 2 + channels
-        drawn = uniforms(count, self.seed, ids, torch.full_like(ids, query), Stream.ATTACK_START)
+        drawn = uniforms(count, self.seed, ids, torch.full_like(ids, self.origin + query), Stream.ATTACK_START)
         if query == 0:
             signs = drawn.sign().view(-1, channels, 1, width)
             return self._project(images + self.eps * signs, images)

@@ -113,10 +113,10 @@ class PGD(Attack):
         ops.attack_step(adversarial, images, gradients, self.norm, alpha, self.eps, 0.0, 1.0)
 
     def _start(self, images: Tensor, ids: Tensor, run: int) -> Tensor:
-        """A function of seed, image id and run."""
+        """A function of seed, image id, draw and run."""
         adversarial = images.clone()
         if self.random_start:
-            adversarial += self.eps * STARTS[self.norm](images, ids, self.seed, run)
+            adversarial += self.eps * STARTS[self.norm](images, ids, self.seed, self.origin + run)
             self._step(adversarial, images, torch.zeros_like(images), 0.0)  # projects
         return adversarial
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smoothfast import ops, reference
-from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key
+from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key, within
 from smoothfast.voting import NAMES, resolve
 
 ARCHS = (80, 90)
@@ -21,6 +21,8 @@ SCHEDULES = ({}, *({"schedule": "warp", "seed": seed} for seed in (1, 2, 3)))
 # channel; one element; four interleaved planes; more planes than are interleaved; several chunks, the last one short.
 SHAPES = ((3, 32, 32), (3, 5, 7), (1, 1, 1), (4, 8, 8), (6, 8, 8), (3, 40, 40), (2, 4, 4), (5, 9, 11))
 ROWS = torch.tensor([(1, 7, 0), (-1, 0, 0), (0, 2**44 - 1, 2**40 - 1), (2, 2**32 + 1, 2**32 - 1), (-5, -1, -1)])
+
+PASSES = torch.tensor([3, 2**32 - 1, 2**32, 2**40 - 1, 3])
 
 
 def law_of(name: str, sigmas: Sequence[float], image_dtype: torch.dtype) -> Law:
@@ -120,6 +122,30 @@ def attack(shape: tuple[int, ...], norm: str, eps: float) -> tuple[Any, ...]:
     slopes[1] = 0
     slopes.view(-1)[-1] = float("nan")
     return adversarial, images, slopes, norm, 0.8 * eps, eps, 0.1, 0.9
+
+
+# What the networks are for: one tile; a layer in two chunks of the kernels; layers of one tile to several.
+NETWORKS = ((1,), (70,), (3, 1, 40, 2, 30))
+
+
+def network(layers: Sequence[int], rank: int, dtype: torch.dtype, passes: Tensor = PASSES) -> tuple[Any, ...]:
+    """Layers of so many tiles, the last two of them swapped, and one tile with the last numbers that there are."""
+    generator = torch.Generator().manual_seed(sum(layers) + rank)
+    count = sum(layers) + 1
+    weights, scales = torch.randn(2, count, 64, generator=generator)
+    factors = torch.randn(rank, count, 64, generator=generator) / 4
+    places = [(layer * 2**28 + 5, tile) for layer, tiles in enumerate(layers) for tile in range(tiles)]
+    tiles = torch.tensor([*places, (2**32 - 1, 2**28 - 1)]).T.contiguous()
+    tiles[:, -3:-1] = tiles[:, -3:-1].flip(1)
+    return (
+        weights,
+        scales.abs(),
+        factors,
+        tiles,
+        passes,
+        within(stream_key(2**63 + 5, Stream.PREDICT), Stream.WEIGHT),
+        dtype,
+    )
 
 
 def asked_for(request: pytest.FixtureRequest, tests: Sequence[Any]) -> bool:

@@ -115,6 +115,16 @@ class AttackArgs(ctypes.Structure):
     )
 
 
+class PerturbArgs(ctypes.Structure):
+    """`PerturbArgs` of perturb_weights.h, field for field."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("weights", "scales", "factors", "places", "pass_numbers", "key", "out")),
+        ("tiles", ctypes.c_int64),
+        *((name, ctypes.c_uint32) for name in ("units", "passes", "rank")),
+    )
+
+
 def array_of(tensor: Tensor) -> np.ndarray:
     """The bits of a tensor, in memory order."""
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
@@ -280,6 +290,25 @@ class Device:
         args = AttackArgs(held.addr, *(b.addr for b in read), launch["units"], elements, alpha, *limits)
         self.launch("attack_step", (f"{norm}_kernel",), args, launch, mem)
         adversarial.copy_(torch.from_numpy(held.get()).view(torch.float32).view(adversarial.shape))
+
+    def perturb_weights(
+        self, weights: Tensor, scales: Tensor, factors: Tensor, tiles: Tensor, passes: Tensor, key: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        """As `torch.ops.smoothfast.perturb_weights`; all tensors contiguous."""
+        out = torch.full((len(passes), *weights.shape), 7.0, dtype=dtype)
+        if out.numel() == 0:
+            return out
+        mem, count, rank = Memory(), len(weights), len(factors)
+        read = [
+            self.place(mem, tensor, readonly=True).addr if tensor.numel() else 0
+            for tensor in (weights, scales, factors, tiles, passes, key)
+        ]
+        held = self.place(mem, out)
+        launch = dict(ops.extension.cuda_launch_of_perturb_weights(count, len(passes), self.multiprocessors))
+        args = PerturbArgs(*read, held.addr, count, launch["units"], len(passes), rank)
+        self.launch("perturb_weights", (f"perturb_weights_kernelI{TYPES[dtype]}E",), args, launch, mem)
+        return torch.from_numpy(held.get()).view(dtype).view(out.shape)
 
 
 def disassembler() -> str | None:

@@ -10,6 +10,7 @@
 
 #include "cuda/attack_step.h"
 #include "cuda/noisy_replicas.h"
+#include "cuda/perturb_weights.h"
 #include "cuda/replica_sum.h"
 #include "cuda/tally.h"
 
@@ -109,6 +110,8 @@ struct Case {
       const auto args = as<SumArgs>();
       const auto width = static_cast<int32_t>(args.channels * args.plane / args.runs);
       replica_sum(args, {launch, width}, dtype<Gradients>(), nullptr);
+    } else if (is("perturb_weights")) {
+      perturb_weights(as<PerturbArgs>(), launch, dtype<Output>(), nullptr);
     } else {
       attack_step(as<AttackArgs>(), launch, is("l2"), nullptr);
     }

@@ -1,0 +1,25 @@
+// What the torch side (ops.cpp) hands to perturb_weights.cu. No torch here.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "../output.h"
+#include "launch.h"
+
+namespace smoothfast {
+
+struct PerturbArgs {
+  const float* weights;   // [tiles, kTile]
+  const float* scales;    // [tiles, kTile]
+  const float* factors;   // [rank, tiles, kTile]
+  const int64_t* places;  // [2, tiles]: layers, and the numbers of the tiles in them
+  const int64_t* pass_numbers;
+  const int64_t* key;  // [2] seed and tag
+  void* out;           // [passes, tiles, kTile]
+  int64_t tiles;
+  uint32_t units, passes, rank;
+};
+
+void perturb_weights(const PerturbArgs& args, const Launch& launch, Output dtype, cudaStream_t stream);
+
+}  // namespace smoothfast

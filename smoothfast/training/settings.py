@@ -1,0 +1,138 @@
+"""What a training run is a function of, and its learning rate at every step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .. import ops
+from ..noise import Stream, stream_key
+from ..specs import at_least, choice, not_negative, positive
+from .recipes import RECIPES
+
+SCHEDULES = ("one-cycle", "cosine", "multi-step")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SELECTIONS = {
+    "last": None,
+    "best": ("validation_adversarial_accuracy", 1),
+    "best-clean": ("validation_accuracy", 1),
+    "worst-clean": ("validation_accuracy", -1),
+}
+"""Which weights are kept: those after the last epoch, or after the one where a metric, times the sign, is largest."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training run is a function of, beside its model and data. Lengths are in [0, 1] pixel units.
+
+    Attributes:
+        recipe: name of the recipe, see `RECIPES`.
+        sigma: standard deviation of the noise on images; 0 for none.
+        normalize: (mean, std) per channel, applied after the noise; None leaves images in [0, 1].
+        epochs: length of the run, which may end within an epoch. The last partial batch of each is left out.
+        batch: images per step, of all processes together.
+        schedule: of the learning rate. "one-cycle": up to `learning_rate` over 30 % of the run, then down to 0;
+            "cosine": down from it; "multi-step": times `gamma` after each of the `milestones`, which are epochs.
+        learning_rate, momentum, nesterov, weight_decay: of SGD. What decays: see `parameter_groups`.
+        clip_norm: the gradients of a step are scaled down to this norm if theirs is larger.
+        eps: radius of the ball of adversarial images. It grows from 0 over the first `warmup` epochs.
+        alpha: length of a step of the attack; if None, eps / 4, and 2 eps / steps of smoothadv.
+        steps: of the attack.
+        samples: noisy copies behind each of its gradients, for epgd and smoothadv.
+        train_samples: of these copies, as many as smoothadv trains on.
+        adversarial_weight: of the loss of adversarial images in adversarial and epgd; that of clean images has the
+            rest.
+        beta: weight of the divergence in trades and mart.
+        clean_epochs: of recipe clean, before those of a recipe with an attack.
+        validation: training images that are held out. Which, is a function of their number alone: runs with other seeds
+            and fine-tunes hold out the same.
+        select: which weights are kept, see `SELECTIONS`.
+        initial: SHA-256 of the weights file that the model started from, if any: for the record.
+        precision: "bf16" (autocast) or "fp32".
+        seed: order, crops, flips and noise.
+    """
+
+    recipe: str = "gaussian"
+    sigma: float = 0.25
+    normalize: ops.Statistics | None = None
+    epochs: float = 24
+    batch: int = 256
+    schedule: str = "one-cycle"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    learning_rate: float = 0.4
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    clip_norm: float | None = None
+    eps: float = 8 / 255
+    alpha: float | None = None
+    steps: int = 7
+    samples: int = 8
+    train_samples: int = 1
+    adversarial_weight: float = 0.5
+    beta: float = 6.0
+    warmup: float = 0
+    clean_epochs: int = 0
+    validation: int = 0
+    select: str = "last"
+    initial: str | None = None
+    precision: str = "bf16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choice("recipe", self.recipe, RECIPES)
+        choice("schedule", self.schedule, SCHEDULES)
+        choice("select", self.select, SELECTIONS)
+        choice("precision", self.precision, PRECISIONS)
+        positive(epochs=self.epochs, learning_rate=self.learning_rate, clip_norm=self.clip_norm, gamma=self.gamma)
+        at_least(1, batch=self.batch, steps=self.steps, samples=self.samples, train_samples=self.train_samples)
+        not_negative(
+            sigma=self.sigma, momentum=self.momentum, weight_decay=self.weight_decay, eps=self.eps, alpha=self.alpha,
+            beta=self.beta, warmup=self.warmup,
+        )  # fmt: skip
+        at_least(0, validation=self.validation, clean_epochs=self.clean_epochs)
+        if not 0 <= self.adversarial_weight <= 1:
+            raise ValueError(f"adversarial_weight is {self.adversarial_weight}; it must lie in [0, 1]")
+        if self.nesterov and not self.momentum:
+            raise ValueError(f"momentum is {self.momentum}; nesterov needs some")
+        if self.schedule == "multi-step" and not self.milestones:
+            raise ValueError(f"milestones is {self.milestones}; schedule 'multi-step' needs some")
+        self._check_noise()
+        self._check_selection()
+        stream_key(self.seed, Stream.TRAIN)
+
+    def _check_noise(self) -> None:
+        takes = RECIPES[self.recipe].noise
+        if takes is not None and takes != (self.sigma > 0):
+            wanted = "positive" if takes else "0: recipe 'gaussian' is the one with noise"
+            raise ValueError(f"sigma is {self.sigma}; for recipe {self.recipe!r} it must be {wanted}")
+        if self.train_samples > self.samples:
+            raise ValueError(f"train_samples is {self.train_samples}; it must be at most samples, {self.samples}")
+
+    def _check_selection(self) -> None:
+        if self.select != "last" and not self.validation:
+            raise ValueError(f"select is {self.select!r}, which needs validation images; validation is 0")
+        if self.select == "best" and RECIPES[self.recipe].attack is None:
+            raise ValueError(f"select is 'best', of recipes with an attack; for {self.recipe!r} it may be 'best-clean'")
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of a step: linear pieces for one-cycle, half a cosine, or a staircase."""
+        if self.schedule == "multi-step":
+            passed = sum(step >= round(milestone * steps_per_epoch) for milestone in self.milestones)
+            return self.learning_rate * self.gamma**passed
+        done = step / self.total(steps_per_epoch)
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * (done / 0.3 if done < 0.3 else (1 - done) / 0.7)
+
+    def warmed_up(self, step: int, steps_per_epoch: int) -> float:
+        """The share of eps that the ball has at a step."""
+        rising = self.warmup * steps_per_epoch
+        return min(1.0, (step + 1) / rising) if rising else 1.0
+
+    def total(self, steps_per_epoch: int) -> int:
+        """Steps of the run."""
+        return max(1, round(self.epochs * steps_per_epoch))

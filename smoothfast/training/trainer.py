@@ -1,0 +1,419 @@
+"""The Trainer: steps, epochs, held-out accuracies, checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import ops
+from ..data import Images
+from ..distributed import Alone
+from ..layers import noise_parameters
+from ..noise import Law, Stream, gaussian_law, lattice_law, no_noise, stream_key
+from ..noisy_network import NoisyNetwork
+from ..runners import device_of, evaluating
+from ..smoothing import pixels
+from ..specs import same_settings
+from ..version import __version__
+from .adversaries import Adversary
+from .augment import crop_and_flip
+from .recipes import RECIPES, Batch, Learned
+from .settings import PRECISIONS, SELECTIONS, Settings
+
+PASSES = 2  # of a step through the model, at most: of clean images and of adversarial ones
+SPLIT = 2019  # seed of the permutation that begins with the held-out images
+CHECKPOINT, METRICS, WEIGHTS = "checkpoint.pt", "metrics.jsonl", "model.safetensors"
+
+
+class Trainer:
+    """Trains `model` on `data` and keeps everything under `out`.
+
+    `out` receives `metrics.jsonl` (a line per epoch), `checkpoint.pt` (to resume) and at the end `model.safetensors`,
+    whose metadata says how the model is to be used.
+
+    Args:
+        model: base classifier, normalised images [N, C, H, W] to logits, on the device where it is to be trained.
+        data: training images, of which `settings.validation` are held out.
+        settings: see `Settings`.
+        out: folder of the run.
+        test: images on which accuracies are recorded after every epoch; nothing is selected by them.
+        metadata: strings to keep beside the weights.
+        group: the processes of the run, see `distributed.joined`; each takes its part of every batch.
+        checkpoint_every: seconds between checkpoints within an epoch; there is one at the end of each.
+
+    Attributes:
+        epoch, step: how many of them are done.
+        steps_per_epoch, total: how many steps there are to be.
+        adversary: the attack of the recipe, None where it has none.
+        metrics: of the last epoch done; after the run, of the epoch whose weights were selected.
+
+    Raises:
+        ValueError: an argument is out of its range, or does not fit the data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Images,
+        settings: Settings,
+        out: Path,
+        test: Images | None = None,
+        metadata: dict[str, str] | None = None,
+        group: Alone | None = None,
+        checkpoint_every: float = 300.0,
+    ) -> None:
+        self.model = model.to(memory_format=torch.channels_last)
+        self.settings, self.out, self.metadata = settings, out, metadata or {}
+        self.group, self.checkpoint_every = group or Alone(), checkpoint_every
+        self.device = device_of(model)
+        self.net = NoisyNetwork(self.model)
+        self._key = stream_key(settings.seed, Stream.TRAIN, self.device)
+        self.data = on(self.device, data)
+        self.indices, held_out = split(len(data), settings.validation)
+        self.held_out = {"validation": (self.data, held_out)} if settings.validation else {}
+        if test is not None:
+            self.held_out["test"] = (on(self.device, test), torch.arange(len(test)))
+        if len(self.indices) < settings.batch:
+            raise ValueError(f"batch is {settings.batch}; there are only {len(self.indices)} images to train on")
+        if settings.batch % self.group.size:
+            raise ValueError(f"batch is {settings.batch}; {self.group.size} processes cannot share it equally")
+        self.kernels = kernels(settings, data.images.shape[1], self.device)
+        self.steps_per_epoch = len(self.indices) // settings.batch
+        self.total = settings.total(self.steps_per_epoch)
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(model, settings.weight_decay),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+        )
+        recipe = RECIPES[settings.recipe]
+        self.adversary = recipe.attack and Adversary(recipe.attack(model, settings), settings.normalize)
+        self.validator = recipe.attack and Adversary(recipe.validation(model, settings), settings.normalize)
+        self.epoch = self.step = 0
+        self.metrics: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}  # over the images of this epoch so far
+        self._seconds, self._started = 0.0, time.monotonic()  # of this epoch in earlier runs; of what this run adds
+        self._saved = self._started
+        self._best: dict[str, Any] | None = None
+
+    def fit(self, progress: Callable[[range], Any] = iter, resume: bool = False) -> dict[str, float]:
+        """Runs the steps that are left; returns the metrics of the epoch whose weights were selected.
+
+        Args:
+            progress: wraps the steps of an epoch that are left of it, for display.
+            resume: go on with the run if there is one.
+
+        Raises:
+            FileExistsError: there is a run, and it is not to be gone on with.
+            ValueError: it was made with other settings.
+        """
+        resume = self.group.begin(resume, self.out / CHECKPOINT, self.out / WEIGHTS)
+        self.group.agree(self._about() | {"images": len(self.data)})
+        if not (resume and self._restore()):
+            self._begin()
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # for layers that draw, as dropout does
+            objective = self.group.averaging(Objective(self))
+            self._started = self._saved = time.monotonic()
+            while self.step < self.total:
+                self._run_epoch(objective, progress)
+        if self._best is not None:
+            self.model.load_state_dict(self._best["model"])
+            self.metrics = self._best["metrics"]
+        self._save_weights()
+        self.model.eval()
+        return self.metrics
+
+    # ---- what recipes ask ------------------------------------------------------------------------------------------
+
+    def logits(self, images: Tensor, batch: Batch, which: int) -> Tensor:
+        """Logits float32 [B, K] of one noisy copy of each image of a batch, clean or adversarial, in train mode.
+
+        Args:
+            which: of the passes of this step.
+        """
+        sample = PASSES * self._epoch_of(batch.step) + which
+        return self.forward(self.noisy(images, batch.ids, sample), self.pass_number(batch, which))
+
+    def pass_number(self, batch: Batch, which: int) -> int:
+        """What no other pass of the model in training has."""
+        return PASSES * batch.step + which
+
+    def attacked(self, batch: Batch) -> Tensor:
+        """Adversarial images float32 [B, C, H, W] in [0, 1], by the attack of the recipe in eval mode."""
+        assert self.adversary is not None
+        share = self.settings.warmed_up(batch.step, self.steps_per_epoch)
+        return self.adversary(pixels(batch.images), batch.labels, batch.ids, 1 + self._epoch_of(batch.step), share)
+
+    def pair(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits of the clean and of the adversarial images, by the accuracy that they count for."""
+        adversarial = self.attacked(batch)
+        return {
+            "accuracy": self.logits(batch.images, batch, 0),
+            "adversarial_accuracy": self.logits(adversarial, batch, 1),
+        }
+
+    def noisy(self, images: Tensor, ids: Tensor, sample: Tensor | int, stream: Stream = Stream.TRAIN) -> Tensor:
+        """Noisy, normalised copies float32 of images [B, C, H, W], uint8 or float in [0, 1].
+
+        Args:
+            ids: int64 [B], numbers of the images.
+            sample: of each image, int64 [B] or one for all. In training an image has one in each pass of an epoch.
+        """
+        law, scale, shift = self.kernels[images.dtype]
+        rows = torch.arange(len(images), device=self.device)
+        samples = torch.as_tensor(sample, device=self.device).expand(len(images)).contiguous()
+        key = stream_key(self.settings.seed, stream, self.device)
+        return ops.noisy_replicas(images, rows, ids, samples, key, law, scale, shift, memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor, number: int) -> Tensor:
+        """Logits float32 [B, K] of normalised images [B, C, H, W], by one pass of the model.
+
+        Args:
+            number: of the pass. No two passes of a run that trains have the same.
+        """
+        return self.net.run(images, self._key, torch.tensor([number], device=self.device)).float()
+
+    # ---- steps -----------------------------------------------------------------------------------------------------
+
+    def batch(self, step: int) -> Batch:
+        """What this process has of a step: a function of step and seed."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        size, seed = self.settings.batch, self.settings.seed
+        whole = order(len(self.indices), torch_seed(seed, epoch))[at * size : (at + 1) * size]
+        ids = self.indices[whole[self.group.part(size)]].to(self.device)
+        return Batch(crop_and_flip(self.data.images[ids], ids, epoch, seed), self.data.labels[ids], ids, step)
+
+    def _epoch_of(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def _run_epoch(self, objective: nn.Module, progress: Callable[[range], Any]) -> None:
+        first = self.epoch * self.steps_per_epoch
+        end = min(first + self.steps_per_epoch, self.total)
+        self.net.network.train()
+        for _ in progress(range(self.step - first, end - first)):
+            self._take_step(objective)
+            self.step += 1
+            if self.step < end and time.monotonic() - self._saved >= self.checkpoint_every:
+                self._save()
+        images = (end - first) * self.settings.batch
+        means = {name: float(total) / images for name, total in self._sums.items()}
+        self.metrics = {
+            "epoch": self.epoch,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "loss": means.pop("loss"),
+            **{f"train_{name}": mean for name, mean in means.items()},
+        }
+        for held_out, images_and_ids in self.held_out.items():
+            self.metrics |= {f"{held_out}_{name}": share for name, share in self.accuracies(*images_and_ids).items()}
+        self.metrics["seconds"] = round(self._seconds_so_far(), 1)
+        self._consider()
+        self._end_epoch()
+
+    def _take_step(self, objective: nn.Module) -> None:
+        batch = self.batch(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(self.step, self.steps_per_epoch)
+        torch.manual_seed(torch_seed(self.settings.seed, self.step, self.group.rank))
+        with self._autocast():
+            loss, logits = objective(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.group.backward(loss)
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        self._add(loss.detach(), logits, batch.labels)
+
+    def _add(self, loss: Tensor, logits: dict[str, Tensor], labels: Tensor) -> None:
+        """Adds what a step gave, in all processes, to the sums of the epoch."""
+        summed = {"loss": loss.double() * len(labels)}
+        for name, of_batch in logits.items():
+            summed[name] = (of_batch.argmax(1) == labels).double().sum()
+        for name, total in zip(summed, self.group.sum(torch.stack(list(summed.values()))), strict=True):
+            self._sums[name] = self._sums.get(name, 0) + total
+
+    def _autocast(self) -> torch.autocast:
+        dtype = PRECISIONS[self.settings.precision]
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype != torch.float32)
+
+    # ---- held-out images -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def accuracies(self, data: Images, ids: Tensor) -> dict[str, float]:
+        """Shares of the images `ids` [N] of which a single noisy copy is classified correctly: as they are, and where
+        the recipe has an attack, after one in draw 0. The noise is the same after every epoch, and no recipe's."""
+        self.group.alike(list(self.model.buffers()))
+        torch.manual_seed(torch_seed(self.settings.seed))
+        part = self.group.part(len(ids))
+        hits = torch.zeros(1 if self.validator is None else 2, dtype=torch.float64, device=self.device)
+        with evaluating(self.net.network), self._autocast():
+            for start in range(part.start, part.stop, self.settings.batch):
+                chunk = ids[start : min(start + self.settings.batch, part.stop)].to(self.device)
+                images, labels = data.images[chunk], data.labels[chunk]
+                views = [images]
+                if self.validator is not None:
+                    views.append(self.validator(pixels(images), labels, chunk, 0))
+                for which, view in enumerate(views):
+                    noisy = self.noisy(view, chunk, which, Stream.PREDICT)
+                    logits = self.forward(noisy, PASSES * (self.total + start) + which)
+                    hits[which] += (logits.argmax(1) == labels).sum()
+        shares = (self.group.sum(hits) / len(ids)).tolist()
+        return dict(zip(("accuracy", "adversarial_accuracy"), shares, strict=False))
+
+    def _consider(self) -> None:
+        """Keeps the weights if they are the best so far, by the rule of the settings; of equals, the first."""
+        rule = SELECTIONS[self.settings.select]
+        if rule is None:
+            return
+        name, sign = rule
+        score = sign * self.metrics[name]
+        if self._best is None or score > self._best["score"]:
+            weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
+            self._best = {"score": score, "metrics": self.metrics, "model": weights}
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def _about(self) -> dict[str, Any]:
+        return asdict(self.settings) | self.metadata
+
+    def _seconds_so_far(self) -> float:
+        return self._seconds + time.monotonic() - self._started
+
+    def _begin(self) -> None:
+        if self.group.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / METRICS).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+
+    def _end_epoch(self) -> None:
+        if self.group.rank == 0:
+            with (self.out / METRICS).open("a") as file:
+                file.write(json.dumps(self.metrics) + "\n")
+        self.epoch += 1
+        self._sums.clear()
+        self._seconds, self._started = 0.0, time.monotonic()
+        self._save()
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        if self.group.rank > 0:
+            return
+        state = {
+            "settings": json.dumps(self._about()),
+            "epoch": self.epoch,
+            "step": self.step,
+            "metrics": self.metrics,
+            "sums": {name: float(total) for name, total in self._sums.items()},
+            "seconds": self._seconds_so_far(),
+            "best": self._best,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        partial = self.out / "checkpoint.partial"
+        torch.save(state, partial)
+        partial.replace(self.out / CHECKPOINT)  # a kill leaves the last whole checkpoint
+
+    def _restore(self) -> bool:
+        """Takes up the run from its last checkpoint; False if there is none."""
+        state = self.group.first(self._kept)
+        if state is None:
+            return False
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step, self.metrics, self._best = (state[name] for name in ("epoch", "step", "metrics", "best"))
+        self._sums = {
+            name: torch.tensor(total, dtype=torch.float64, device=self.device) for name, total in state["sums"].items()
+        }
+        self._seconds = state["seconds"]
+        return True
+
+    def _kept(self) -> dict[str, Any] | None:
+        path = self.out / CHECKPOINT
+        if not path.exists():
+            return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        same_settings(path, json.loads(state["settings"]), self._about())
+        metrics = self.out / METRICS
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
+        if len(lines) > state["epoch"]:  # of an epoch whose checkpoint a kill has cut off
+            partial = self.out / "metrics.partial"
+            partial.write_text("".join(lines[: state["epoch"]]))
+            partial.replace(metrics)
+        return state
+
+    def _save_weights(self) -> None:
+        path = self.out / WEIGHTS
+        if self.group.rank == 0 and not path.exists():  # as it may where a run is resumed at its end
+            weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+            about = {"settings": json.dumps(asdict(self.settings)), "metrics": json.dumps(self.metrics)}
+            about["smoothfast"] = __version__  # not of the settings: a newer version may resume
+            save_file(weights, path.with_suffix(".partial"), self.metadata | about)
+            path.with_suffix(".partial").replace(path)
+
+
+class Objective(nn.Module):
+    """The loss of a batch as a module, whose gradients several processes can average."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.model, self.trainer = trainer.model, trainer
+
+    def forward(self, batch: Batch) -> Learned:
+        settings = self.trainer.settings
+        begun = batch.step >= settings.clean_epochs * self.trainer.steps_per_epoch
+        return RECIPES[settings.recipe if begun else "clean"].loss(self.trainer, batch)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters of a model for an optimizer: those that decay, which are matrices and kernels, and those that do
+    not, which are biases, what batch norms learn, and strengths of noise."""
+    noise = {id(p) for p in noise_parameters(model)}
+    decayed = [p for p in model.parameters() if p.dim() > 1 and id(p) not in noise]
+    plain = [p for p in model.parameters() if p.dim() <= 1 or id(p) in noise]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def split(count: int, held_out: int) -> tuple[Tensor, Tensor]:
+    """Indices int64 of the images to train on, and of so many that are held out, each in order.
+
+    A larger held-out part contains a smaller one, and no seed changes it: no run, and no fine-tune of its weights, is
+    validated on images that the other was trained on.
+    """
+    mixed = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT))
+    return mixed[held_out:].sort().values, mixed[:held_out].sort().values
+
+
+@lru_cache(maxsize=2)
+def order(count: int, seed: int) -> Tensor:
+    """A permutation int64 [count]."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def torch_seed(*numbers: int) -> int:
+    """A seed for generators of torch, of which neighbouring numbers give unrelated ones."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def kernels(settings: Settings, channels: int, device: torch.device) -> dict[torch.dtype, tuple[Law, Tensor, Tensor]]:
+    """The noise law, scale and shift that images of a dtype get: lattice noise where they are uint8."""
+    laws = {torch.uint8: lattice_law, torch.float32: gaussian_law}
+    made = {}
+    for dtype, law in laws.items():
+        scale, shift = ops.affine(settings.normalize, channels, dtype)
+        noise = law(settings.sigma) if settings.sigma else no_noise()
+        made[dtype] = noise.to(device), scale.to(device), shift.to(device)
+    return made
+
+
+def on(device: torch.device, data: Images) -> Images:
+    """Images in the memory of a device."""
+    return Images(data.images.to(device), data.labels.to(device))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from smoothfast.layers import CNI, PNI
 from smoothfast.noise import Stream
 from smoothfast.procedures import CERTIFIED, NOT_CERTIFIED, UNDECIDED, Decision, Draw
 from smoothfast.statistics import clopper_pearson_lower, clopper_pearson_upper
@@ -81,6 +84,23 @@ def cni_weights(weight: Tensor, diagonal: Tensor, factors: Tensor) -> Tensor:
     scales = torch.sqrt((weight.std() * diagonal).abs() + 1e-8)
     shared = factors @ torch.randn(factors.shape[-1], device=weight.device)
     return weight + scales * torch.randn_like(weight) + shared
+
+
+@torch.no_grad()
+def pni_weights(weight: Tensor, alpha: Tensor) -> Tensor:
+    """The noisy weights of one layer for one pass as the code of PNI (He et al. 2019) makes them."""
+    return weight + alpha * torch.randn_like(weight) * weight.std()
+
+
+def draws_as_published(network: nn.Module) -> nn.Module:
+    """A network with noise in its weights, whose layers draw it as published, each by itself; in place."""
+    for part in network.modules():
+        if isinstance(part, CNI):
+            factors = part.factors.detach().T.contiguous().view(*part.weight.shape, -1)
+            vars(part)["drawn_weight"] = partial(cni_weights, part.weight.detach(), part.diagonal.detach(), factors)
+        elif isinstance(part, PNI):
+            vars(part)["drawn_weight"] = partial(pni_weights, part.weight.detach(), part.alpha.detach())
+    return network
 
 
 @torch.no_grad()

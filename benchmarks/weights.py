@@ -1,10 +1,12 @@
-"""Noisy weights of a network: `perturb_weights` against small operations for each layer and pass, as published."""
+"""Noisy weights of a network, and predictions of a smoothed classifier that has such a network for its base: against
+small operations for each layer and pass, as published."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
+from importlib.util import find_spec
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from smoothfast.layers import Bank, WeightNoise, inject_noise, noisy_layers
 from smoothfast.models import resnet20b
 from smoothfast.noise import Stream, stream_key, within
+from smoothfast.smoothing import SmoothedClassifier
 
 from . import baselines, harness
 from .harness import DTYPES
@@ -22,10 +25,44 @@ RANK = 5
 REPEATS = {1: 51, 64: 15}  # by passes
 
 
+SAMPLES, SIGMA, IMAGES = 64, 0.25, (1, 128)
+RUNNERS = ("eager", "compiled", *(("openvino",) if find_spec("openvino") else ()))
+
+
 def main(out: Path | None) -> list[harness.Row]:
-    """All convolutions and the linear layer of a ResNet-20, for 1 and 64 passes, in float32 and bfloat16."""
+    """All convolutions and the linear layer of a ResNet-20, for 1 and 64 passes, in float32 and bfloat16; and smoothed
+    predictions for 1 and 128 images by 64 passes."""
     forms = product(harness.devices(), REPEATS, DTYPES)
-    return harness.report((perturbed(passes, dtype, device) for device, passes, dtype in forms), out)
+    kernels = (perturbed(passes, dtype, device) for device, passes, dtype in forms)
+    predictions = (predicted(images, device) for device, images in product(harness.devices(), IMAGES))
+    return harness.report(chain(kernels, predictions), out)
+
+
+def predicted(count: int, device: torch.device) -> list[harness.Row]:
+    """Microseconds a pass of an image, noise on images and in weights included."""
+    setting = f"ResNet-20, CNI-W, {SAMPLES} passes, images: {count}"
+    named = predictors(count, device)
+    return harness.compare("weights", setting, named, SAMPLES * count * 1e-6, "us/sample", 5, device=device)
+
+
+def predictors(count: int, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Each returns votes of all images, by passes that are alike in law; the last is SIAM's loop as published."""
+    ours, published = (inject_noise(resnet20b(), "cni", rank=RANK).to(device).eval() for _ in range(2))
+    baselines.draws_as_published(published)
+    images = torch.rand(count, 3, 32, 32, device=device)
+    autocast = torch.autocast(device.type, torch.bfloat16)
+    made = {
+        f"SmoothedClassifier {runner} {precision}": SmoothedClassifier(
+            ours, SIGMA, 10, precision=precision, runner=runner
+        )
+        for precision in DTYPES for runner in RUNNERS
+        if device.type == "cpu" or runner != "openvino"
+    }  # fmt: skip
+    return {
+        **{name: partial(model.votes, images, SAMPLES) for name, model in made.items()},
+        "SIAM's loop in bf16": autocast(partial(baselines.siam_votes, published, images, SAMPLES, SIGMA, 10)),
+        "SIAM's loop": partial(baselines.siam_votes, published, images, SAMPLES, SIGMA, 10),
+    }
 
 
 def perturbed(passes: int, dtype: str, device: torch.device) -> list[harness.Row]:

@@ -79,7 +79,7 @@ def tally_rows(
     lanes = tl.arange(0, class_block)[None, :]
     logits += row[:, None] * logits_row
     live = (row < rows)[:, None]
-    best, winner, broken = best_of(logits, live, lanes, classes, logits_class, exponent, None)
+    best, winner, broken = best_of(logits, live, lanes, classes, logits_class, exponent, None, None)
     slot = tl.load(slots + row * slots_row, row < rows, -1)
     valid = (slot >= 0) & (broken == 0)
     one = tl.full([row_block], 1, tl.int64)
@@ -91,9 +91,9 @@ def tally_rows(
         for rank in range(ranks):
             weight = tl.load(weights + rank) + tl.zeros([row_block], tl.int64)
             tl.atomic_add(counts + winner.to(tl.int64) * counts_class, weight, valid, "relaxed")
-            best, winner, broken = best_of(logits, live, lanes, classes, logits_class, exponent, (best, winner))
+            best, winner, broken = best_of(logits, live, lanes, classes, logits_class, exponent, best, winner)
     else:
-        largest = number(ordered(best), floats)[:, None]  # its own inverse
+        largest = number(load(logits, winner[:, None], logits_class, live), floats)
         units = tl.zeros([row_block, 1], tl.float64)
         if voting == "soft":
             sums = tl.zeros([row_block, class_block], tl.int64)
@@ -135,10 +135,11 @@ def best_of(
     classes: tl.tensor,
     logits_class: tl.tensor,
     exponent: tl.constexpr,
-    before: tuple[tl.tensor, ...] | None,
+    best_before: tl.tensor,
+    winner_before: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
     """Of each row the largest logit, the first class that has it, and whether a logit is not finite. Given the first
-    two of the rank before, of the classes that rank after it."""
+    two of the rank before, not None, of the classes that rank after it."""
     integer: tl.constexpr = logits.dtype.element_ty
     # Every lane keeps the best of its classes, the first one on ties.
     best = tl.full([live.shape[0], lanes.shape[1]], -(2 ** (integer.primitive_bitwidth - 1)), integer)
@@ -151,12 +152,12 @@ def best_of(
         broken |= ((bits & exponent) == exponent).to(tl.int32)
         value = ordered(bits)
         better = inside & (value > best)
-        if before is not None:
-            tied = (value == before[0][:, None]) & (index > before[1][:, None])
-            better &= (value < before[0][:, None]) | tied
+        if best_before is not None:
+            tied = (value == best_before[:, None]) & (index > winner_before[:, None])
+            better &= (value < best_before[:, None]) | tied
         best = tl.where(better, value, best)
         vote = tl.where(better, index, vote)
-    largest = tl.max(best, 1).to(integer)
+    largest = tl.max(best, 1)
     return largest, tl.min(tl.where(best == largest[:, None], vote, classes), 1), tl.max(broken, 1)
 
 

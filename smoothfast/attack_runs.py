@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ AWAY: Mapping[str, Any] = {"targeted": "none"}
 ATTACKS: dict[str, tuple[Callable[..., Attack], Mapping[str, Any]]] = {
     "fgsm": (FGSM, {**AWAY, "eps": 8 / 255, "norm": "linf", "loss": "ce"}),
     "pgd": (PGD, {**CLIMB, **AWAY, "samples": 1, "loss": "ce"}),
+    "pgd-legacy": (partial(PGD, legacy_accumulate=True), {**CLIMB, **AWAY, "samples": 1, "loss": "ce"}),
     "epgd": (EPGD, {**CLIMB, **AWAY, "loss": "ce"}),
     "smoothadv": (SmoothAdvPGD, {**CLIMB, **AWAY}),
     "multi-targeted": (MultiTargetedPGD, {**CLIMB, "samples": 1}),

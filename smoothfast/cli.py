@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import analysis, attack_files, attack_runs, data, distributed, models, ops, plots, runs
+from . import analysis, attack_files, attack_runs, data, distributed, models, ops, plots, runs, sweeps
 from .costs import AUTO, COSTS, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
 from .logs import read_log
@@ -36,10 +36,12 @@ from .procedures import (
 )
 from .reference import NORMS
 from .smoothing import NOISES, SmoothedClassifier, checked_images, elected, pixels
-from .specs import choice, fraction
+from .specs import at_least, choice, fraction
 from .statistics import TOP_SHARE
+from .training import LEARNED, PRESETS, RECIPES, SCHEDULES, SELECTIONS, Settings, Trainer
+from .training import NORMS as TRAINING_NORMS
 from .training import PRECISIONS as TRAINING_PRECISIONS
-from .training import PRESETS, RECIPES, SCHEDULES, SELECTIONS, Settings, Trainer
+from .voting import NAMES as VOTINGS
 from .weights import DEMO as DEMO_WEIGHTS
 from .weights import Weights, read_weights
 
@@ -328,6 +330,8 @@ def train(
     adversarial_weight: Annotated[float | None, typer.Option(help="Of the loss of adversarial images.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the divergence.")] = None,
     warmup: Annotated[float | None, typer.Option(help="Epochs over which eps grows.")] = None,
+    learn: Annotated[str | None, typer.Option(help=f"{_of(LEARNED)} noise: its strengths alone.")] = None,
+    norms: Annotated[str | None, typer.Option(help=f"Statistics that batch norms take. {_of(TRAINING_NORMS)}")] = None,
     validation: Annotated[int | None, typer.Option(help="Training images that are held out.")] = None,
     select: Annotated[
         str | None, typer.Option(help=f"The epoch whose weights are kept, by validation. {_of(SELECTIONS)}")
@@ -347,7 +351,8 @@ def train(
         "weight_decay": weight_decay, "schedule": schedule, "milestones": _numbers("milestones", milestones),
         "clip_norm": clip_norm, "eps": _fraction("eps", eps), "alpha": _fraction("alpha", alpha), "steps": steps,
         "samples": samples, "train_samples": train_samples, "adversarial_weight": adversarial_weight, "beta": beta,
-        "warmup": warmup, "validation": validation, "select": select, "precision": precision, "seed": seed,
+        "warmup": warmup, "learn": learn, "norms": norms, "validation": validation, "select": select,
+        "precision": precision, "seed": seed,
     })  # fmt: skip
     source = data.load(data_spec, "train")
     num_classes = _num_classes(classes, start.about, source)
@@ -371,6 +376,73 @@ def train(
         metrics = trainer.fit(epoch, resume)
         if leads:
             console.print(f"{out / 'model.safetensors'}: {json.dumps(metrics)}")
+
+
+@app.command()
+def sweep(
+    out: Annotated[Path, typer.Option("--out", help="CSV file of the rows; those that are in it are not made again.")],
+    data_spec: DataOption = "demo",
+    model: ModelOption = "resnet20",
+    weights: WeightsOption = None,
+    sigmas: Annotated[
+        str, typer.Option(help="Of the noise on images, separated by commas; 0: none but the network's own.")
+    ] = "0,0.06,0.12,0.25",
+    samples: Annotated[str, typer.Option(help="Rising numbers, separated by commas.")] = "1,4,16,64",
+    voting: Annotated[str, typer.Option(help=f"Rules, separated by commas. {_of(VOTINGS)}")] = ",".join(VOTINGS[:3]),
+    name: Annotated[
+        str | None, typer.Option("--attack", help=f"{_of(attack_runs.ATTACKS)} None if not given: clean images alone.")
+    ] = None,
+    attack_sigma: Annotated[
+        float, typer.Option(help="Noise on images that the attack sees; 0: none but the network's own.")
+    ] = 0.0,
+    attack_seeds: Annotated[int, typer.Option(help="The attack is made by so many seeds; their spread is shown.")] = 1,
+    eps: Annotated[str | None, typer.Option(help="Radius of the ball in [0, 1] pixel units, as 0.03 or 8/255.")] = None,
+    alpha: Annotated[str | None, typer.Option(help="Length of a step, likewise; eps/4 if not given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the attack.")] = None,
+    attack_samples: Annotated[int | None, typer.Option(help="Noisy copies or passes behind each gradient.")] = None,
+    restarts: Annotated[int | None, typer.Option(help="From other starts; the best counts.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG or PDF of accuracy against samples and against sigma.")] = None,
+    classes: ClassesOption = None,
+    normalize: NormalizeOption = None,
+    runner: RunnerOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "cpu",
+    batch: BatchOption = None,
+    seed: SeedOption = 0,
+    skip: SkipOption = 1,
+    limit: MaxOption = None,
+) -> None:
+    """Accuracy by noise, voting rule and number of samples, on clean images and on those of one attack."""
+    distributed.require_one("sweep")
+    if plot is not None:
+        plots.require_format(plot)
+    options = {} if name is None else attack_runs.options(
+        name,
+        {"eps": _fraction("eps", eps), "alpha": _fraction("alpha", alpha), "steps": steps, "samples": attack_samples,
+         "restarts": restarts},
+    )  # fmt: skip
+    options.pop("targeted", None)  # away from the labels
+    at_least(1, attack_seeds=attack_seeds)
+    smoothed, source, indices, about = _prepared(
+        data_spec, model, weights, attack_sigma or 0.25, classes, skip, limit, normalize=normalize, seed=seed,
+        precision=precision, max_batch=batch, runner=runner, device=device,
+    )  # fmt: skip
+    plan = sweeps.Sweep(
+        smoothed, _numbers("sigmas", sigmas) or (), voting.split(","),
+        _integers("samples", samples), name, options | {"sigma": attack_sigma},
+        range(attack_seeds),
+    )  # fmt: skip
+    settings = about | {"command": "sweep", "sigma": None, "attack": name, **plan.options, "samples": plan.samples}
+    rows = sweeps.begin(out, settings | {"sigmas": plan.sigmas, "voting": plan.votings})
+    ids = torch.tensor(indices)
+    chosen = data.in_memory(torch.utils.data.Subset(source, indices), _bar("images"))  # type: ignore[arg-type]
+    for block in plan.rows(pixels(chosen.images), chosen.labels, ids, rows, _bar("sigmas and attacks")):
+        sweeps.write(block, out)
+        rows += block
+    print(sweeps.table(rows))
+    if plot is not None:
+        plots.sweep(rows, plot)
+    console.print(f"written: {', '.join(str(path) for path in (out, plot) if path is not None)}")
 
 
 @app.command()
@@ -448,6 +520,13 @@ def _complain(error: Exception) -> None:
 
 def _fraction(argument: str, value: str | None) -> float | None:
     return None if value is None else fraction(argument, value)
+
+
+def _integers(argument: str, value: str) -> list[int]:
+    try:
+        return [int(number) for number in value.split(",")]
+    except ValueError:
+        raise ValueError(f"{argument} is {value!r}; it must be integers separated by commas") from None
 
 
 def _numbers(argument: str, value: str | None) -> tuple[float, ...] | None:

@@ -94,9 +94,13 @@ class Alone:
         """Gives all processes the tensors of rank 0, in place."""
 
     def averaging(self, network: nn.Module) -> nn.Module:
-        """A network whose backward passes leave the mean gradients of all processes. It begins with the parameters of
-        rank 0, and with its buffers at every call."""
+        """A network whose `backward` leaves the mean gradients of all processes. It begins with the parameters of rank
+        0, and with its buffers at every call."""
         return network
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of a loss by such a network."""
+        loss.backward()
 
 
 class _Launched(Alone):
@@ -166,6 +170,10 @@ class _Launched(Alone):
         on_gpu = any(parameter.is_cuda for parameter in network.parameters())
         group = dist.new_group(backend="nccl") if on_gpu else None  # gradients are large: gloo takes them by the host
         return DistributedDataParallel(network, process_group=group)
+
+    def backward(self, loss: Tensor) -> None:
+        with _all_alive():
+            loss.backward()
 
 
 class _ByImages(_Launched):

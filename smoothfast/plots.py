@@ -1,10 +1,11 @@
-"""Pictures of certification logs, and of adversarial images."""
+"""Pictures of certification logs, of adversarial images, and of accuracies by noise and number of samples."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from smoothfast.analysis import certified_accuracy
 from smoothfast.logs import Log
+from smoothfast.sweeps import Row, means
 
-__all__ = ["certified_accuracy_curve", "perturbation_gallery", "require_format", "tidy"]
+__all__ = ["certified_accuracy_curve", "perturbation_gallery", "require_format", "sweep", "tidy"]
 
 
 def certified_accuracy_curve(logs: Mapping[str, Log], path: str | os.PathLike[str]) -> None:
@@ -88,6 +90,49 @@ def perturbation_gallery(
     for cell, title in zip(grid[0], titles, strict=True):
         cell.set_title(title, fontsize=8, parse_math=False)  # a "$" in a name is a "$"
     figure.savefig(path, dpi=200)
+
+
+def sweep(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Draws accuracy against the number of samples, by majority vote and a curve for each sigma, and against sigma with
+    most samples, a curve for each voting rule; dashed for clean images. Bars are standard deviations over the seeds of
+    an attack.
+
+    Args:
+        rows: of `sweeps.Sweep`; those of the first voting rule stand for all in the first part.
+        path: the picture to write; its suffix says the format (`.png`, `.pdf`).
+    """
+    found = means(rows)
+    votings, sources = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("voting", "images"))
+    sigmas, samples = (sorted({getattr(row, name) for row in rows}) for name in ("sigma", "samples"))
+    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
+    by_samples, by_sigma = figure.subplots(1, 2, sharey=True)
+    for source in sources:
+        style = {"linestyle": "--" if source == "clean" else "-", "marker": ".", "capsize": 2.0}
+        for place, sigma in enumerate(sigmas):
+            points = {number: found.get((source, sigma, votings[0], number)) for number in samples}
+            _curve(by_samples, points, color=f"C{place}", label=f"{source}, sigma {sigma:g}", **style)
+        for place, voting in enumerate(votings):
+            most = {
+                sigma: [number for number in samples if (source, sigma, voting, number) in found] for sigma in sigmas
+            }
+            points = {sigma: found[source, sigma, voting, most[sigma][-1]] for sigma in sigmas if most[sigma]}
+            _curve(by_sigma, points, color=f"C{place}", label=f"{source}, {voting}", **style)
+    by_samples.set(xlabel=f"samples ({votings[0]})", ylabel="accuracy", xscale="log")
+    by_samples.set_xticks(samples, [str(number) for number in samples], minor=False)
+    by_samples.minorticks_off()
+    by_sigma.set(xlabel=f"sigma ({max(samples):,} samples)")
+    for axes in (by_samples, by_sigma):
+        tidy(axes)
+        axes.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=200)
+
+
+def _curve(axes: Axes, points: Mapping[Any, tuple[float, float | None] | None], **style: Any) -> None:
+    """Means and, where there are some, standard deviations, by place on the axis."""
+    there = {place: point for place, point in points.items() if point is not None}
+    axes.errorbar(
+        list(there), [value for value, _ in there.values()], [spread or 0.0 for _, spread in there.values()], **style
+    )
 
 
 def tidy(axes: Axes) -> None:

@@ -354,10 +354,11 @@ class SmoothedClassifier(nn.Module):
             passes: forward passes that are to come; runner "auto" chooses by them.
         """
         return self._engines.first(
-            self._candidates(images, passes), partial(self._engine_key, images), partial(self._build, images)
+            self.candidates(images, passes), partial(self._engine_key, images), partial(self._build, images)
         )
 
-    def _candidates(self, images: Tensor, passes: int) -> list[str]:
+    def candidates(self, images: Tensor, passes: int) -> list[str]:
+        """Runners for so many forward passes on images of this shape, the one to be preferred first."""
         if self.runner != "auto":
             return [self.runner]
         device = device_of(self.base)
@@ -383,21 +384,22 @@ class SmoothedClassifier(nn.Module):
             self.seed,
             self.normalize,
             self.precision,
-            self._micro_batch(images),
+            self.micro_batch(images),
             runner,
             self.clip,
             (self.voting,),
         )
 
-    def _micro_batch(self, images: Tensor) -> int | None:
-        """Where only one sample of an image can be in a micro-batch, no larger than there are images."""
+    def micro_batch(self, images: Tensor) -> int | None:
+        """Rows per forward pass; None: by image size and device. Where only one sample of an image can be in a
+        micro-batch, no more than there are images."""
         if self.max_batch is not None or not draws_noise(self.base):
             return self.max_batch
         usual = default_micro_batch(images.shape[1:], device_of(self.base))
         return min(usual, 2 ** (max(1, len(images)) - 1).bit_length())
 
     def _engine_key(self, images: Tensor, runner: str) -> Any:
-        batch = self._micro_batch(images)
+        batch = self.micro_batch(images)
         choices = (self.seed, self.normalize, self.noise, self.precision, batch, self.clip, self.voting)
         kind = (images.shape[1:], images.dtype == torch.uint8, tuple(self.sigma.tolist()))
         return fingerprint(self.base, runner), kind, choices

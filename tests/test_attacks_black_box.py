@@ -132,6 +132,18 @@ def test_seed_and_image_id_choose_the_search(make: Callable[..., Attack]) -> Non
 
 
 @every
+def test_draws_search_anew(make: Callable[..., Attack]) -> None:
+    model, images = linear(), greys(6)
+    labels = predicted(model, pixels(images))
+    attack = make(far(model), 2 / 255)
+    results = []
+    for attack.draw in (0, 1, 0):
+        results.append(attack(images, labels))
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[1])
+
+
+@every
 def test_micro_batches_do_not_show(make: Callable[..., Attack]) -> None:
     model, images = linear(3), greys(3)
     labels = predicted(model, pixels(images))

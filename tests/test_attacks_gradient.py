@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -257,6 +258,34 @@ def test_samples_are_numbered_by_restart_and_step(linear: Linear, images: Tensor
     assert drawn_in(EPGD(smoothed(linear), steps=3, samples=4, restarts=2), images, LABELS) == [0, 4, 8, 12, 16, 20]
 
 
+def test_draws_have_samples_and_starts_of_their_own(linear: Linear, images: Tensor) -> None:
+    under_noise = EPGD(smoothed(linear, 2), 0.1, samples=2, steps=2, norm="l2", random_start=False)
+    starts = [PGD(linear, 0.1, 0.0, norm=norm) for norm in ("linf", "l2")]
+    for attack in (under_noise, *starts):
+        results = []
+        for attack.draw in (0, 1, 2**16 - 1, 0):
+            results.append(attack(images, LABELS))
+        assert torch.equal(results[0], results[3])
+        assert not any(torch.equal(*pair) for pair in combinations(results[:3], 2))
+
+
+@pytest.mark.parametrize("draw", [-1, 2**16])
+def test_a_draw_out_of_range(linear: Linear, images: Tensor, draw: int) -> None:
+    attack = PGD(linear)
+    attack.draw = draw
+    with pytest.raises(ValueError, match=rf"draw is {draw}; it must lie in 0 \.\. 65535"):
+        attack(images, LABELS)
+
+
+def test_passes_that_are_kept_see_the_weights_of_the_moment(linear: Linear, images: Tensor) -> None:
+    attack = EPGD(smoothed(linear), 0.1, samples=2, steps=2, runner="eager")
+    passes = attack.passes(images, 6)
+    for seed in range(2):
+        with torch.no_grad():
+            linear.weights.copy_(random(*linear.weights.shape, seed=seed) - 0.5)
+        assert torch.equal(attack.craft(passes, images, LABELS, torch.arange(6)), attack(images, LABELS))
+
+
 def test_starts_are_anywhere_in_the_ball(linear: Linear) -> None:
     images = torch.full((400, *SHAPE), 0.5)
     labels = torch.zeros(400, dtype=torch.int64)
@@ -356,6 +385,9 @@ def test_random_targets_are_other_classes(linear: Linear, images: Tensor) -> Non
     assert set(shift.tolist()) == {1, 2}
     assert abs(int((shift == 1).sum()) - 300) < 5 * math.sqrt(150)
     assert torch.equal(attack._random_targets(passes, many[:9], labels[:9], torch.arange(9)), targets[:9])
+    attack.draw = 1
+    others = attack._random_targets(passes, many, labels, torch.arange(600))
+    assert abs(int((others == targets).sum()) - 300) < 5 * math.sqrt(150)
 
 
 def test_least_likely_targets(linear: Linear, images: Tensor) -> None:

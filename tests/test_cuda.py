@@ -21,6 +21,7 @@ from cases import (
     ROWS,
     SCHEDULES,
     SHAPES,
+    VOTINGS,
     arguments,
     asked_for,
     attack,
@@ -92,14 +93,25 @@ def test_noisy_replicas_where_words_tie(dtype: torch.dtype, arch: int) -> None:
 @pytest.mark.parametrize(("rows", "classes"), [(0, 3), (1, 1), (13, 10), (40, 33), (70, 100), (5, 1000)])
 def test_tally(rows: int, classes: int, dtype: torch.dtype, arch: int) -> None:
     """70 rows are more than the 64 warps of the grid."""
-    for schedule in SCHEDULES:
-        for offset in (0, 1):
-            logits, slots, counts, invalid = votes(rows, classes, dtype)
-            expected = counts.clone(), invalid.clone()
-            torch.ops.smoothfast.tally(logits, slots, *expected)
-            on(arch, schedule, offset).tally(logits, slots, counts, invalid)
-            assert torch.equal(counts, expected[0])
-            assert torch.equal(invalid, expected[1])
+    for schedule, offset in product(SCHEDULES, (0, 1)):
+        check_tally(on(arch, schedule, offset), votes(rows, classes, dtype))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_tally_by_other_rules(dtype: torch.dtype, arch: int) -> None:
+    """200 classes are more than a lane goes through in one turn of an unrolled loop."""
+    for turn, (voting, (rows, classes)) in enumerate(product(VOTINGS[1:], [(11, 10), (5, 200)])):
+        check_tally(on(arch, SCHEDULES[turn % 4], turn % 2), votes(rows, classes, dtype, voting=voting))
+
+
+def check_tally(on: Device, case: tuple[Any, ...]) -> None:
+    logits, slots, counts, invalid, *rule = case
+    expected = counts.clone(), invalid.clone()
+    torch.ops.smoothfast.tally(logits, slots, *expected, *rule)
+    on.tally(logits, slots, counts, invalid, *rule)
+    assert torch.equal(counts, expected[0])
+    assert torch.equal(invalid, expected[1])
 
 
 # ---- replica_sum -----------------------------------------------------------------------------------------------------
@@ -166,7 +178,7 @@ def test_machine_code(stem: str, arch: int) -> None:
 
 MOST_INSTRUCTIONS = {
     "noisy_replicas": 1200,
-    "tally": 600,
+    "tally": 1300,
     "replica_sum": 650,
     "attack_step": 600,
     "perturb_weights": 800,
@@ -182,9 +194,9 @@ def test_the_interpreter_is_right() -> None:
     assert "all equal to the oracles" in done.stdout, done.stdout + done.stderr
 
 
-KERNELS = 24
+KERNELS = 36
 NEEDED = [test_noisy_replicas, test_noisy_replicas_in_many_strides_of_the_grid, test_noisy_replicas_where_words_tie]
-NEEDED += [test_tally, test_replica_sum, test_attack_step, test_perturb_weights]
+NEEDED += [test_tally, test_tally_by_other_rules, test_replica_sum, test_attack_step, test_perturb_weights]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -212,7 +224,11 @@ MUTATIONS = {
     "a comparison of thresholds": ("noisy_replicas", "<= refined", "< refined / 2"),
     "clipping": ("noisy_replicas", "value > args.most ? args.most", "value > args.most ? value"),
     "sigma of a channel": ("noisy_replicas", "args.sigmas == 1 ? 0 : channel", "0 * channel"),
-    "a lane": ("tally", "distance = 16", "distance = 8"),
+    "a lane": (
+        "tally",
+        "distance = 16; distance > 0; distance /= 2) best",
+        "distance = 8; distance > 0; distance /= 2) best",
+    ),
     "the first of equals": ("tally", "b.value == a.value && b.first < a.first", "b.value == a.value"),
     "padding rows": ("tally", "if (slot < 0) continue;", ""),
     "the sign of zero": ("tally", "((bits & kMagnitude) ^ sign) - sign", "bits"),
@@ -236,7 +252,15 @@ MUTATIONS = {
     "a factor": ("perturb_weights", "k < args.rank; ++k", "k + 1 < args.rank; ++k"),
     "the words of a weight": ("perturb_weights", "{first.z0, first.z1, second", "{first.z1, first.z0, second"),
     "the last tiles": ("perturb_weights", "tile < args.tiles", "tile <= args.tiles"),
-    "an atomic": ("tally", "atomicAdd(reinterpret_cast<unsigned long long*>(count), 1ULL)", "*count += 1"),
+    "an atomic": (
+        "tally",
+        "atomicAdd(reinterpret_cast<unsigned long long*>(count), static_cast<unsigned long long>(amount))",
+        "*count += amount",
+    ),
+    "the order of ranks": ("tally", "c > best.first", "c < best.first"),
+    "a rank": ("tally", "++rank == args.ranks", "++rank + 1 == args.ranks"),
+    "a term of a row": ("tally", "total += __shfl_xor_sync", "total = __shfl_xor_sync"),
+    "the largest logit": ("tally", "Format::ordered(best.value)", "best.value"),
 }
 
 
@@ -251,14 +275,11 @@ def check_noisy_replicas(on: Device) -> None:
         assert same(on.noisy_replicas(*case), torch.ops.smoothfast.noisy_replicas(*case))
 
 
-def check_tally(on: Device) -> None:
+def check_votes(on: Device) -> None:
     for classes in (10, 33):
-        logits, slots, counts, invalid = votes(70, classes, torch.float32)
-        expected = counts.clone(), invalid.clone()
-        torch.ops.smoothfast.tally(logits, slots, *expected)
-        on.tally(logits, slots, counts, invalid)
-        assert torch.equal(counts, expected[0])
-        assert torch.equal(invalid, expected[1])
+        check_tally(on, votes(70, classes, torch.float32))
+    for voting in VOTINGS[1:]:
+        check_tally(on, votes(11, 40, torch.float32, voting=voting))
 
 
 def check_replica_sum(on: Device) -> None:
@@ -284,7 +305,7 @@ def check_perturb_weights(on: Device) -> None:
 
 CHECKS = {
     "noisy_replicas": check_noisy_replicas,
-    "tally": check_tally,
+    "tally": check_votes,
     "replica_sum": check_replica_sum,
     "attack_step": check_attack_step,
     "perturb_weights": check_perturb_weights,

@@ -183,11 +183,12 @@ def test_noisy_replicas_where_words_tie(on: OnCpu) -> None:
 
 def test_tally(on: OnCpu) -> None:
     sizes = [(0, 3), (1, 1), (13, 10), (70, 33), (5, 1000)]
-    for (rows, classes), (on.offset, dtype) in product(sizes, enumerate([torch.float64, *cases.DTYPES])):
-        logits, slots, counts, invalid = cases.votes(rows, classes, dtype)
+    forms = [("prediction", *size) for size in sizes] + [(voting, 11, 70) for voting in cases.VOTINGS]
+    for (voting, rows, classes), (on.offset, dtype) in product(forms, enumerate([torch.float64, *cases.DTYPES])):
+        logits, slots, counts, invalid, *rule = cases.votes(rows, classes, dtype, voting=voting)
         expected = counts.clone(), invalid.clone()
-        torch.ops.smoothfast.tally(logits, slots, *expected)
-        on.tally(logits, slots, counts, invalid)
+        torch.ops.smoothfast.tally(logits, slots, *expected, *rule)
+        on.tally(logits, slots, counts, invalid, *rule)
         assert torch.equal(counts, expected[0])
         assert torch.equal(invalid, expected[1])
 
@@ -229,7 +230,7 @@ MUTATIONS = {
     ),
     "one draw too many": ("noisy_replicas", "if (here >= at.end)", "if (here > at.end)"),
     "wide where it is not aligned": ("noisy_replicas", "if (args.vectorized)", "if (true)"),
-    "one class too many": ("tally", "c < args.classes", "c <= args.classes"),
+    "one class too many": ("tally", "c < classes", "c <= classes"),
     "one row too many": ("replica_sum", "i < args.first[image + 1]", "i <= args.first[image + 1]"),
     "one unit too many": ("replica_sum", "unit < args.units", "unit <= args.units"),
     "one pixel too many": ("attack_step", "i < args.units", "i <= args.units"),
@@ -269,12 +270,12 @@ def test_every_barrier_is_needed(stem: str, number: int) -> None:
 
 
 def test_the_atomic_is_needed() -> None:
-    text = "atomicAdd(reinterpret_cast<unsigned long long*>(count), 1ULL)"
+    text = "atomicAdd(reinterpret_cast<unsigned long long*>(count), static_cast<unsigned long long>(amount))"
     source = source_of("tally")
     assert source.count(text) == 1
     with (
         pytest.raises(SanitizerError, match="data race"),
-        on_cpu("thread", "tally", source.replace(text, "*count += 1")) as on,
+        on_cpu("thread", "tally", source.replace(text, "*count += amount")) as on,
     ):
         run(on, "tally")
 

@@ -115,6 +115,14 @@ def test_forward_passes_are_those_of_the_gradients(net: Net, images: Tensor) -> 
     assert (one.forwards, one.backwards) == (60, 30)
 
 
+def test_requests_count_samples_from_the_origin(net: Net, images: Tensor) -> None:
+    one, other = make(net), make(net)
+    other.origin = 2**24
+    found, same = one.outcomes(images, CLASSES, IDS, 2**24 + 5, 3), other.outcomes(images, CLASSES, IDS, 5, 3)
+    assert torch.equal(found.logits, same.logits)
+    assert not torch.equal(found.logits, one.outcomes(images, CLASSES, IDS, 5, 3).logits)
+
+
 def test_probabilities_that_underflow_keep_their_gradient(images: Tensor) -> None:
     """The mean of softmax is 0 in float32 where every sample is sure of another class; its logarithm is not."""
 

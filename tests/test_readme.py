@@ -48,18 +48,21 @@ def test_command(command: str, workplace: Path) -> None:
     assert done.stdout
 
 
-def test_train_command(workplace: Path, data_root: Path) -> None:
-    """The training command on a few of the images it names, for one epoch."""
+def test_train_commands(workplace: Path, data_root: Path) -> None:
+    """The training commands on a few of the images they name, for one epoch."""
     from zipfile import ZipFile
 
     with ZipFile(data_root / "cifar10-jpeg.zip") as archive:
         members = [name for name in archive.namelist() if re.search(r"/train/\w+/000[0-9]\.jpg$", name)]
         archive.extractall(workplace, members)
-    (command,) = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith("smoothfast train")]
-    words = [*shlex.split(command), "--epochs", "1", "--batch", "50"]
-    done = subprocess.run([sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (workplace / "runs/mine/model.safetensors").exists()
+    commands = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith("smoothfast train")]
+    for command in commands:
+        words = [*shlex.split(command), "--epochs", "1", "--batch", "50", "--validation", "10", "--steps", "1"]
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=workplace, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert (workplace / words[words.index("--out") + 1] / "model.safetensors").exists()
 
 
 def test_make_targets() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import IMAGES, SETTINGS, TEST_IMAGES, State, equal, metrics_of, network, pixels, trained, trainer
 from torch import Tensor, nn
 
 import smoothfast as sf
@@ -19,55 +20,10 @@ from smoothfast import data, ops, training
 from smoothfast.data import Images
 from smoothfast.models import CIFAR10_STATISTICS, resnet20
 from smoothfast.noise import Stream, lattice, lattice_law, stream_key
-from smoothfast.training import Settings, Trainer, crop_and_flip
+from smoothfast.training import PRESETS, RECIPES, Settings, Trainer, crop_and_flip
 from smoothfast.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SETTINGS = Settings(epochs=2, batch=16, learning_rate=0.1, precision="fp32", normalize=CIFAR10_STATISTICS)
-State = dict[str, Tensor]
-
-
-def network(seed: int = 0, dropout: float = 0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Dropout(dropout),
-            nn.Linear(32, 4),
-        )
-
-
-def pixels(seed: int, *shape: int) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-IMAGES = Images(pixels(0, 70, 3, 8, 8), torch.arange(70) % 4)  # four batches, and 6 images left over in every epoch
-TEST_IMAGES = Images(pixels(1, 20, 3, 8, 8), torch.arange(20) % 4)
-
-
-def trainer(out: Path, settings: Settings = SETTINGS, model: nn.Module | None = None, **options: Any) -> Trainer:
-    return Trainer(model or network(), IMAGES, settings, out, **options)
-
-
-def trained(out: Path, settings: Settings = SETTINGS, **options: Any) -> State:
-    run = trainer(out, settings, **options)
-    run.fit()
-    return run.model.state_dict()
-
-
-def equal(a: State, b: State) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def metrics_of(out: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl without what the clock says."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
 
 # ---- what a run writes -----------------------------------------------------------------------------------------------
 
@@ -333,6 +289,73 @@ def test_resuming_where_there_is_no_run_begins_one(tmp_path: Path) -> None:
     assert equal(run.model.state_dict(), trained(tmp_path / "other"))
 
 
+# ---- held-out images, and the weights they select -------------------------------------------------------------------
+
+HELD_OUT = replace(SETTINGS, validation=20)
+
+
+def test_held_out_images_are_never_trained_on(tmp_path: Path) -> None:
+    run = trainer(tmp_path, HELD_OUT)
+    _, held_out = run.held_out["validation"]
+    seen = {index for step in range(60) for index in run.batch(step).ids.tolist()}
+    assert len(held_out) == 20
+    assert seen | set(held_out.tolist()) == set(range(70))
+    assert seen.isdisjoint(held_out.tolist())
+
+
+def test_no_seed_moves_an_image_between_training_and_validation(tmp_path: Path) -> None:
+    def held_out(settings: Settings) -> set[int]:
+        return set(trainer(tmp_path, settings).held_out["validation"][1].tolist())
+
+    assert held_out(HELD_OUT) == held_out(replace(HELD_OUT, seed=7))
+    assert held_out(replace(HELD_OUT, validation=9)) < held_out(HELD_OUT)
+
+
+def test_looking_at_held_out_images_changes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(ADVERSARIAL, select="last")
+    state = trained(tmp_path / "seen", settings, model=network(dropout=0.5), test=TEST_IMAGES)
+    (seen, *_) = metrics_of(tmp_path / "seen")
+    for held_out in ("validation", "test"):
+        assert {f"{held_out}_accuracy", f"{held_out}_adversarial_accuracy"} < seen.keys()
+    unseen = trainer(tmp_path / "unseen", settings, network(dropout=0.5))
+    monkeypatch.setattr(unseen, "accuracies", lambda *_: {})
+    unseen.fit()
+    assert equal(unseen.model.state_dict(), state)
+
+
+def test_accuracies_under_attack_are_those_of_its_first_draw(tmp_path: Path) -> None:
+    run = trainer(tmp_path, replace(ADVERSARIAL, epochs=1))
+    run.fit()
+    ids = torch.arange(20)
+    smoothed = sf.SmoothedClassifier(run.model, 0.1, 4, normalize=CIFAR10_STATISTICS, precision="fp32")
+    attack = sf.attacks.PGD(smoothed, steps=2, runner="eager")
+    adversarial = attack(TEST_IMAGES.images, TEST_IMAGES.labels)
+    right = run.model(run.noisy(adversarial, ids, 1, Stream.PREDICT)).argmax(1) == TEST_IMAGES.labels
+    assert run.accuracies(TEST_IMAGES, ids)["adversarial_accuracy"] == pytest.approx(right.float().mean().item())
+
+
+@pytest.mark.parametrize(("select", "epoch"), [("last", 4), ("best", 1), ("best-clean", 0), ("worst-clean", 3)])
+def test_weights_are_those_of_the_epoch_selected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: str, epoch: int
+) -> None:
+    clean, adversarial, states = [0.9, 0.8, 0.9, 0.4, 0.4], [0.1, 0.3, 0.2, 0.3, 0.1], []
+    settings = replace(ADVERSARIAL, epochs=5, select=select)
+    run = trainer(tmp_path, settings)
+
+    def accuracies(*_: Any) -> dict[str, float]:
+        states.append({name: value.clone() for name, value in run.model.state_dict().items()})
+        return {"accuracy": clean[run.epoch], "adversarial_accuracy": adversarial[run.epoch]}
+
+    monkeypatch.setattr(run, "accuracies", accuracies)
+    metrics = run.fit()
+    assert metrics["epoch"] == epoch
+    assert equal(dict(read_weights(tmp_path / "model.safetensors").tensors), states[epoch])
+    assert equal(run.model.state_dict(), states[epoch])
+    again = trainer(tmp_path, settings, network(seed=9))
+    assert again.fit(resume=True) == metrics
+    assert equal(again.model.state_dict(), states[epoch])
+
+
 # ---- the parts of a step ---------------------------------------------------------------------------------------------
 
 
@@ -371,6 +394,37 @@ def test_every_step_has_its_learning_rate(tmp_path: Path) -> None:
 
     run.fit(watched)
     assert rates == [{SETTINGS.learning_rate_at(step, 4)} for step in range(8)]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.5, [2]), (1.6, [4, 2]), (0.01, [1])])
+def test_a_run_may_end_within_an_epoch(tmp_path: Path, epochs: float, steps: list[int]) -> None:
+    run, lengths = trainer(tmp_path, replace(SETTINGS, epochs=epochs)), []
+
+    def watched(steps: range) -> range:
+        lengths.append(len(steps))
+        return steps
+
+    run.fit(watched)
+    assert lengths == steps
+    assert [line["epoch"] for line in metrics_of(tmp_path)] == list(range(len(steps)))
+    assert all(1.2 < line["loss"] < 2 for line in metrics_of(tmp_path))  # of 4 classes: a mean over these steps
+
+
+def test_gradients_are_scaled_down_to_their_largest_norm(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=0.25, schedule="cosine", momentum=0, nesterov=False, weight_decay=0)
+    start = list(network().parameters())
+
+    def moved(name: str, clip_norm: float | None) -> list[Tensor]:
+        run = trainer(tmp_path / name, replace(settings, clip_norm=clip_norm))
+        run.fit()
+        return [after - before for after, before in zip(run.model.parameters(), start, strict=True)]
+
+    free, clipped, loose = moved("free", None), moved("clipped", 0.05), moved("loose", 1e3)
+    length = torch.cat([part.flatten() for part in free]).norm()
+    assert length > 0.05 * settings.learning_rate
+    for one, other, same in zip(free, clipped, loose, strict=True):
+        torch.testing.assert_close(other, one * 0.05 * settings.learning_rate / length, rtol=1e-3, atol=1e-6)
+        assert torch.equal(one, same)
 
 
 def test_only_matrices_and_kernels_decay(tmp_path: Path) -> None:
@@ -506,7 +560,7 @@ def test_augmentation_is_a_function_of_seed_image_and_epoch() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("recipe", "magic", "recipe is 'magic'; it must be one of clean, gaussian, adversarial"),
+        ("recipe", "magic", "recipe is 'magic'; it must be one of clean, gaussian, adversarial, trades"),
         ("schedule", "step", "schedule is 'step'; it must be one of one-cycle, cosine, multi-step"),
         ("precision", "fp8", "precision is 'fp8'; it must be one of fp32, bf16"),
         ("epochs", 0, "epochs is 0; it must be positive and finite"),
@@ -514,6 +568,18 @@ def test_augmentation_is_a_function_of_seed_image_and_epoch() -> None:
         ("learning_rate", math.nan, "learning_rate is nan; it must be positive"),
         ("sigma", 0, "sigma is 0; for recipe 'gaussian' it must be positive"),
         ("batch", 71, "batch is 71; there are only 70 images to train on"),
+        ("select", "first", "select is 'first'; it must be one of last, best, best-clean, worst-clean"),
+        ("select", "best-clean", "select is 'best-clean', which needs validation images; validation is 0"),
+        ("schedule", "multi-step", r"milestones is \(\); schedule 'multi-step' needs some"),
+        ("momentum", 0, "momentum is 0; nesterov needs some"),
+        ("clip_norm", 0, "clip_norm is 0; it must be positive and finite"),
+        ("adversarial_weight", 1.5, r"adversarial_weight is 1.5; it must lie in \[0, 1\]"),
+        ("eps", -1, "eps is -1; it must be at least 0 and finite"),
+        ("steps", 0, "steps is 0; it must be at least 1"),
+        ("train_samples", 9, "train_samples is 9; it must be at most samples, 8"),
+        ("recipe", "clean", "sigma is 0.25; for recipe 'clean' it must be 0: recipe 'gaussian' is the one with noise"),
+        ("validation", -1, "validation is -1; it must be at least 0"),
+        ("validation", 60, "batch is 16; there are only 10 images to train on"),
         ("normalize", ([0.5], [0.5]), "normalize has 1 means and 1 stds; the images have 3 channels"),
         ("normalize", ([0.5] * 3, [0, 1, 1]), "normalize has std .*; every std must be positive"),
     ],
@@ -522,6 +588,13 @@ def test_bad_settings(tmp_path: Path, name: str, value: Any, message: str) -> No
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path / "run", replace(SETTINGS, **{name: value}))
     assert not (tmp_path / "run").exists()
+
+
+def test_adversarial_accuracy_selects_nothing_without_an_attack() -> None:
+    with pytest.raises(
+        ValueError, match="select is 'best', of recipes with an attack; for 'gaussian' it may be 'best-c"
+    ):
+        replace(HELD_OUT, select="best")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
@@ -533,6 +606,23 @@ def test_a_seed_out_of_range_is_found_at_once(tmp_path: Path, seed: int) -> None
 @pytest.mark.parametrize("seed", [2**40, 2**64 - 1])
 def test_every_seed_of_the_noise_is_a_seed_of_the_run(tmp_path: Path, seed: int) -> None:
     trained(tmp_path, replace(SETTINGS, epochs=1, seed=seed))
+
+
+# ---- presets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_train(tmp_path: Path, name: str) -> None:
+    """But for lengths, as they are."""
+    preset = PRESETS[name]
+    short = replace(preset, epochs=0.25, batch=16, validation=min(preset.validation, 6), steps=2, clean_epochs=0)
+    metrics = trainer(tmp_path, short).fit()
+    assert math.isfinite(metrics["loss"])
+    assert ("train_adversarial_accuracy" in metrics) == (RECIPES[preset.recipe].attack is not None)
+
+
+def test_every_recipe_has_a_quick_preset() -> None:
+    assert {name: PRESETS[f"quick-{name}"].recipe for name in RECIPES} == {name: name for name in RECIPES}
 
 
 # ---- real images -----------------------------------------------------------------------------------------------------
@@ -554,3 +644,51 @@ def test_resnet20_learns_real_images_under_noise(data_root: Path, tmp_path: Path
         model = resnet20()
     metrics = Trainer(model, images, settings, tmp_path / "run", test).fit()
     assert metrics["test_accuracy"] > 0.2  # by chance 0.1, give or take 0.004
+
+
+# ---- noise in the network --------------------------------------------------------------------------------------------
+
+
+def noisy() -> nn.Module:
+    return sf.layers.inject_noise(network(), "cni", rank=2)
+
+
+def test_noise_in_weights_is_learned_and_does_not_decay(tmp_path: Path) -> None:
+    model = noisy()
+    strengths = sf.layers.noise_parameters(model)
+    before = [strength.detach().clone() for strength in strengths]
+    run = trainer(tmp_path, model=model)
+    (decayed, plain) = run.optimizer.param_groups
+    assert not {id(p) for p in decayed["params"]} & {id(p) for p in strengths}
+    assert {id(p) for p in strengths} < {id(p) for p in plain["params"]}
+    run.fit()
+    assert all(not torch.equal(strength, old) for strength, old in zip(strengths, before, strict=True))
+
+
+def test_every_pass_of_a_run_draws_noise_of_its_own(tmp_path: Path) -> None:
+    run = trainer(tmp_path, model=noisy())
+    images = torch.rand(4, 3, 8, 8)
+    run.model.eval()
+    first, second, again = (run.forward(images, number) for number in (0, 1, 0))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_the_strengths_of_noise_alone(tmp_path: Path) -> None:
+    model = noisy()
+    strengths = {id(strength) for strength in sf.layers.noise_parameters(model)}
+    before = {name: (id(p) in strengths, p.detach().clone()) for name, p in model.named_parameters()}
+    trainer(tmp_path, replace(SETTINGS, learn="noise", norms="running"), model=model).fit()
+    for name, parameter in model.named_parameters():
+        learned, old = before[name]
+        assert torch.equal(parameter, old) != learned, name
+    with pytest.raises(ValueError, match="learn is 'noise'; the model has no noise in it"):
+        trainer(tmp_path / "plain", replace(SETTINGS, learn="noise"))
+
+
+def test_running_statistics_stay_as_they_are(tmp_path: Path) -> None:
+    model = noisy()
+    statistics = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+    assert statistics
+    trainer(tmp_path, replace(SETTINGS, norms="running"), model=model).fit()
+    assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers() if "running" in name)

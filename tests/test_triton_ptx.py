@@ -29,6 +29,7 @@ from cases import (
     PASSES,
     ROWS,
     SCHEDULES,
+    VOTINGS,
     arguments,
     asked_for,
     attack,
@@ -205,11 +206,11 @@ def test_noisy_replicas_of_images_out_of_alignment(launches: Any, kind: tuple[st
 # ---- the other ops ---------------------------------------------------------------------------------------------------
 
 
-def check_tally(case: tuple[Tensor, ...], logits: Tensor, package: ModuleType = kernels) -> None:
-    _, slots, *counts = case
+def check_tally(case: tuple[Any, ...], logits: Tensor, package: ModuleType = kernels) -> None:
+    _, slots, *counts, voting, weights = case
     expected = [part.clone() for part in counts]
-    cpu.tally(*case[:2], *expected)
-    op("tally", package)(logits, slots, *counts)
+    cpu.tally(*case[:2], *expected, voting, weights)
+    op("tally", package)(logits, slots, *counts, voting, weights)
     assert all(map(torch.equal, counts, expected))
 
 
@@ -222,6 +223,16 @@ def test_tally(launches: Any, rows: int, classes: int, dtype: torch.dtype, arch:
         launches(arch, turn)
         case = votes(rows, classes, dtype, turn)
         check_tally(case, shifted(case[0]) if turn == 3 else case[0])
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+@pytest.mark.parametrize("classes", [10, 1040])
+def test_tally_by_other_rules(launches: Any, classes: int, dtype: torch.dtype, arch: int) -> None:
+    for turn, voting in enumerate(VOTINGS[1:]):
+        launches(arch, turn)
+        case = votes(11, classes, dtype, voting=voting)
+        check_tally(case, case[0])
 
 
 def check_sum(case: tuple[Any, ...], values: Tensor, package: ModuleType = kernels) -> None:
@@ -294,7 +305,7 @@ NEEDED = [
     test_noisy_replicas_in_any_order_of_warps,
     test_noisy_replicas_of_images_out_of_alignment,
 ]
-NEEDED += [test_tally, test_replica_sum, test_replica_sum_of_one_element, test_attack_step]
+NEEDED += [test_tally, test_tally_by_other_rules, test_replica_sum, test_replica_sum_of_one_element, test_attack_step]
 NEEDED += [test_perturb_weights, test_perturb_weights_out_of_alignment]
 
 
@@ -311,8 +322,11 @@ MUTATIONS = {
     "a Philox multiplier": ("philox", "0xD2511F53", "0xD2511F51"),
     "refining bits": ("philox", "REFINE = tl.constexpr(3)", "REFINE = tl.constexpr(4)"),
     "what comes before the plane": ("noisy_replicas", "(at >= 0) & (at < plane)", "at < plane"),
-    "the first of equals": ("tally", "ordered > best", "ordered >= best"),
-    "padding rows": ("tally", "(slot >= 0) & finite,", "finite,"),
+    "the first of equals": ("tally", "value > best)", "value >= best)"),
+    "padding rows": ("tally", "valid = (slot >= 0) & (broken == 0)", "valid = broken == 0"),
+    "the order of ranks": ("tally", "index > winner_before", "index < winner_before"),
+    "the largest logit": ("tally", "winner[:, None], logits_class, live", "0 * winner[:, None], logits_class, live"),
+    "terms of lanes without a class": ("tally", "tl.where(inside, fixed(", "tl.where(lanes >= 0, fixed("),
     "the order of rows": ("replica_sum", "rows + i)", "rows + i) * 0 + i"),
     "interleaved gradients": ("replica_sum", "at % channels if channels_last", "at // plane if channels_last"),
     "an ulp of the ball": ("attack_step", "lost >= 0", "lost < 2"),
@@ -332,8 +346,8 @@ def check_noises(package: ModuleType) -> None:
 
 
 def check_votes(package: ModuleType) -> None:
-    for classes in (10, 2000):
-        case = votes(40, classes, torch.float32)
+    for voting, classes in product(VOTINGS, (10, 2000)):
+        case = votes(40, classes, torch.float32, voting=voting)
         check_tally(case, case[0], package)
 
 

@@ -12,6 +12,8 @@ import triton
 from triton.compiler import CompiledKernel
 from triton_ptx import attack_kernel, noise_kernel, perturb_kernel, sum_kernel, tally_kernel
 
+from smoothfast.voting import NAMES
+
 ARCHS = (80, 90)
 KINDS = (("lattice", "u8"), ("gaussian", "u8"), ("gaussian", "fp32"))
 DTYPES = ("fp32", "bf16", "fp16")
@@ -79,10 +81,13 @@ def test_casts_are_those_of_the_hardware(dtype: str, cast: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_tally(dtype: torch.dtype, classes: int, arch: int, tmp_path: Path) -> None:
-    kernel = tally_kernel(dtype, classes, arch)
-    assert instructions(kernel, "atom|red.global") <= {f"{name}.global.gpu.relaxed.add.u64" for name in ("atom", "red")}
-    assert instructions(kernel, "atom|red.global")
-    assert registers(kernel, tmp_path) <= 128
+    atomics = {f"{name}.global.gpu.relaxed.add.u64" for name in ("atom", "red")}
+    for voting in NAMES:
+        kernel = tally_kernel(dtype, classes, voting, arch)
+        assert instructions(kernel, "atom|red.global") <= atomics
+        assert instructions(kernel, "atom|red.global")
+        assert registers(kernel, tmp_path) <= 128
+        check_rounding(kernel, "add sub mul fma div" if voting == "soft" else "add mul")
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -30,10 +30,12 @@ from triton.runtime import interpreter
 
 from smoothfast import noise, reference
 from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key
+from smoothfast.voting import LOGIT, SOFT, resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # One element; several channels in one block of 64; planes that begin within one, and of two programs.
 SHAPES = ((1, 1, 1), (3, 5, 7), (2, 33, 31), (2, 40, 40), (3, 32, 32))
+not_finite = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
 ROWS = test_noisy_replicas.ROWS[[3, 6, 9]]  # padding, the last ids, and ids of which both pass 2^32
 
 
@@ -196,6 +198,17 @@ def test_tally_equals_a_loop(classes: int, rows: int, dtype: torch.dtype) -> Non
     assert test_tally.equal(test_tally.tallied(tally, *batch), test_tally.looped(*batch))
 
 
+@not_finite
+@pytest.mark.parametrize("dtype", test_tally.DTYPES)
+@pytest.mark.parametrize(("classes", "rows"), [(1, 50), (10, 150), (1025, 6)])
+def test_every_voting_rule_equals_the_cpu(extension: Any, classes: int, rows: int, dtype: torch.dtype) -> None:
+    logits, slots = test_tally.random_batch(classes, dtype, rows)
+    logits[::2] *= 3000
+    for voting in (resolve("weighted", min(classes, 12)), SOFT, LOGIT):
+        found = test_tally.tallied(tally, logits, slots, voting)
+        assert test_tally.equal(found, test_tally.tallied(test_tally.op, logits, slots, voting)), voting
+
+
 @pytest.mark.parametrize("dtype", test_tally.DTYPES)
 def test_the_first_of_equals_wins_over_blocks(dtype: torch.dtype) -> None:
     logits = torch.zeros(4, 3000, dtype=dtype)
@@ -256,10 +269,9 @@ def test_gradients_need_not_be_contiguous() -> None:
 # ---- attack_step -----------------------------------------------------------------------------------------------------
 
 STEPS = ((0.01, 8 / 255), (0.5, 0.25), (0.0, 0.5), (1e30, 0.0), (1e-42, 1e-40))
-no_norm = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
 
 
-@no_norm
+@not_finite
 @pytest.mark.parametrize("norm", test_attack_step.NORMS)
 @pytest.mark.parametrize("shape", test_attack_step.SHAPES)
 def test_steps_equal_the_cpu(extension: Any, shape: tuple[int, ...], norm: str) -> None:
@@ -275,7 +287,7 @@ def test_steps_equal_the_cpu(extension: Any, shape: tuple[int, ...], norm: str) 
         assert same(found, wanted), (alpha, eps)
 
 
-@no_norm
+@not_finite
 @pytest.mark.parametrize("norm", test_attack_step.NORMS)
 def test_steps_at_the_ends_of_the_floats(extension: Any, norm: str) -> None:
     """Zeros of both signs, subnormal numbers, and sums that overflow, without limits."""

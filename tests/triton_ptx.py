@@ -54,14 +54,15 @@ def noise_kernel(
     return compiled(function, arch, types, constants, multiples, **noisy_replicas.OPTIONS)
 
 
-def tally_kernel(dtype: torch.dtype, classes: int, arch: int = 80) -> CompiledKernel:
+def tally_kernel(dtype: torch.dtype, classes: int, voting: str = "prediction", arch: int = 80) -> CompiledKernel:
     """For contiguous logits."""
-    integers, exponent = tally.EXPONENTS[dtype]
+    integers, floats, exponent = tally.FORMATS[dtype]
     class_block = min(triton.next_power_of_2(classes), tally.BLOCK)
-    constants = {"exponent": exponent, "row_block": tally.BLOCK // class_block, "class_block": class_block}
+    constants = {"floats": floats, "exponent": exponent, "voting": voting}
+    constants |= {"row_block": tally.BLOCK // class_block, "class_block": class_block}
     constants |= dict.fromkeys(("logits_class", "slots_row", "counts_class", "invalid_image"), 1)
     multiples = {"logits_row", "counts_image"} if classes % 16 == 0 else set()
-    types = {"logits": f"*i{integers.itemsize * 8}", "rows": "i32"}
+    types = {"logits": f"*i{integers.itemsize * 8}", "weights": "*i64", "rows": "i32"}
     return compiled(tally.tally_rows, arch, types, constants, multiples, **tally.OPTIONS)
 
 

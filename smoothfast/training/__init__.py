@@ -7,10 +7,12 @@ processes, is the run that was not.
 from .augment import crop_and_flip
 from .presets import PRESETS
 from .recipes import RECIPES
-from .settings import PRECISIONS, SCHEDULES, SELECTIONS, Settings
+from .settings import LEARNED, NORMS, PRECISIONS, SCHEDULES, SELECTIONS, Settings
 from .trainer import Trainer, parameter_groups
 
 __all__ = [
+    "LEARNED",
+    "NORMS",
     "PRECISIONS",
     "PRESETS",
     "RECIPES",

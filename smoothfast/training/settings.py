@@ -13,6 +13,7 @@ from ..specs import at_least, choice, not_negative, positive
 from .recipes import RECIPES
 
 SCHEDULES = ("one-cycle", "cosine", "multi-step")
+LEARNED, NORMS = ("all", "noise"), ("batch", "running")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SELECTIONS = {
     "last": None,
@@ -46,6 +47,10 @@ class Settings:
             rest.
         beta: weight of the divergence in trades and mart.
         clean_epochs: of recipe clean, before those of a recipe with an attack.
+        learn: "all" parameters, or "noise": the strengths of noise alone.
+        norms: batch norms take the statistics of the "batch", or the "running" ones, as they do when the network is
+            used. Noise that all weights of a layer share moves the former and is then taken out again; smoothing does
+            not do that.
         validation: training images that are held out. Which, is a function of their number alone: runs with other seeds
             and fine-tunes hold out the same.
         select: which weights are kept, see `SELECTIONS`.
@@ -75,7 +80,9 @@ class Settings:
     adversarial_weight: float = 0.5
     beta: float = 6.0
     warmup: float = 0
-    clean_epochs: float = 0
+    clean_epochs: int = 0
+    learn: str = "all"
+    norms: str = "batch"
     validation: int = 0
     select: str = "last"
     initial: str | None = None
@@ -86,20 +93,22 @@ class Settings:
         choice("recipe", self.recipe, RECIPES)
         choice("schedule", self.schedule, SCHEDULES)
         choice("select", self.select, SELECTIONS)
+        choice("learn", self.learn, LEARNED)
+        choice("norms", self.norms, NORMS)
         choice("precision", self.precision, PRECISIONS)
         positive(epochs=self.epochs, learning_rate=self.learning_rate, clip_norm=self.clip_norm, gamma=self.gamma)
         at_least(1, batch=self.batch, steps=self.steps, samples=self.samples, train_samples=self.train_samples)
         not_negative(
             sigma=self.sigma, momentum=self.momentum, weight_decay=self.weight_decay, eps=self.eps, alpha=self.alpha,
-            beta=self.beta, warmup=self.warmup, clean_epochs=self.clean_epochs,
+            beta=self.beta, warmup=self.warmup,
         )  # fmt: skip
-        at_least(0, validation=self.validation)
+        at_least(0, validation=self.validation, clean_epochs=self.clean_epochs)
         if not 0 <= self.adversarial_weight <= 1:
             raise ValueError(f"adversarial_weight is {self.adversarial_weight}; it must lie in [0, 1]")
         if self.nesterov and not self.momentum:
             raise ValueError(f"momentum is {self.momentum}; nesterov needs some")
-        if (self.schedule == "multi-step") != bool(self.milestones):
-            raise ValueError(f"milestones is {self.milestones}; they are for schedule 'multi-step', which needs some")
+        if self.schedule == "multi-step" and not self.milestones:
+            raise ValueError(f"milestones is {self.milestones}; schedule 'multi-step' needs some")
         self._check_noise()
         self._check_selection()
         stream_key(self.seed, Stream.TRAIN)

@@ -53,6 +53,8 @@ class Trainer:
 
     Attributes:
         epoch, step: how many of them are done.
+        steps_per_epoch, total: how many steps there are to be.
+        adversary: the attack of the recipe, None where it has none.
         metrics: of the last epoch done; after the run, of the epoch whose weights were selected.
 
     Raises:
@@ -88,6 +90,8 @@ class Trainer:
         self.kernels = kernels(settings, data.images.shape[1], self.device)
         self.steps_per_epoch = len(self.indices) // settings.batch
         self.total = settings.total(self.steps_per_epoch)
+        if settings.learn == "noise":
+            learn_noise_alone(model)
         self.optimizer = torch.optim.SGD(
             parameter_groups(model, settings.weight_decay),
             lr=settings.learning_rate,
@@ -116,7 +120,7 @@ class Trainer:
             ValueError: it was made with other settings.
         """
         resume = self.group.begin(resume, self.out / CHECKPOINT, self.out / WEIGHTS)
-        self.group.agree(self._about())
+        self.group.agree(self._about() | {"images": len(self.data)})
         if not (resume and self._restore()):
             self._begin()
         devices = [self.device] if self.device.type == "cuda" else []
@@ -199,6 +203,8 @@ class Trainer:
         first = self.epoch * self.steps_per_epoch
         end = min(first + self.steps_per_epoch, self.total)
         self.net.network.train()
+        if self.settings.norms == "running":
+            keep_running_statistics(self.net.network)
         for _ in progress(range(self.step - first, end - first)):
             self._take_step(objective)
             self.step += 1
@@ -226,7 +232,7 @@ class Trainer:
         with self._autocast():
             loss, logits = objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.group.backward(loss)
         if self.settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.optimizer.step()
@@ -375,9 +381,31 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """The parameters of a model for an optimizer: those that decay, which are matrices and kernels, and those that do
     not, which are biases, what batch norms learn, and strengths of noise."""
     noise = {id(p) for p in noise_parameters(model)}
-    decayed = [p for p in model.parameters() if p.dim() > 1 and id(p) not in noise]
-    plain = [p for p in model.parameters() if p.dim() <= 1 or id(p) in noise]
+    learned = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in learned if p.dim() > 1 and id(p) not in noise]
+    plain = [p for p in learned if p.dim() <= 1 or id(p) in noise]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def learn_noise_alone(model: nn.Module) -> None:
+    """Leaves gradients to the strengths of noise.
+
+    Raises:
+        ValueError: there are none.
+    """
+    strengths = noise_parameters(model)
+    if not strengths:
+        raise ValueError("learn is 'noise'; the model has no noise in it (as resnet20+cni has)")
+    model.requires_grad_(False)
+    for strength in strengths:
+        strength.requires_grad_()
+
+
+def keep_running_statistics(network: nn.Module) -> None:
+    """Puts batch norms in eval mode, and leaves the rest of a network in train mode."""
+    for part in network.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
 
 
 def split(count: int, held_out: int) -> tuple[Tensor, Tensor]:

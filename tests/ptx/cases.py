@@ -11,8 +11,10 @@ from torch import Tensor
 
 from smoothfast import ops, reference
 from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key, within
+from smoothfast.voting import NAMES, resolve
 
 ARCHS = (80, 90)
+VOTINGS = NAMES
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCHEDULES = ({}, *({"schedule": "warp", "seed": seed} for seed in (1, 2, 3)))
 # What the shapes are for: vectorised and interleaved; a row that ends in the middle of a tile, of 16 bytes and of a
@@ -78,18 +80,26 @@ def tied(case: tuple[Any, ...]) -> tuple[Any, ...]:
     return images, slots, image_ids, sample_ids, key, law, [high, low, guide], *rest
 
 
-def votes(rows: int, classes: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits of few values, so that ties abound, with zeros of both signs and, in some rows, what is not finite."""
+def votes(
+    rows: int, classes: int, dtype: torch.dtype, seed: int = 0, voting: str = "prediction"
+) -> tuple[Tensor, Tensor, Tensor, Tensor, str, Tensor | None]:
+    """Logits of few values, so that ties abound, with zeros of both signs and, in some rows, what is not finite. Those
+    whose values count are more spread out, a few of them too large."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randint(-3, 3, (rows, classes), generator=generator).to(dtype) / 2
     logits[::3] *= -1  # with zeros of both signs
     logits[2::4] = -logits[2::4].abs()
     logits[2::4, ::3] += 0.0
+    if voting in ("soft", "logit"):
+        logits *= 3.7
+        logits[5::9, ::2] *= 3000
+        logits[3::5] -= 40
     for row, value in ((1, float("nan")), (4, float("inf")), (8, float("-inf")), (9, torch.finfo(dtype).max)):
         if row < rows:
             logits[row, row * 7 % classes] = value
     slots = torch.randint(-1, 4, (rows,), generator=generator)
-    return logits, slots, torch.full((4, classes), 5), torch.arange(4)
+    weights = resolve("weighted", min(classes, 6)).weights if voting == "weighted" else None
+    return logits, slots, torch.full((4, classes), 5), torch.arange(4), voting, weights
 
 
 def gradients(shape: tuple[int, ...], rows: int, dtype: torch.dtype, channels_last: bool) -> tuple[Any, ...]:

@@ -30,6 +30,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # those of setup.py
 TYPES = {torch.float32: "f", torch.bfloat16: "13__nv_bfloat16", torch.float16: "6__half", torch.uint8: "h"}
 LAWS = {"lattice": "LatticeLaw", "gaussian": "GaussianLaw"}
+RULES = {"prediction": "10Prediction", "weighted": "8Weighted", "soft": "4Soft", "logit": "5LogitI"}
 FORMATS = {torch.float64: "FormatIlL", torch.float32: "FormatIiL", torch.bfloat16: "Ls32640", torch.float16: "Ls31744"}
 
 
@@ -88,9 +89,8 @@ class TallyArgs(ctypes.Structure):
     """`TallyArgs` of tally.h, field for field."""
 
     _fields_ = (
-        *((name, ctypes.c_uint64) for name in ("logits", "slots", "counts", "invalid")),
-        ("rows", ctypes.c_int64),
-        ("classes", ctypes.c_int64),
+        *((name, ctypes.c_uint64) for name in ("logits", "slots", "counts", "invalid", "weights")),
+        *((name, ctypes.c_int64) for name in ("rows", "classes", "ranks")),
     )
 
 
@@ -237,7 +237,9 @@ class Device:
         shape = (rows, height, width, channels) if channels_last and not out.is_contiguous() else out.shape
         return bits.view(shape).permute(0, 3, 1, 2) if shape != out.shape else bits.view(shape)
 
-    def tally(self, logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor) -> None:
+    def tally(
+        self, logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor, voting: str, weights: Tensor | None
+    ) -> None:
         """As `torch.ops.smoothfast.tally`; counts and invalid are contiguous."""
         mem = Memory()
         rows, classes = logits.shape
@@ -245,9 +247,10 @@ class Device:
             [self.place(mem, tensor, readonly) for tensor in tensors]
             for readonly, tensors in ((True, (logits, slots)), (False, (counts, invalid)))
         ]
-        args = TallyArgs(*(buffer.addr for buffer in (*read, *held)), rows, classes)
+        table, ranks = (0, 0) if weights is None else (self.place(mem, weights, readonly=True).addr, len(weights))
+        args = TallyArgs(*(buffer.addr for buffer in (*read, *held)), table, rows, classes, ranks)
         launch = dict(ops.extension.cuda_launch_of_tally(rows, self.multiprocessors))
-        self.launch("tally", (FORMATS[logits.dtype],), args, launch, mem)
+        self.launch("tally", (FORMATS[logits.dtype], RULES[voting]), args, launch, mem)
         for tensor, buffer in zip((counts, invalid), held, strict=True):
             tensor.copy_(torch.from_numpy(buffer.get()).view(torch.int64).view(tensor.shape))
 

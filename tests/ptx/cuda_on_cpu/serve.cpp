@@ -101,7 +101,11 @@ struct Case {
                             : is("FormatIiL") ? Logits::f32
                             : is("Ls32640")   ? Logits::bf16
                                               : Logits::f16;
-      tally(as<TallyArgs>(), launch, logits, nullptr);
+      const Voting voting = is("Prediction") ? Voting::prediction
+                            : is("Weighted") ? Voting::weighted
+                            : is("Soft")     ? Voting::soft
+                                             : Voting::logit;
+      tally(as<TallyArgs>(), launch, logits, voting, nullptr);
     } else if (is("replica_sum")) {
       const auto args = as<SumArgs>();
       const auto width = static_cast<int32_t>(args.channels * args.plane / args.runs);

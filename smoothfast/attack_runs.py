@@ -32,7 +32,6 @@ AWAY: Mapping[str, Any] = {"targeted": "none"}
 ATTACKS: dict[str, tuple[Callable[..., Attack], Mapping[str, Any]]] = {
     "fgsm": (FGSM, {**AWAY, "eps": 8 / 255, "norm": "linf", "loss": "ce"}),
     "pgd": (PGD, {**CLIMB, **AWAY, "samples": 1, "loss": "ce"}),
-    "pgd-legacy": (partial(PGD, legacy_accumulate=True), {**CLIMB, **AWAY, "samples": 1, "loss": "ce"}),
     "epgd": (EPGD, {**CLIMB, **AWAY, "loss": "ce"}),
     "smoothadv": (SmoothAdvPGD, {**CLIMB, **AWAY}),
     "multi-targeted": (MultiTargetedPGD, {**CLIMB, "samples": 1}),
@@ -40,6 +39,7 @@ ATTACKS: dict[str, tuple[Callable[..., Attack], Mapping[str, Any]]] = {
     "cw": (CW, {**AWAY, "steps": 1000, "samples": 1}),
     "nattack": (NAttack, {**AWAY, "eps": 8 / 255, "steps": 500, "samples": 1}),
     "square": (_square, {**AWAY, "eps": 8 / 255, "steps": 5000, "samples": 1}),
+    "pgd-legacy": (partial(PGD, legacy_accumulate=True), {**CLIMB, **AWAY, "samples": 1, "loss": "ce"}),
 }
 """By name: what makes the attack, and the options it takes, with their values where they are not given."""
 

@@ -40,6 +40,18 @@ def published_votes(logits: Tensor) -> NDArray[np.int64]:
     return votes
 
 
+def ranked_sum(logits: Tensor) -> Tensor:
+    """Sums by class of 2^-(k-1) for rank k, float32 [K], after a full sort as in the code of Nemcovsky et al."""
+    weights = 0.5 ** torch.arange(logits.shape[1], device=logits.device)
+    ranked = logits.argsort(dim=1, descending=True)
+    return torch.zeros_like(weights).scatter_add_(0, ranked.flatten(), weights.repeat(len(logits)))
+
+
+def row_sum(rows: Tensor, slots: Tensor) -> Tensor:
+    """Sums of rows [R, K] by slot, of which there is one: float32 [K]."""
+    return rows.new_zeros(1, rows.shape[1]).index_add_(0, slots, rows)[0]
+
+
 def index_add_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
     """Sums of the rows of every image by `index_add_`, in float32; scale is [C, 1, 1]."""
     sums = gradients.new_zeros((images, *gradients.shape[1:]), dtype=torch.float32)

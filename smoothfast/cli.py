@@ -507,7 +507,7 @@ def main() -> None:
     except (ValueError, FileExistsError, FileNotFoundError) as error:
         distributed.once(partial(_complain, error))
         sys.exit(2)
-    except OSError as error:
+    except (OSError, FloatingPointError) as error:
         distributed.once(partial(_complain, error))
         sys.exit(1)
 

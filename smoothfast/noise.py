@@ -102,6 +102,11 @@ def no_noise() -> Law:
     return Law("gaussian", (0.0,), (torch.zeros(1),))
 
 
+def float_law(sigma: float | Sequence[float]) -> Law:
+    """Of noise on float images in [0, 1]: Gaussian, and none for sigma 0."""
+    return gaussian_law(sigma) if np.any(sigma) else no_noise()
+
+
 def lattice(
     shape: Sequence[int],
     sigma: float,

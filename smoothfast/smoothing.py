@@ -17,7 +17,7 @@ from . import ops
 from .costs import AUTO, Network, candidates, measure
 from .engine import Engine, Job, default_micro_batch, resolve_precision
 from .layers import draws_noise
-from .noise import MAX_IMAGE_ID, Law, Stream, gaussian_law, lattice_law, stream_key, uniform
+from .noise import MAX_IMAGE_ID, Law, Stream, float_law, gaussian_law, lattice_law, no_noise, stream_key, uniform
 from .noisy_network import NoisyNetwork
 from .procedures import ABSTAIN, Count, Decision, Procedure, Total, certify_procedure, predict_procedure
 from .runners import Kept, device_of, fingerprint
@@ -93,7 +93,7 @@ class SmoothedClassifier(nn.Module):
     Args:
         base: any module from images [B, C, H, W] to logits [B, K].
         sigma: standard deviation of the noise, in [0, 1] pixel units; one number, or one per channel (a certificate
-            then uses the smallest).
+            then uses the smallest). 0 where `base` has noise of its own (`layers`), which then is all there is.
         num_classes: K.
         samples: noisy copies per image in `forward`.
         voting: what a copy gives each class (Nemcovsky et al. 2019, arXiv 1911.07198, eq. 8-13). "prediction": 1 to its
@@ -147,7 +147,8 @@ class SmoothedClassifier(nn.Module):
         at_least(1, samples=samples, max_batch=max_batch)
         stream_key(index(seed), Stream.PREDICT)  # checks it
         self.base = base
-        self.register_buffer("sigma", torch.tensor(gaussian_law(sigma).sigma, dtype=torch.float64))
+        sigmas = float_law(sigma).sigma if draws_noise(base) else gaussian_law(sigma).sigma
+        self.register_buffer("sigma", torch.tensor(sigmas, dtype=torch.float64))
         self.num_classes, self.samples, self.normalize, self.noise, self.seed = (
             num_classes,
             samples,
@@ -297,6 +298,8 @@ class SmoothedClassifier(nn.Module):
         """
         self._require_votes("certify")
         sigma = min(self.sigma.tolist())
+        if not sigma:
+            raise ValueError("sigma is 0; a radius takes noise on images")
         ids = checked_ids(image_ids, len(images))
         classes = None if labels is None else checked_labels(labels, len(images), self.num_classes)
 
@@ -452,6 +455,8 @@ class SmoothedClassifier(nn.Module):
         sigma, on_levels = tuple(self.sigma.tolist()), images.dtype == torch.uint8
         if len(sigma) not in (1, images.shape[1]):
             raise ValueError(f"sigma has {len(sigma)} entries; the images have {images.shape[1]} channels")
+        if not any(sigma):
+            return no_noise()
         noise = self.noise or ("lattice" if on_levels else "gaussian")
         if noise == "gaussian":
             return gaussian_law(sigma, levels=255 if on_levels else 1)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import ops
 from .engine import DTYPES, default_micro_batch, resolve_precision
-from .noise import Law, Stream, gaussian_law, stream_key
+from .noise import Law, Stream, float_law, stream_key
 from .noisy_network import NoisyNetwork
 from .runners import evaluating, in_precision
 from .smoothing import SmoothedClassifier, finite_images
@@ -144,7 +144,7 @@ class SoftClassifier(nn.Module):
         images = finite_images(images)
         images = images / 255 if images.dtype == torch.uint8 else images
         first, self._next_sample = self._next_sample, self._next_sample + self.samples
-        net, law = NoisyNetwork(self.smoothed.base), gaussian_law(self.smoothed.sigma.tolist())
+        net, law = NoisyNetwork(self.smoothed.base), float_law(self.smoothed.sigma.tolist())
         mean = "logit" if self.smoothed.voting.name == "logit" else "soft"
         average = Average(self.smoothed, net, net.run_frozen, law, Stream.ATTACK, mean, self.max_batch)
         return average.scores(images, first, self.samples)

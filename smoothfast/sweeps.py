@@ -23,7 +23,7 @@ from .analysis import markdown
 from .attack_runs import ATTACKS, at_once
 from .engine import Engine, Job
 from .layers import draws_noise
-from .noise import Law, Stream, gaussian_law, no_noise
+from .noise import Stream, float_law
 from .procedures import ABSTAIN, UNDECIDED, Decision, Draw, Votes
 from .runners import Kept
 from .smoothing import SmoothedClassifier
@@ -113,7 +113,7 @@ class Sweep:
             raise ValueError(f"samples is {list(self.samples)}; they must rise")
         at_least(1, samples=self.samples[0])
         for sigma in self.sigmas:
-            law(sigma)  # checks it
+            float_law(sigma)  # checks it
 
     def rows(
         self,
@@ -177,16 +177,11 @@ class Sweep:
 
         def build(runner: str) -> Engine:
             return Engine(
-                model.base, law(sigma), (channels, height, width), images.dtype, model.num_classes, model.seed,
+                model.base, float_law(sigma), (channels, height, width), images.dtype, model.num_classes, model.seed,
                 model.normalize, model.precision, model.micro_batch(images), runner, model.clip, votings,
             )  # fmt: skip
 
         return Kept[Engine]().first(model.candidates(images, passes), lambda runner: runner, build)
-
-
-def law(sigma: float) -> Law:
-    """Of noise on float images; none for 0."""
-    return gaussian_law(sigma) if sigma else no_noise()
 
 
 # ---- files and tables ------------------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ GOOD: dict[str, dict[str, Any]] = {
         "law": "lattice", "table": LATTICE, "scale": THREE, "shift": THREE, "clip": False, "dtype": torch.float32,
         "channels_last": False,
     },
-    "tally": {"logits": LOGITS, "slots": INDEX, "counts": COUNTS, "invalid": INVALID},
+    "tally": {
+        "logits": LOGITS, "slots": INDEX, "counts": COUNTS, "invalid": INVALID, "voting": "weighted", "weights": INDEX,
+    },
     "replica_sum": {"gradients": torch.zeros(ROWS, *SHAPE[1:]), "slots": INDEX, "scale": THREE, "images": 2},
     "attack_step": {
         "adversarial": FLOATS.clone(), "images": FLOATS, "gradients": FLOATS, "norm": "linf", "alpha": 0.1, "eps": 0.5,
@@ -64,6 +66,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("tally", {"counts": COUNTS[:, :9]}, "counts must be int64 [S, 10]"),
     ("tally", {"counts": COUNTS.int()}, "counts must be int64 [S, 10]"),
     ("tally", {"invalid": INVALID[:1]}, "invalid must be int64 [2]"),
+    ("tally", {"voting": "loud"}, "voting must be 'prediction', 'weighted', 'soft' or 'logit', not 'loud'"),
+    ("tally", {"weights": None}, "voting 'weighted' needs weights"),
+    ("tally", {"voting": "soft"}, "weights belong to voting 'weighted', not to 'soft'"),
+    ("tally", {"weights": THREE}, "weights must be int64 [1 .. 10]"),
+    ("tally", {"weights": INDEX[:0]}, "weights must be int64 [1 .. 10]"),
+    ("tally", {"weights": torch.zeros(11).long()}, "weights must be int64 [1 .. 10]"),
     ("replica_sum", {"gradients": LOGITS}, "gradients must be [R, C, H, W], not [4, 10]"),
     ("replica_sum", {"gradients": torch.zeros(ROWS, *SHAPE[1:]).double()}, "gradients must be float32, bfloat16"),
     ("replica_sum", {"slots": INDEX[:3]}, "slots must be int64 [4]"),

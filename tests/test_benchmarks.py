@@ -37,6 +37,7 @@ from typer.testing import CliRunner
 
 from smoothfast import SmoothedClassifier, cli, models, ops
 from smoothfast.noise import Stream
+from smoothfast.voting import NAMES, resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = harness.CPU
@@ -85,6 +86,13 @@ def test_votes_agree(dtype: torch.dtype) -> None:
     assert len(counts) == 3
     assert all(votes == counts[0] for votes in counts)
     assert sum(counts[0]) == 50
+
+
+@pytest.mark.parametrize("voting", NAMES[1:])
+def test_sums_by_other_voting_rules_agree(voting: str) -> None:
+    found = results(tally.contenders(50, 7, torch.float32, CPU, voting))
+    ours, theirs = found.values()
+    torch.testing.assert_close((ours * resolve(voting, 7).unit).float(), theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "memory_format"), FORMS)

@@ -178,7 +178,7 @@ def test_machine_code(stem: str, arch: int) -> None:
 
 MOST_INSTRUCTIONS = {
     "noisy_replicas": 1200,
-    "tally": 1300,
+    "tally": 1400,
     "replica_sum": 650,
     "attack_step": 600,
     "perturb_weights": 800,

@@ -26,6 +26,7 @@ from cases import (
     PASSES,
     ROWS,
     SHAPES,
+    VOTINGS,
     arguments,
     attack,
     gradients,
@@ -136,7 +137,9 @@ def inputs(name: str) -> list[Case]:
             arguments((4, 8, 8), "gaussian", torch.float32, torch.float32, per_channel=True),
             tied(arguments((3, 40, 40))),
         ],
-        "tally": lambda: [votes(70, 101, dtype, seed) for seed, dtype in enumerate((torch.float64, *DTYPES))],
+        "tally": lambda: [
+            votes(70, 101, dtype, 0, voting) for voting, dtype in zip(VOTINGS, (torch.float64, *DTYPES), strict=True)
+        ],
         "replica_sum": lambda: [
             gradients(shape, 29, dtype, channels_last)
             for shape, dtype, channels_last in zip(SHAPES, (*DTYPES, torch.float32), (False, True) * 2, strict=False)
@@ -176,8 +179,8 @@ def test_noisy_replicas_at_their_limits(dtype: torch.dtype, channels_last: bool,
 @pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
 @pytest.mark.parametrize("classes", [1, 2, 10, 33, 1000, 5000])
 def test_tally(classes: int, dtype: torch.dtype, backend: str) -> None:
-    for rows in (0, 1, 13, 3000):
-        check("tally", backend, votes(rows, classes, dtype))
+    for rows, voting in product((0, 1, 13, 3000), VOTINGS):
+        check("tally", backend, votes(rows, classes, dtype, voting=voting))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -536,6 +539,13 @@ def test_certificates_are_those_of_the_cpu(method: str, images: Tensor) -> None:
     assert found.meta["row_function"] is True
     assert found.sound == expected.sound == (images.dtype == torch.uint8)
     assert 0 < expected.decisions.count("certified") < len(IMAGES)
+
+
+@pytest.mark.parametrize("voting", [*VOTINGS, (1, 0.5)])
+def test_scores_by_every_rule_are_those_of_the_cpu(voting: Any) -> None:
+    smooth = classifier(voting=voting)
+    assert torch.equal(smooth.scores(IMAGES, 300), classifier(device="cpu", voting=voting).scores(IMAGES, 300))
+    assert smooth.engine(IMAGES).meta["graph"] == "captured"
 
 
 @pytest.mark.parametrize("max_batch", [64, 100, 256])

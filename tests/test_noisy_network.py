@@ -218,3 +218,19 @@ def test_what_other_packages_differentiate_draws_a_pass_for_each_sample(base: nn
     scores = smoothed(base).differentiable(samples=2)(images)
     passes = torch.stack([logits(base, images, ids, sample, Stream.ATTACK) for sample in range(2)])
     torch.testing.assert_close(scores, passes.softmax(2).mean(0).log())
+
+
+def test_sigma_may_be_0_where_the_network_has_noise_of_its_own(base: nn.Module) -> None:
+    for strength in noise_parameters(base):
+        strength.data *= 10
+    model = SmoothedClassifier(base, 0, CLASSES, seed=SEED, precision="fp32", runner="eager")
+    for images in (IMAGES, (255 * IMAGES).byte()):
+        votes = model.votes(images, 30, IDS)
+        assert (votes.sum(1) == 30).all()
+    assert (votes.amax(1) < 30).any()
+    assert EPGD(model, steps=1, samples=2)(IMAGES, [0] * 5).shape == IMAGES.shape
+    assert model.differentiable(2)(IMAGES).shape == (5, CLASSES)
+    with pytest.raises(ValueError, match="sigma is 0; a radius takes noise on images"):
+        model.certify(IMAGES)
+    with pytest.raises(ValueError, match="sigma is 0; it must be positive and finite"):
+        SmoothedClassifier(Net(), 0, CLASSES)

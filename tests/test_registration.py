@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 import smoothfast as sf
-from smoothfast import ops, reference
+from smoothfast import ops, reference, voting
 from smoothfast.noise import Stream, gaussian_law, lattice_law, stream_key
+from smoothfast.voting import Voting, resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SLOTS = torch.tensor([1, 0, -1, 1])
@@ -85,9 +86,11 @@ def test_opcheck_of_noisy_replicas(arguments: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_opcheck_of_tally(dtype: torch.dtype, requires_grad: bool) -> None:
+@pytest.mark.parametrize("voting", voting.NAMES)
+def test_opcheck_of_tally(voting: str, dtype: torch.dtype, requires_grad: bool) -> None:
     logits = torch.randn(4, 10, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_(requires_grad)
-    torch.library.opcheck(torch.ops.smoothfast.tally.default, tally_arguments(logits))
+    arguments = (*tally_arguments(logits), voting, resolve(voting, 10).weights)
+    torch.library.opcheck(torch.ops.smoothfast.tally.default, arguments)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +140,22 @@ def test_compile_passes_scalars_as_they_are(compiler: str) -> None:
         compiled(again, 0.1 + i / 7, 0.3 + i / 11)
         check_equal([again], [once])
         assert not torch.equal(once, images)
+
+
+def test_compiled_voting_rules(compiler: str) -> None:
+    logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    for name in voting.NAMES:
+        rule = resolve(name, 10)
+
+        def call(logits: Tensor, counts: Tensor, invalid: Tensor, rule: Voting = rule) -> Tensor:
+            ops.tally(logits * 2, SLOTS, counts, invalid, rule)
+            return counts + 1
+
+        once, again = tally_arguments(logits), tally_arguments(logits)
+        wanted = call(logits, *once[2:])
+        found = torch.compile(call, fullgraph=True, backend=compiler)(logits, *again[2:])
+        check_equal([found, *again[2:]], [wanted, *once[2:]])
+        assert wanted.max() > 1
 
 
 def test_export() -> None:
@@ -210,7 +229,8 @@ logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
 steps = [(t.IMAGES / 255, t.IMAGES / 300, t.IMAGES.float() - 99, norm, 0.1, 0.2, 0.0, 1.0) for norm in ("linf", "l2")]
 cases = [("noisy_replicas", arguments) for arguments in replicas] + [("attack_step", step) for step in steps]
 cases += [("replica_sum", (t.IMAGES[[0, 1, 1, 0]] / 3, t.SLOTS, torch.rand(3), 2))]
-cases += [("tally", t.tally_arguments(logits))]
+rules = [t.resolve(name, 10) for name in ("prediction", "weighted", "logit")]
+cases += [("tally", (*t.tally_arguments(logits), rule.name, rule.weights)) for rule in rules]
 weights = torch.arange(960).view(5, 3, 64) / 960
 cases += [("perturb_weights", (*weights[:2], weights[2:], torch.arange(6).view(2, 3), t.IDS, t.KEY, torch.float16))]
 def outputs(name, arguments, call):

@@ -692,3 +692,10 @@ def test_running_statistics_stay_as_they_are(tmp_path: Path) -> None:
     assert statistics
     trainer(tmp_path, replace(SETTINGS, norms="running"), model=model).fit()
     assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers() if "running" in name)
+
+
+def test_a_run_that_diverges_says_so_and_keeps_nothing_of_it(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"the loss is nan in epoch 0, by step 4: .* clip_norm \(None\)"):
+        trainer(tmp_path, replace(SETTINGS, learning_rate=1e30)).fit()
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert not (tmp_path / "checkpoint.pt").exists()

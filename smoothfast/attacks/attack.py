@@ -16,7 +16,7 @@ from ..costs import AUTO, CORES, candidates, measure
 from ..engine import default_micro_batch, resolve_precision
 from ..layers import draws_noise
 from ..losses import Loss, cross_entropy
-from ..noise import MAX_SAMPLE_ID, Stream, gaussian_law, no_noise, stream_key, uniforms
+from ..noise import MAX_SAMPLE_ID, Stream, float_law, stream_key, uniforms
 from ..packing import BLOCK
 from ..passes import Passes
 from ..runners import Kept, device_of, fingerprint
@@ -108,7 +108,7 @@ class Attack(ABC):
             sigma = tuple(model.sigma.tolist()) if sigma is None else sigma
             precision = precision or model.precision
         self.precision = precision or "auto"
-        self.law = no_noise() if sigma is None or sigma == 0 else gaussian_law(sigma)
+        self.law = float_law(0.0 if sigma is None else sigma)
         self.gradients = self.forwards = 0
         self._takes_normalized = False
         self._targets: Targets | None = None

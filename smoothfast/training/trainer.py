@@ -209,7 +209,9 @@ class Trainer:
             self._take_step(objective)
             self.step += 1
             if self.step < end and time.monotonic() - self._saved >= self.checkpoint_every:
+                self._require_finite()
                 self._save()
+        self._require_finite()
         images = (end - first) * self.settings.batch
         means = {name: float(total) / images for name, total in self._sums.items()}
         self.metrics = {
@@ -223,6 +225,15 @@ class Trainer:
         self.metrics["seconds"] = round(self._seconds_so_far(), 1)
         self._consider()
         self._end_epoch()
+
+    def _require_finite(self) -> None:
+        """Before anything is kept: the last checkpoint is one of weights that can be gone on with."""
+        if not self._sums["loss"].isfinite():
+            raise FloatingPointError(
+                f"the loss is {float(self._sums['loss'])} in epoch {self.epoch}, by step {self.step}: the run has "
+                f"diverged. Lower learning_rate ({self.settings.learning_rate}), or set clip_norm "
+                f"({self.settings.clip_norm})"
+            )
 
     def _take_step(self, objective: nn.Module) -> None:
         batch = self.batch(self.step)

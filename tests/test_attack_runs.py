@@ -205,7 +205,7 @@ def test_the_table_has_the_defaults_of_the_classes(smoothed: SmoothedClassifier)
     [
         ("magic", {}, "attack is 'magic'; it must be one of fgsm, pgd, epgd, smoothadv, multi-targeted"),
         ("fgsm", {"steps": 3}, "steps is 3; attack 'fgsm' takes none, as pgd, epgd, smoothadv, multi-targeted, ddn"),
-        ("smoothadv", {"loss": "dlr"}, "loss is 'dlr'; attack 'smoothadv' takes none, as fgsm, pgd, epgd, pgd-legacy do"),
+        ("smoothadv", {"loss": "dlr"}, "loss is 'dlr'; attack 'smoothadv' takes none, as fgsm, pgd, epgd, "),
         ("multi-targeted", {"targeted": "random"}, "targeted is 'random'; attack 'multi-targeted' takes none"),
     ],
 )

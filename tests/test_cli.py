@@ -578,7 +578,7 @@ def test_an_attack_goes_on_with_its_own_settings_alone(
     [
         ({"attack": "magic"}, "attack is 'magic'; it must be one of fgsm, pgd, epgd, smoothadv, multi-targeted"),
         ({"attack": "fgsm"}, "steps is 3; attack 'fgsm' takes none, as pgd, epgd"),
-        ({"attack": "smoothadv", "loss": "ce"}, "loss is 'ce'; attack 'smoothadv' takes none, as fgsm, pgd, epgd, pgd-legacy do"),
+        ({"attack": "smoothadv", "loss": "ce"}, "loss is 'ce'; attack 'smoothadv' takes none, as fgsm, pgd, epgd, "),
         ({"attack": "multi-targeted", "targeted": "none"}, "targeted is 'none'; attack 'multi-targeted' takes none"),
         ({"eps": "8/0"}, "eps is '8/0'; it must be a number as 0.03 or 8/255"),
         ({"eps": "much"}, "eps is 'much'"),

@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from smoothfast.models import Normalize
+from smoothfast import models
+from smoothfast.layers import noise_parameters
+from smoothfast.models import Normalize, resnet20
 from smoothfast.weights import Weights, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -225,3 +227,20 @@ def test_missing_and_extra_names() -> None:
 def test_many_faults_are_counted() -> None:
     with pytest.raises(ValueError, match=r"conv\.weight is missing; .* and 3 more$"):
         Weights({}).load_into(Tiny())
+
+
+def test_a_noisy_network_takes_weights_of_the_plain_one_and_its_own() -> None:
+    plain, noisy = resnet20(), models.load("resnet20+cni", 10)
+    strengths = [strength.detach().clone() for strength in noise_parameters(noisy)]
+    Weights(plain.state_dict()).load_into(noisy)
+    assert torch.equal(noisy.conv1.weight, plain.conv1.weight)
+    assert all(torch.equal(*pair) for pair in zip(noise_parameters(noisy), strengths, strict=True))
+    noisy.conv1.diagonal.data.fill_(0.5)
+    again = models.load("resnet20+cni", 10)
+    Weights({f"module.{name}": value for name, value in noisy.state_dict().items()}).load_into(again)
+    assert torch.equal(again.conv1.diagonal, noisy.conv1.diagonal)
+    part = {name: value for name, value in noisy.state_dict().items() if name != "conv1.factors"}
+    with pytest.raises(ValueError, match=r"conv1\.factors is missing"):
+        Weights(part).load_into(again)
+    with pytest.raises(ValueError, match="is not in the model"):
+        Weights(noisy.state_dict()).load_into(plain)

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import analysis, attack_files, attack_runs, data, distributed, models, ops, plots, runs, sweeps
 from .costs import AUTO, COSTS, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
+from .layers import scale_noise
 from .logs import read_log
 from .losses import LOSSES
 from .noise import Stream
@@ -330,6 +331,9 @@ def train(
     adversarial_weight: Annotated[float | None, typer.Option(help="Of the loss of adversarial images.")] = None,
     beta: Annotated[float | None, typer.Option(help="Weight of the divergence.")] = None,
     warmup: Annotated[float | None, typer.Option(help="Epochs over which eps grows.")] = None,
+    noise_strength: Annotated[
+        float, typer.Option(help="Of the noise in the network at first, in units of that in the papers.")
+    ] = 1.0,
     learn: Annotated[str | None, typer.Option(help=f"{_of(LEARNED)} noise: its strengths alone.")] = None,
     norms: Annotated[str | None, typer.Option(help=f"Statistics that batch norms take. {_of(TRAINING_NORMS)}")] = None,
     validation: Annotated[int | None, typer.Option(help="Training images that are held out.")] = None,
@@ -358,13 +362,15 @@ def train(
     num_classes = _num_classes(classes, start.about, source)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        network = models.load(model, num_classes)
+        network = scale_noise(models.load(model, num_classes), noise_strength)
     if start.tensors:
         start.load_into(network)
     with distributed.joined() as group:
         leads = group.rank == 0
         held_out = None if test is None else data.in_memory(data.load(test, "test"))
         about = {"model": model, "num_classes": str(num_classes), "data": data_spec}
+        if noise_strength != 1:
+            about["noise_strength"] = str(noise_strength)
         if leads:
             console.print(f"reading {len(source):,} training images")
         images = data.in_memory(source, _bar("images") if leads else iter)

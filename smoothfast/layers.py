@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from . import ops
 from .noise import Stream, stream_key, within
 from .runners import device_of, evaluating
-from .specs import at_least, choice
+from .specs import at_least, choice, not_negative
 
 ALPHA = 0.25  # initial, of PNI
 DIAGONAL = 0.25**2  # initial, of CNI: a variance in units of std(W)
@@ -400,6 +400,21 @@ def noise_parameters(model: nn.Module) -> list[nn.Parameter]:
     al. 2019)."""
     named = ("alpha", "diagonal", "factors")
     return [getattr(part, name) for part in noisy_layers(model) for name in named if hasattr(part, name)]
+
+
+@torch.no_grad()
+def scale_noise(model: nn.Module, factor: float) -> nn.Module:
+    """Multiplies the standard deviation of all noise in a network, in place; returns the model.
+
+    Networks that were trained without noise do not bear the initial strengths of PNI and CNI, which are for training
+    from scratch.
+    """
+    not_negative(factor=factor)
+    for part in noisy_layers(model):
+        for name, power in (("alpha", 1), ("diagonal", 2), ("factors", 1)):  # the diagonal has variances
+            if hasattr(part, name):
+                getattr(part, name).mul_(factor**power)
+    return model
 
 
 @contextmanager

@@ -315,3 +315,11 @@ def test_layers_of_a_network_are_drawn_as_each_alone() -> None:
         together = Bank.of(parts).draw(torch.tensor([0]), key)
         for part, weights in zip(parts, together, strict=True):
             assert torch.equal(part.drawn_weight(), weights[0])
+
+
+def test_noise_is_scaled_by_its_standard_deviation(layer: WeightNoise) -> None:
+    before = covariance(layer)
+    assert layers.scale_noise(layer, 0.5) is layer
+    torch.testing.assert_close(covariance(layer), before / 4, rtol=1e-4, atol=1e-8)
+    with pytest.raises(ValueError, match="factor is -1; it must be at least 0"):
+        layers.scale_noise(layer, -1)

@@ -49,6 +49,7 @@ from .weights import Weights, read_weights
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)  # tables go to stdout, everything else here
 
+PLACEHOLDER = 0.25  # sigma of a classifier of which a sweep uses all but that
 DEMO_SECONDS = 120.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
 DEMO_PASSES = 500_000  # about what that time is enough for: n is not known before the runner is
 DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
@@ -430,7 +431,7 @@ def sweep(
     options.pop("targeted", None)  # away from the labels
     at_least(1, attack_seeds=attack_seeds)
     smoothed, source, indices, about = _prepared(
-        data_spec, model, weights, attack_sigma or 0.25, classes, skip, limit, normalize=normalize, seed=seed,
+        data_spec, model, weights, attack_sigma or PLACEHOLDER, classes, skip, limit, normalize=normalize, seed=seed,
         precision=precision, max_batch=batch, runner=runner, device=device,
     )  # fmt: skip
     plan = sweeps.Sweep(

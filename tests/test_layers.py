@@ -310,7 +310,7 @@ def test_a_model_spec_names_the_noise() -> None:
 def test_layers_of_a_network_are_drawn_as_each_alone() -> None:
     network = inject_noise(models.resnet20b(), "cni")
     parts = [part for part in noisy_layers(network) if isinstance(part, WeightNoise)]
-    key = within(stream_key(0, Stream.FORWARD), layers.Stream.WEIGHT)
+    key = within(stream_key(0, Stream.FORWARD), Stream.WEIGHT)
     with torch.no_grad():
         together = Bank.of(parts).draw(torch.tensor([0]), key)
         for part, weights in zip(parts, together, strict=True):

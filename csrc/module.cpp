@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/fused/network.h"
 #include "cpu/isa.h"
 #include "cpu/noisy_replicas.h"
 #include "cuda/launch.h"
@@ -34,6 +35,12 @@ constexpr int kOpenMp = 0;  // at::parallel_for is a serial loop
 #define SMOOTHFAST_TEXT(...) #__VA_ARGS__
 #define SMOOTHFAST_TEXT_OF(...) SMOOTHFAST_TEXT(__VA_ARGS__)
 constexpr const char* kCudaArchitectures = SMOOTHFAST_TEXT_OF(SMOOTHFAST_CUDA_ARCHITECTURES);
+
+std::vector<std::string> fused_processors() {
+  std::vector<std::string> names;
+  for (fused_network::Processor one : fused_network::processors()) names.push_back(fused_network::processor_name(one));
+  return names;
+}
 
 std::map<std::string, std::string> build_info() {
   return {{"torch", TORCH_VERSION},
@@ -126,6 +133,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_set", [] { return std::string(isa_name(active_isa())); }, "The instruction set in use.");
   m.def("supported_instruction_sets", supported_instruction_sets, "Those that this processor has, worst first.");
   m.def("use_instruction_set", use_isa, py::arg("name"), "Switches all kernels: scalar, avx2 or avx512.");
+  m.def("fused_processors", fused_processors, "What fused networks run on here, the best first.");
   m.def("philox_words", philox_words, py::arg("counter"), py::arg("key"), py::arg("blocks"),
         "Words of consecutive blocks in element order, from the vector path in use.");
   m.def("guided_draws", guided_draws, py::arg("words"), py::arg("high"), py::arg("low"), py::arg("guide"),

@@ -29,6 +29,14 @@ TORCH_LIBRARY(smoothfast, m) {
       "perturb_weights(Tensor weights, Tensor scales, Tensor factors, Tensor tiles, Tensor passes, Tensor key, "
       "ScalarType dtype) -> Tensor",
       {at::Tag::pt2_compliant_tag});
+  // What CPUs alone have; their arguments are checked in cpu/fused.cpp.
+  m.def("fused_pack(Tensor[] weights, Tensor[] biases, Tensor linear, Tensor linear_bias, bool gradients) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  m.def("fused_logits(Tensor replicas, Tensor packed, int[] shape, str processor) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
+  m.def(
+      "fused_gradients(Tensor replicas, Tensor classes, Tensor packed, int[] shape, str processor) -> (Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 namespace {

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .fused import processors, resembles
 from .layers import without_noise
 from .runners import RUNNERS, device_of, evaluating
 
@@ -40,6 +41,8 @@ COSTS = {
     "eager": Cost(0.0, 0.0, {"fp32": 65, "bf16": 110, "fp16": 110}),
     "openvino": Cost(1.5, 0.03, {"fp32": 95, "bf16": 180}),
     "compiled": Cost(5.0, 0.3, {"fp32": 95, "bf16": 175, "fp16": 175}),
+    # With AMX, of Granite Rapids by a prototype of the kernels; the kernels themselves were not measured there.
+    "fused": Cost(1.5, 0.01, {"bf16": 1800}),
 }
 
 
@@ -47,11 +50,13 @@ COSTS = {
 class Network:
     """Operations for one image, and layers with weights.
 
-    The gradient by an image takes twice the operations of a forward pass, and no layers more.
+    The gradient by an image takes twice the operations of a forward pass, and no layers more. `family`: it may be one
+    that the fused kernels take.
     """
 
     operations: float
     layers: int
+    family: bool = False
 
 
 def measure(base: nn.Module, shape: tuple[int, ...]) -> Network:
@@ -66,7 +71,8 @@ def measure(base: nn.Module, shape: tuple[int, ...]) -> Network:
     ):
         warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # of a base compiled already: our hooks
         base(images)
-    return Network(counter.get_total_flops() / 2, sum(1 for part in base.modules() if part._parameters))
+    layers = sum(1 for part in base.modules() if part._parameters)
+    return Network(counter.get_total_flops() / 2, layers, resembles(base, shape))
 
 
 def seconds(runner: str, network: Network, passes: int, precision: str, cores: int = CORES) -> float:
@@ -82,6 +88,8 @@ def candidates(network: Network, passes: int, precision: str, device: torch.devi
         compiles = find_spec("triton") is not None and passes >= GPU_PASSES
         return ["compiled", "eager"] if compiles else ["eager"]
     installed = ["eager"]
+    if network.family and precision == "bf16" and processors()[:1] == ["amx"]:  # without, OpenVINO takes less time
+        installed.append("fused")
     if find_spec("openvino") is not None and precision in COSTS["openvino"].speed:
         installed.append("openvino")
     if shutil.which(os.environ.get("CXX", "g++")) is not None:

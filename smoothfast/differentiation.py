@@ -9,26 +9,7 @@ from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .losses import Loss
 from .runners import declined, in_precision
-
-
-class Differentiated(nn.Module):
-    """The gradient of a loss of a base classifier, as a network: replicas [B, C, H, W], classes int64 [B, k] and what
-    the base takes beside replicas to logits float32 [B, K] and gradients with respect to the replicas. No parameter
-    gets a gradient."""
-
-    def __init__(self, base: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.base, self.loss = base, loss
-
-    def forward(self, replicas: Tensor, classes: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
-        replicas = replicas.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = self.base(replicas, *noise).float()
-            total = self.loss(logits, *classes.unbind(1)).sum()
-            (gradients,) = torch.autograd.grad(total, replicas)
-        return logits.detach(), gradients
 
 
 def traced(network: nn.Module, runner: str, dtype: torch.dtype, examples: tuple[Tensor, ...]) -> nn.Module:

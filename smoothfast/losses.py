@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Loss = Callable[..., Tensor]
 
@@ -70,3 +70,21 @@ def _own(logits: Tensor, classes: Tensor) -> Tensor:
 def _others(logits: Tensor, classes: Tensor) -> Tensor:
     """Without that of the class: below every other one."""
     return logits.masked_fill(_is_own(logits, classes), -1e30)
+
+
+class Differentiated(nn.Module):
+    """The gradient of a loss of a base classifier, as a network: replicas [B, C, H, W], classes int64 [B, k] and what
+    the base takes beside replicas to logits float32 [B, K] and gradients with respect to the replicas. No parameter
+    gets a gradient."""
+
+    def __init__(self, base: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.base, self.loss = base, loss
+
+    def forward(self, replicas: Tensor, classes: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+        replicas = replicas.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.base(replicas, *noise).float()
+            total = self.loss(logits, *classes.unbind(1)).sum()
+            (gradients,) = torch.autograd.grad(total, replicas)
+        return logits.detach(), gradients

@@ -174,6 +174,56 @@ def perturb_weights(
     return torch.ops.smoothfast.perturb_weights(weights, scales, factors, tiles, passes, key, dtype)
 
 
+def fused_pack(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], linear: Tensor, linear_bias: Tensor, gradients: bool
+) -> Tensor:
+    """A CIFAR ResNet as `fused_logits` and `fused_gradients` take it: weights in bf16, in the tiles of matrix units.
+
+    Args:
+        weights: float32 [outputs, inputs, 3, 3] of the convolutions in their order, batch norms folded in, and
+            [outputs, inputs, 1, 1] of the two shortcuts, each before those of its block: 3 + 6 n of them.
+        biases: float32 [outputs] of each. That of a shortcut is not read; it is part of the block's last.
+        linear, linear_bias: float32 [K, C], [K].
+        gradients: whether gradients are wanted too.
+
+    Returns:
+        uint8 [bytes].
+    """
+    return torch.ops.smoothfast.fused_pack(weights, biases, linear, linear_bias, gradients)
+
+
+def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], processor: str) -> Tensor:
+    """Logits of a CIFAR ResNet, all of whose activations stay in the L2 of a core.
+
+    Those of a row do not depend on the rows beside it, on where it is among them, or on threads.
+
+    Args:
+        replicas: bfloat16 [R, 3, 32, 32].
+        packed: from `fused_pack`.
+        shape: three widths, multiples of 32 (the first may be 16), the blocks of a stage, and K.
+        processor: one of those that `fused.processors` names; sums are rounded in another order by each.
+
+    Returns:
+        float32 [R, K].
+    """
+    return torch.ops.smoothfast.fused_logits(replicas, packed, shape, processor)
+
+
+def fused_gradients(
+    replicas: Tensor, classes: Tensor, packed: Tensor, shape: Sequence[int], processor: str
+) -> tuple[Tensor, Tensor]:
+    """The same logits, and the gradients of the cross-entropy of each row by its replica.
+
+    Args:
+        classes: int64 [R].
+        packed: from `fused_pack` with gradients.
+
+    Returns:
+        float32 [R, K] and [R, 3, 32, 32].
+    """
+    return torch.ops.smoothfast.fused_gradients(replicas, classes, packed, shape, processor)
+
+
 def affine(normalize: Statistics | None, channels: int, image_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`scale` and `shift` of `noisy_replicas`, float32 [C]: (x - mean) / std on images in [0, 1], or x as it is."""
     mean, std = normalize if normalize is not None else ([0.0] * channels, [1.0] * channels)
@@ -387,3 +437,19 @@ def _perturb_weights_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd(
     "smoothfast::perturb_weights", _perturb_weights_backward, setup_context=_perturb_weights_setup
 )
+
+
+# ---- what the extension alone has, for CPUs --------------------------------------------------------------------------
+
+if extension is not None:
+
+    @torch.library.register_fake("smoothfast::fused_logits")
+    def _fused_logits_fake(replicas: Tensor, packed: Tensor, shape: Sequence[int], processor: str) -> Tensor:
+        return replicas.new_empty((replicas.shape[0], shape[4]), dtype=torch.float32)
+
+    @torch.library.register_fake("smoothfast::fused_gradients")
+    def _fused_gradients_fake(
+        replicas: Tensor, classes: Tensor, packed: Tensor, shape: Sequence[int], processor: str
+    ) -> tuple[Tensor, Tensor]:
+        logits = replicas.new_empty((replicas.shape[0], shape[4]), dtype=torch.float32)
+        return logits, replicas.new_empty(replicas.shape, dtype=torch.float32)

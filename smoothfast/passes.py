@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .differentiation import Differentiated, traced
+from .differentiation import traced
 from .engine import DTYPES, default_micro_batch, resolve_precision
 from .lanes import DEPTH, make_lanes, sent
 from .layers import without_noise
-from .losses import Loss, cross_entropy
+from .losses import Differentiated, Loss, cross_entropy
 from .noise import Law, Stream, stream_key
 from .noisy_network import NoisyNetwork
 from .packing import BLOCK, packed
@@ -292,7 +292,7 @@ class Passes:
         if columns:
             classes = torch.zeros(self.micro_batch, columns, dtype=torch.int64, device=self.device)
             network, examples = Differentiated(network, self.loss), (replicas, classes, *noise)
-            if self.runner != "eager":
+            if self.runner not in ("eager", "fused"):
                 network = traced(network, self.runner, self.dtype, examples)
         made = make_runners(network, self.runner, self.dtype, self.device, examples, len(self.lanes))
         if columns and self.runner != "eager":

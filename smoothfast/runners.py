@@ -1,4 +1,4 @@
-"""A network as a function of one micro-batch: as it is, compiled, or by OpenVINO. It is the base classifier, or the
+"""A network as a function of one micro-batch: as it is, compiled, by OpenVINO, or by the fused kernels. It is the base classifier, or the
 gradient of a loss of it (`passes.Differentiated`), which is a network too."""
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 
+from .fused import fused, processors
 from .specs import choice
 
-RUNNERS = ("eager", "compiled", "openvino")
+RUNNERS = ("eager", "compiled", "openvino", "fused")
 
 Made = TypeVar("Made")
 Runner = Callable[..., Any]  # replicas [B, C, H, W], and what the network takes beside them
@@ -59,6 +60,8 @@ def make_runners(
         DeclinedError: it is not for this dtype or device, or not installed, or cannot take the network.
     """
     choice("runner", kind, RUNNERS)
+    if kind == "fused":
+        return [fused_runner(network, dtype, device, examples)] * count
     if kind == "openvino":
         return openvino_runners(network, dtype, device, examples, count)
     if kind == "compiled":
@@ -173,6 +176,21 @@ def openvino_runners(
     except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
         raise declined("openvino", error) from error
     return [_asking(converted.create_infer_request(), dtype) for _ in range(count)]
+
+
+def fused_runner(
+    network: nn.Module, dtype: torch.dtype, device: torch.device, examples: tuple[Tensor, ...]
+) -> Runner:
+    """A CIFAR ResNet, or the gradient of one, by the fused kernels, which any number of threads may call at once."""
+    if device.type != "cpu" or not processors():
+        there = f"the base classifier is on {device}" if processors() else "this one has neither, or smoothfast._C is not built"
+        raise DeclinedError(f"runner is 'fused', for CPUs with AMX or AVX512-BF16; {there}")
+    if dtype != torch.bfloat16:
+        raise DeclinedError(f"runner is 'fused', which computes in bf16, not in {dtype}")
+    try:
+        return fused(network, examples, processors()[0])
+    except Exception as error:  # of torch.export too
+        raise declined("fused", error) from error
 
 
 def declined(runner: str, error: Exception) -> DeclinedError:

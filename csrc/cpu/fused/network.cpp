@@ -1,0 +1,136 @@
+#include "network.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "../isa.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <immintrin.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi2"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi2,prefer-vector-width=512")
+#endif
+#include "network_kernel.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace smoothfast {
+namespace fused_network {
+
+namespace {
+
+constexpr int kTileData = 18;             // the part of a thread's state that Linux gives only to those who ask
+constexpr int64_t kHugePage = 2 << 20;
+constexpr int64_t kWeightsInL2 = 1 << 20;  // more than that come from L3, and are worth it only for many samples
+
+bool amx_permitted() {
+#if defined(SMOOTHFAST_AMX)
+  constexpr int kRequestPermission = 0x1023;
+  unsigned a, b, c, d;
+  asm volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+  const bool tiles = d >> 24 & 1, bfloat16 = d >> 22 & 1;
+  return tiles && bfloat16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+struct Freed {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+// The memory of a thread: a plan, and its arena, whose halos are 0 and stay so.
+struct Workplace {
+  std::unique_ptr<Plan> plan;
+  std::unique_ptr<char, Freed> arena;
+
+  void prepare(const Shape& shape, int samples) {
+    const bool same = plan && plan->samples == samples && plan->shape.widths == shape.widths &&
+                      plan->shape.blocks == shape.blocks && plan->shape.classes == shape.classes;
+    if (same) return;
+    plan = std::make_unique<Plan>(shape, samples);
+    const int64_t bytes = (plan->arena + kHugePage - 1) / kHugePage * kHugePage;
+    arena.reset(static_cast<char*>(std::aligned_alloc(kHugePage, bytes)));
+    if (!arena) throw std::bad_alloc();
+    madvise(arena.get(), bytes, MADV_HUGEPAGE);
+    std::memset(arena.get(), 0, bytes);
+  }
+};
+
+}  // namespace
+
+const std::vector<Processor>& processors() {
+  static const std::vector<Processor> found = [] {
+    std::vector<Processor> all;
+    __builtin_cpu_init();
+    if (!isa_supported(Isa::avx512) || !__builtin_cpu_supports("avx512bf16")) return all;
+    if (amx_permitted()) all.push_back(Processor::amx);
+    all.push_back(Processor::avx512_bf16);
+    return all;
+  }();
+  return found;
+}
+
+void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64_t samples, float* logits,
+         const int64_t* labels, float* gradients, Processor on) {
+  static thread_local Workplace here;
+  const int64_t weights = Plan(shape, 2).packed;
+  here.prepare(shape, weights <= kWeightsInL2 ? 2 : 8);
+  const Memory memory = {*here.plan, packed, here.arena.get()};
+  constexpr int64_t kElements = 3 * 32 * 32;
+  for (int64_t first = 0; first < samples; first += here.plan->samples) {
+    const int live = static_cast<int>(std::min<int64_t>(here.plan->samples, samples - first));
+    const auto pass = [&](auto run_on) {
+      run_on(memory, replicas + first * kElements, live, logits + first * shape.classes,
+             labels ? labels + first : nullptr, labels ? gradients + first * kElements : nullptr);
+    };
+#if defined(SMOOTHFAST_AMX)
+    if (on == Processor::amx) {
+      pass(run<AmxTiles>);
+      continue;
+    }
+#endif
+    pass(run<MemoryTiles>);
+  }
+}
+
+}  // namespace fused_network
+}  // namespace smoothfast
+#else
+
+namespace smoothfast {
+namespace fused_network {
+
+const std::vector<Processor>& processors() {
+  static const std::vector<Processor> none;
+  return none;
+}
+
+void run(const Shape&, const char*, const uint16_t*, int64_t, float*, const int64_t*, float*, Processor) {}
+
+}  // namespace fused_network
+}  // namespace smoothfast
+#endif
+
+namespace smoothfast {
+namespace fused_network {
+
+const char* processor_name(Processor processor) { return processor == Processor::amx ? "amx" : "avx512_bf16"; }
+
+}  // namespace fused_network
+}  // namespace smoothfast

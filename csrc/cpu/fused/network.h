@@ -1,0 +1,24 @@
+// Forward passes of CIFAR ResNets and gradients by their images, with all activations in the L2 of a core.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan.h"
+
+namespace smoothfast {
+namespace fused_network {
+
+enum class Processor { amx, avx512_bf16 };
+
+// What the kernels run on here, the best first; asks the system for leave to use AMX.
+const std::vector<Processor>& processors();
+const char* processor_name(Processor processor);
+
+// Logits [samples, classes] of replicas, bf16 [samples, 32, 32, 3]; and where labels [samples] are given, gradients
+// [samples, 3, 32, 32] of the cross-entropy by the replicas. A pure function of each sample.
+void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64_t samples, float* logits,
+         const int64_t* labels, float* gradients, Processor on);
+
+}  // namespace fused_network
+}  // namespace smoothfast

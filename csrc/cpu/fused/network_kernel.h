@@ -1,0 +1,323 @@
+// A micro-batch through a network, forwards and backwards; included once, compiled for both kinds of tiles.
+//
+// A convolution runs in groups of four tiles of sums, [two parts][two tiles of weights]. The sums of a group are stored
+// one by one between the first products of the next (their last product is long done then: AMX takes 52 cycles for one,
+// and begins one every 16), and finished line by line between the others. Every second group takes its steps backwards,
+// so that the weights used last, still in L1, come first.
+#include "tiles.h"
+
+namespace smoothfast {
+namespace fused_network {
+
+constexpr int kFloats = kLine / sizeof(float);
+
+// The sums of a group. Even and odd pixels are read with a distance of one, so there are lines around them.
+struct Sums {
+  static constexpr int kOdd = (kTileRows + 2) * kFloats, kPart = kOdd + kTileRows * kFloats;
+  alignas(kLine) float values[2 * kPart] = {};
+
+  float* tile(int part, int tile) { return values + part * kPart + tile * kOdd; }
+};
+
+SMOOTHFAST_FORCED __m512 widened(__m256i bfloat16s) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16s), 16));
+}
+
+// Finishes sums: a bias, what is there already, ReLU or the mask of one, and bf16. A line is 32 of them, 64 bytes.
+template <Finish finish, bool kAdds, bool kKeepsMask, bool kParities>
+struct Finisher {
+  const Sums& sums;
+  const Side side;
+  const int64_t lines;  // of a part
+  char* const mask;     // of the buffer that begins there
+  const char* const buffer;
+  __m512 bias[2];
+  char* out = nullptr;  // of the group
+  int64_t done = 0;
+
+  SMOOTHFAST_FORCED void begin(char* to) {
+    out = to;
+    done = 0;
+  }
+
+  SMOOTHFAST_FORCED void advance(int64_t most) {
+    for (; most > 0 && done < 2 * lines; --most, ++done) {
+      const int64_t part = done >= lines;
+      finish_line(part, done - part * lines);
+    }
+  }
+
+  SMOOTHFAST_FORCED void finish_line(int64_t part, int64_t line) {
+    const float* first = sums.values + part * Sums::kPart + line * kFloats;
+    const float* second = first + Sums::kOdd;
+    // A line of a map of pairs is an odd pixel and the even one after it; the halo stays 0.
+    __m512 low = _mm512_load_ps(kParities ? second - kFloats : first);
+    __m512 high = _mm512_load_ps(kParities ? first : second);
+    const int64_t place = part * side.second + (line >> 1) * side.even + (line & 1) * side.odd;
+    char* to = out + place;
+    if (finish == Finish::relu) {
+      low = _mm512_add_ps(low, bias[kParities ? 1 : 0]);
+      high = _mm512_add_ps(high, bias[kParities ? 0 : 1]);
+    }
+    if (kAdds) {
+      const __m512i there = _mm512_load_si512(to);
+      low = _mm512_add_ps(low, widened(_mm512_castsi512_si256(there)));
+      high = _mm512_add_ps(high, widened(_mm512_extracti64x4_epi64(there, 1)));
+    }
+    if (finish == Finish::relu) {  // NaN, as the second operand, stays
+      low = _mm512_max_ps(_mm512_setzero_ps(), low);
+      high = _mm512_max_ps(_mm512_setzero_ps(), high);
+    }
+    __m512i values = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    if (kParities) values = _mm512_maskz_mov_epi16(line == 0 ? ~0u << 16 : line == kTileRows ? ~0u >> 16 : ~0u, values);
+    if (finish == Finish::masked || kKeepsMask) {
+      auto* bits = reinterpret_cast<__mmask32*>(mask + (to - buffer) / 16);
+      if (kKeepsMask) _store_mask32(bits, _mm512_cmpgt_epi16_mask(values, _mm512_setzero_si512()));
+      if (finish == Finish::masked) values = _mm512_maskz_mov_epi16(_load_mask32(bits), values);
+    }
+    _mm512_store_si512(to, values);
+  }
+};
+
+// The part of a network that all micro-batches share, and the memory of one.
+struct Memory {
+  const Plan& plan;
+  const char* packed;
+  char* arena;
+};
+
+template <class Tiles, Finish finish, bool kAdds, bool kKeepsMask, bool kParities>
+void convolve(Tiles& tiles, const Convolution& c, const Memory& memory) {
+  const int64_t steps = c.steps.size(), samples = memory.plan.samples / c.per_sample;
+  const char* const from = memory.arena + memory.plan.buffers[c.in.buffer] + c.in.start;
+  char* const buffer = memory.arena + memory.plan.buffers[c.out.buffer];
+  Sums sums;
+  Finisher<finish, kAdds, kKeepsMask, kParities> finisher = {
+      sums, c.out, kParities ? kTileRows + 1 : c.tile_rows, memory.arena + c.mask, buffer, {}};
+  const int64_t lines = 2 * finisher.lines, pace = steps > 1 ? (lines + 4 * steps - 5) / (4 * steps - 4) : lines;
+  tiles.use_rows(c.tile_rows);
+  for (int pair = 0; pair < c.pairs_of_tiles; ++pair) {
+    const char* const weights = memory.packed + c.tiles + pair * steps * 2 * kTileBytes;
+    if (finish == Finish::relu)
+      for (int half = 0; half < 2; ++half)
+        finisher.bias[half] = _mm512_loadu_ps(memory.packed + c.bias + (2 * pair + half) * kLine);
+    finisher.out = nullptr;
+    for (int64_t sample = 0; sample < samples; ++sample)
+      for (int64_t group = 0; group < c.groups; ++group) {
+        const char* const in = from + sample * c.in.sample + group * c.in.group;
+        const int64_t turn = group & 1 ? -1 : 1;
+        int64_t step = group & 1 ? steps - 1 : 0;
+        {
+          const char *first = in + c.steps[step].offset, *tile = weights + step * 2 * kTileBytes;
+          tiles.template load<4>(first, c.in.odd);
+          tiles.template load<6>(tile, kLine);
+          tiles.template store<0>(sums.tile(0, 0));
+          tiles.template zero<0>();
+          tiles.template multiply<0, 4, 6>();
+          tiles.template load<7>(tile + kTileBytes, kLine);
+          tiles.template store<1>(sums.tile(0, 1));
+          tiles.template zero<1>();
+          tiles.template multiply<1, 4, 7>();
+          tiles.template load<5>(first + c.in.second, c.in.odd);
+          tiles.template store<2>(sums.tile(1, 0));
+          tiles.template zero<2>();
+          tiles.template multiply<2, 5, 6>();
+          tiles.template store<3>(sums.tile(1, 1));
+          tiles.template zero<3>();
+          tiles.template multiply<3, 5, 7>();
+        }
+        const bool pending = finisher.out != nullptr;
+        for (int64_t left = steps - 1; left > 0; --left) {
+          step += turn;
+          const char *first = in + c.steps[step].offset, *tile = weights + step * 2 * kTileBytes;
+          tiles.template load<4>(first, c.in.odd);
+          tiles.template load<6>(tile, kLine);
+          tiles.template multiply<0, 4, 6>();
+          if (pending) finisher.advance(pace);
+          tiles.template load<7>(tile + kTileBytes, kLine);
+          tiles.template multiply<1, 4, 7>();
+          if (pending) finisher.advance(pace);
+          tiles.template load<5>(first + c.in.second, c.in.odd);
+          tiles.template multiply<2, 5, 6>();
+          if (pending) finisher.advance(pace);
+          tiles.template multiply<3, 5, 7>();
+          if (pending) finisher.advance(pace);
+        }
+        if (pending) finisher.advance(lines);
+        finisher.begin(buffer + c.out.start + pair * kLine + sample * c.out.sample + group * c.out.group);
+      }
+    tiles.template store<0>(sums.tile(0, 0));
+    tiles.template store<1>(sums.tile(0, 1));
+    tiles.template store<2>(sums.tile(1, 0));
+    tiles.template store<3>(sums.tile(1, 1));
+    finisher.advance(lines);
+  }
+}
+
+// Rows of replicas, bf16 [32][32][3], into the image with its fourth channel and its halo, which are 0.
+inline void expand(const uint16_t* replica, char* image) {
+  alignas(kLine) static const uint16_t kFour[32] = {0,  1,  2,  31, 3,  4,  5,  31, 6,  7,  8,  31, 9,  10, 11, 31,
+                                                    12, 13, 14, 31, 15, 16, 17, 31, 18, 19, 20, 31, 21, 22, 23, 31};
+  const __m512i four = _mm512_load_si512(kFour);
+  for (int row = 0; row < 32; ++row)
+    for (int first = 0; first < 32; first += 8) {
+      const __m512i three = _mm512_maskz_loadu_epi16(0xFFFFFF, replica + (32 * row + first) * 3);
+      _mm512_storeu_si512(image + (row + 1) * kImageRow + (first + 1) * kImagePixel,
+                          _mm512_permutexvar_epi16(four, three));
+    }
+}
+
+// Of the last map, 8x8.
+inline char* last_pixel(const Memory& memory, int sample, int row, int column) {
+  const Plan& plan = memory.plan;
+  const int64_t pair = 10 * plan.last_row, half = plan.last_pixel / 2;
+  return memory.arena + plan.buffers[kX3] + sample / 2 * pair + (row + 1) * plan.last_row +
+         (column + 1) * plan.last_pixel + sample % 2 * half;
+}
+
+// Mean over pixels, and the linear layer.
+inline void head(const Memory& memory, int sample, float* logits) {
+  const Plan& plan = memory.plan;
+  const int64_t width = plan.shape.widths[2];
+  float means[1024] = {};
+  for (int row = 0; row < 8; ++row)
+    for (int column = 0; column < 8; ++column) {
+      const char* pixel = last_pixel(memory, sample, row, column);
+      for (int64_t c = 0; c < width; c += kFloats) {
+        const __m512 values = widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pixel + 2 * c)));
+        _mm512_storeu_ps(means + c, _mm512_add_ps(_mm512_loadu_ps(means + c), values));
+      }
+    }
+  const auto* weights = reinterpret_cast<const float*>(memory.packed + plan.linear);
+  const auto* bias = reinterpret_cast<const float*>(memory.packed + plan.linear_bias);
+  for (int64_t k = 0; k < plan.shape.classes; ++k) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t c = 0; c < width; c += kFloats)
+      sum = _mm512_fmadd_ps(_mm512_loadu_ps(means + c), _mm512_loadu_ps(weights + k * width + c), sum);
+    logits[k] = _mm512_reduce_add_ps(sum) * (1.0f / 64) + bias[k];
+  }
+}
+
+// The gradient by the logits in place of the last map, where its ReLU let it through.
+inline void head_backwards(const Memory& memory, int sample, const float* by_logits) {
+  const Plan& plan = memory.plan;
+  const int64_t width = plan.shape.widths[2];
+  const auto* weights = reinterpret_cast<const float*>(memory.packed + plan.linear);
+  for (int64_t c = 0; c < width; c += 2 * kFloats) {
+    __m512 low = _mm512_setzero_ps(), high = low;
+    for (int64_t k = 0; k < plan.shape.classes; ++k) {
+      const __m512 by = _mm512_set1_ps(by_logits[k] * (1.0f / 64));
+      low = _mm512_fmadd_ps(by, _mm512_loadu_ps(weights + k * width + c), low);
+      high = _mm512_fmadd_ps(by, _mm512_loadu_ps(weights + k * width + c + kFloats), high);
+    }
+    const __m512i gradient = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    for (int row = 0; row < 8; ++row)
+      for (int column = 0; column < 8; ++column) {
+        char* pixel = last_pixel(memory, sample, row, column) + 2 * c;
+        const __mmask32 on = _mm512_cmpgt_epi16_mask(_mm512_loadu_si512(pixel), _mm512_setzero_si512());
+        _mm512_storeu_si512(pixel, _mm512_maskz_mov_epi16(on, gradient));
+      }
+  }
+}
+
+// The gradient of the cross-entropy of a class by the logits: softmax minus one, the class as minus the others.
+inline void by_logits(const float* logits, int64_t classes, int64_t label, float* gradient) {
+  float largest = logits[0], total = 0, others = 0;
+  for (int64_t k = 1; k < classes; ++k) largest = std::max(largest, logits[k]);
+  for (int64_t k = 0; k < classes; ++k) total += gradient[k] = std::exp(logits[k] - largest);
+  for (int64_t k = 0; k < classes; ++k) {
+    gradient[k] /= total;
+    if (k != label) others += gradient[k];
+  }
+  gradient[label] = -others;
+}
+
+// The first convolution backwards: sums of a tile are [16 rows][rows of the image][4 channels][pixels], to [3][32][32].
+template <class Tiles>
+void to_images(Tiles& tiles, const Convolution& c, const Memory& memory, int live, float* gradients) {
+  const int steps = static_cast<int>(c.steps.size());
+  const bool pairs = c.channels_per_pixel == 16;
+  const int pixels = pairs ? 2 : 1, rows = pairs ? 2 : 4;
+  Sums sums;
+  tiles.use_rows(kTileRows);
+  for (int sample = 0; sample < live; ++sample)
+    for (int group = 0; group < c.groups; ++group) {
+      const char* in = memory.arena + memory.plan.buffers[c.in.buffer] + c.in.start + sample * c.in.sample +
+                       group * c.in.group;
+      tiles.template zero<0>();
+      tiles.template zero<2>();
+      for (int step = 0; step < steps; ++step) {
+        tiles.template load<4>(in + c.steps[step].offset, c.in.odd);
+        tiles.template load<6>(memory.packed + c.tiles + step * kTileBytes, kLine);
+        tiles.template multiply<0, 4, 6>();
+        tiles.template load<5>(in + c.steps[step].offset + c.in.second, c.in.odd);
+        tiles.template multiply<2, 5, 6>();
+      }
+      tiles.template store<0>(sums.tile(0, 0));
+      tiles.template store<2>(sums.tile(1, 0));
+      for (int part = 0; part < 2; ++part)
+        for (int row = 0; row < rows; ++row)
+          for (int channel = 0; channel < 3; ++channel) {
+            const int y = 4 * group + (pairs ? 2 * part : 0) + row, x = pairs ? 0 : 16 * part;
+            const float* from = sums.tile(part, 0) + (4 * row + channel) * pixels;
+            float* to = gradients + ((sample * 3 + channel) * 32 + y) * 32 + x;
+            for (int i = 0; i < kTileRows; ++i)
+              for (int pixel = 0; pixel < pixels; ++pixel) to[i * pixels + pixel] = from[i * kFloats + pixel];
+          }
+    }
+}
+
+template <class Tiles, bool kKeepsMasks>
+void forwards(Tiles& tiles, const Memory& memory) {
+  for (const Convolution& c : memory.plan.forward) {
+    const bool parities = c.columns == Columns::parities;
+    if (c.finish == Finish::linear)
+      convolve<Tiles, Finish::linear, false, false, false>(tiles, c, memory);
+    else if (c.adds)
+      parities ? convolve<Tiles, Finish::relu, true, kKeepsMasks, true>(tiles, c, memory)
+               : convolve<Tiles, Finish::relu, true, kKeepsMasks, false>(tiles, c, memory);
+    else
+      parities ? convolve<Tiles, Finish::relu, false, kKeepsMasks, true>(tiles, c, memory)
+               : convolve<Tiles, Finish::relu, false, kKeepsMasks, false>(tiles, c, memory);
+  }
+}
+
+template <class Tiles>
+void backwards(Tiles& tiles, const Memory& memory, int live, float* gradients) {
+  for (const Convolution& c : memory.plan.backward) {
+    const bool parities = c.columns == Columns::parities;
+    if (c.columns == Columns::image)
+      to_images(tiles, c, memory, live, gradients);
+    else if (c.finish == Finish::linear)
+      parities ? convolve<Tiles, Finish::linear, false, false, true>(tiles, c, memory)
+               : convolve<Tiles, Finish::linear, false, false, false>(tiles, c, memory);
+    else if (c.adds)
+      parities ? convolve<Tiles, Finish::masked, true, false, true>(tiles, c, memory)
+               : convolve<Tiles, Finish::masked, true, false, false>(tiles, c, memory);
+    else
+      parities ? convolve<Tiles, Finish::masked, false, false, true>(tiles, c, memory)
+               : convolve<Tiles, Finish::masked, false, false, false>(tiles, c, memory);
+  }
+}
+
+// Replicas of a micro-batch, `live` of them, to logits; and to gradients where labels are given.
+template <class Tiles>
+void run(const Memory& memory, const uint16_t* replicas, int live, float* logits, const int64_t* labels,
+         float* gradients) {
+  const int64_t classes = memory.plan.shape.classes;
+  Tiles tiles;
+  for (int sample = 0; sample < live; ++sample)
+    expand(replicas + sample * 3 * 32 * 32, memory.arena + memory.plan.buffers[kImage] + sample * kImageBytes);
+  labels ? forwards<Tiles, true>(tiles, memory) : forwards<Tiles, false>(tiles, memory);
+  std::vector<float> by(classes);
+  for (int sample = 0; sample < live; ++sample) {
+    head(memory, sample, logits + sample * classes);
+    if (!labels) continue;
+    by_logits(logits + sample * classes, classes, labels[sample], by.data());
+    head_backwards(memory, sample, by.data());
+  }
+  if (labels) backwards(tiles, memory, live, gradients);
+}
+
+}  // namespace fused_network
+}  // namespace smoothfast

@@ -1,0 +1,425 @@
+"""The fused kernels compute what the network computes, whoever wrote it, and its gradient; other networks are declined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smoothfast import SmoothedClassifier, data, models, ops, weights
+from smoothfast.attacks import EPGD
+from smoothfast.costs import Network as Work
+from smoothfast.costs import candidates
+from smoothfast.fused import Fused, Mismatch, fused, processors, recognised
+from smoothfast.layers import inject_noise, scale_noise
+from smoothfast.losses import Differentiated, cross_entropy
+from smoothfast.runners import DeclinedError, make_runners
+
+CPU = torch.device("cpu")
+REPLICAS = torch.zeros(2, 3, 32, 32)
+
+needs_kernels = pytest.mark.skipif(not processors(), reason="this processor lacks AVX512-BF16, or smoothfast._C is absent")
+on_each = pytest.mark.parametrize(
+    "processor",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(name not in processors(), reason=f"this processor lacks {name}"))
+        for name in ("amx", "avx512_bf16")
+    ],
+)
+
+
+@pytest.fixture(autouse=True)
+def one_core(one_thread: None) -> Iterator[None]:
+    yield
+
+
+class Net(nn.Module):
+    """A CIFAR ResNet of any widths."""
+
+    def __init__(self, widths: tuple[int, int, int], blocks: int, classes: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0])
+        pairs = zip((widths[0], *widths), widths, (1, 2, 2), strict=False)
+        self.stages = nn.Sequential(*(models.ResNet._stage(*pair[:2], blocks, pair[2], shortcut) for pair in pairs))
+        self.linear = nn.Linear(widths[2], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.stages(F.relu(self.norm(self.conv(x)))).mean((2, 3)))
+
+
+def settled(net: nn.Module, seed: int = 0) -> nn.Module:
+    """With batch norms that have seen images, and in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.weight.data.uniform_(0.5, 1.2, generator=generator)
+            part.bias.data.normal_(0, 0.2, generator=generator)
+            part.momentum = None
+    net.train()
+    with torch.no_grad():
+        net(images(16, seed))
+    return net.eval()
+
+
+def images(count: int, seed: int = 1) -> Tensor:
+    """bf16 values in float32, smooth with some noise."""
+    generator = torch.Generator().manual_seed(seed)
+    smooth = F.interpolate(torch.rand(count, 3, 4, 4, generator=generator), size=32, mode="bilinear")
+    return (2 * smooth - 1 + 0.5 * torch.randn(count, 3, 32, 32, generator=generator)).bfloat16().float()
+
+
+def made(widths: tuple[int, int, int], blocks: int, classes: int, shortcut: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(sum(widths))
+        return settled(Net(widths, blocks, classes, shortcut))
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+NETS = [
+    ((16, 32, 64), 1, 10, "A"),
+    ((16, 32, 64), 2, 10, "B"),
+    ((32, 64, 96), 1, 7, "B"),
+    ((64, 64, 128), 1, 100, "A"),
+    ((16, 64, 64), 1, 1, "B"),
+]
+
+
+@needs_kernels
+@on_each
+@pytest.mark.parametrize("net", NETS)
+def test_logits_and_gradients(net: Any, processor: str) -> None:
+    base, labels = made(*net), torch.arange(9) % net[2]
+    x = images(9)
+    run = Fused(recognised(base, (REPLICAS,)), processor, gradients=True)
+    logits, gradients = run.gradients(x.bfloat16(), labels[:, None])
+    assert torch.equal(logits, Fused(run.network, processor, gradients=False).logits(x.bfloat16()))
+    double = base.double()
+    exact, by = Differentiated(double, cross_entropy)(x.double(), labels[:, None])
+    exact = double(x.double()).detach()
+    single = base.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, their_by = Differentiated(single, cross_entropy)(x, labels[:, None])
+    assert error(logits, exact) <= 2 * error(theirs, exact)
+    if net[2] > 1:  # a single class has no gradient
+        ours, torchs = (F.cosine_similarity(g.double().flatten(1), by.flatten(1)).mean() for g in (gradients, their_by))
+        assert 1 - ours <= 2 * (1 - torchs)
+    else:
+        assert gradients.count_nonzero() == 0
+
+
+@needs_kernels
+@on_each
+@pytest.mark.parametrize("net", NETS[:4])
+def test_gradients_where_it_is_known_which_units_are_on(net: Any, processor: str) -> None:
+    """Biases far from 0 leave no ReLU on the border, where bf16 and float64 may differ: then both have one gradient."""
+    base = made(*net)
+    for part in base.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            with torch.no_grad():
+                part.weight.mul_(0.02)
+                part.bias.copy_(torch.where(torch.arange(len(part.bias)) % 3 == 0, -1.0, 1.0))
+    x, labels = images(6), torch.arange(6) % net[2]
+    run = Fused(recognised(base, (REPLICAS,)), processor, gradients=True)
+    _, gradients = run.gradients(x.bfloat16(), labels[:, None])
+    _, exact = Differentiated(base.double(), cross_entropy)(x.double(), labels[:, None])
+    assert error(gradients, exact) < 0.01
+
+
+@needs_kernels
+@on_each
+def test_a_row_is_a_function_of_itself(processor: str) -> None:
+    base = made((16, 32, 64), 1, 10, "A")
+    run = Fused(recognised(base, (REPLICAS,)), processor, gradients=True)
+    x, labels = images(37).bfloat16(), torch.arange(37)[:, None] % 10
+    logits, gradients = run.gradients(x, labels)
+    for rows in ([0], [5, 3], list(range(36, -1, -1)), [7] * 5, list(range(1, 20))):
+        again = run.gradients(x[rows], labels[rows])
+        assert torch.equal(again[0], logits[rows]) and torch.equal(again[1], gradients[rows])
+    torch.set_num_threads(2)
+    assert torch.equal(run.gradients(x, labels)[1], gradients)
+    assert torch.equal(run.logits(x.contiguous(memory_format=torch.channels_last)), logits)
+
+
+@needs_kernels
+@on_each
+def test_what_is_not_finite_stays_with_its_row(processor: str) -> None:
+    run = Fused(recognised(made((16, 32, 64), 1, 10, "B"), (REPLICAS,)), processor, gradients=True)
+    x, labels = images(6), torch.zeros(6, 1, dtype=torch.int64)
+    clean = run.gradients(x.bfloat16(), labels)
+    for value in (torch.nan, torch.inf, -torch.inf, 3e38):
+        broken = x.clone()
+        broken[1, :, 9, 31] = value
+        broken[4] = value
+        logits, gradients = run.gradients(broken.bfloat16(), labels)
+        others = [0, 2, 3, 5]
+        assert torch.equal(logits[others], clean[0][others]) and torch.equal(gradients[others], clean[1][others])
+        if value != value:
+            assert logits[[1, 4]].isnan().all()
+    assert torch.equal(run.logits(x.bfloat16()), clean[0])  # nothing of it is left in memory
+
+
+@needs_kernels
+@on_each
+def test_operators(processor: str) -> None:
+    network = recognised(made((16, 32, 64), 1, 3, "A"), (REPLICAS,))
+    packed, x, shape = network.packed(gradients=True), images(3).bfloat16(), [16, 32, 64, 1, 3]
+    assert network.shape == shape
+    torch.library.opcheck(torch.ops.smoothfast.fused_logits, (x, packed, shape, processor))
+    torch.library.opcheck(torch.ops.smoothfast.fused_gradients, (x, torch.arange(3), packed, shape, processor))
+    assert ops.fused_logits(x[:0], packed, shape, processor).shape == (0, 3)
+    for arguments, message in [
+        ((x.float(), packed, shape, processor), r"replicas must be bfloat16 \[R, 3, 32, 32\], not Float"),
+        ((x[:, :, 1:], packed, shape, processor), "replicas must be bfloat16"),
+        ((x, packed[:-1], shape, processor), "packed must come from fused_pack, for shape"),
+        ((x, packed, [16, 32, 64, 2, 3], processor), "packed must come from fused_pack, for shape"),
+        ((x, packed, [16, 33, 64, 1, 3], processor), "widths must be multiples of 32"),
+        ((x, packed, shape[:4], processor), "shape must be three widths, blocks and classes"),
+        ((x, packed, shape, "sse2"), "processor is 'sse2'"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            ops.fused_logits(*arguments)  # type: ignore[arg-type]
+    without = network.packed(gradients=False)
+    with pytest.raises(RuntimeError, match="fused_pack with gradients"):
+        ops.fused_gradients(x, torch.arange(3), without, shape, processor)
+    with pytest.raises(RuntimeError, match=r"classes\[2\] is 3; there are 3"):
+        ops.fused_gradients(x, torch.tensor([0, 1, 3]), packed, shape, processor)
+    with pytest.raises(RuntimeError, match=r"weights\[1\] must be float32 \[16, 16, 3, 3\]"):
+        folded = [convolution.folded(()) for convolution in network.convolutions]
+        biases = [convolution.bias.float() for convolution in network.convolutions]
+        ops.fused_pack([folded[0], folded[0], *folded[2:]], biases, torch.zeros(3, 64), torch.zeros(3), False)
+
+
+# ---- which networks --------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """As in many public implementations: its own names, a downsample module, in-place ReLU, one module for both."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.conv_a = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn_a, self.relu = nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        self.conv_b = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn_b, self.downsample = nn.BatchNorm2d(outputs), shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x if self.downsample is None else self.downsample(x)
+        x = self.bn_b(self.conv_b(self.relu(self.bn_a(self.conv_a(x)))))
+        x += residual
+        return self.relu(x)
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def padded(x: Tensor) -> Tensor:
+    grow = x.shape[1] // 2
+    return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, grow, grow), "constant", 0)
+
+
+def subsampled(x: Tensor) -> Tensor:
+    return F.pad(F.avg_pool2d(x, 1, 2), (0, 0, 0, 0, 0, x.shape[1]))
+
+
+def projection(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm2d(outputs))
+
+
+class Other(nn.Module):
+    """Somebody else's ResNet-8."""
+
+    def __init__(self, shortcut: Callable[[int, int], nn.Module], pool: nn.Module, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.normalise = models.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.body = nn.Sequential(
+            Block(16, 16, 1, None), Block(16, 32, 2, shortcut(16, 32)), Block(32, 64, 2, shortcut(32, 64))
+        )
+        self.pool, self.drop, self.head = pool, nn.Dropout(dropout), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(F.relu(self.norm(self.stem(self.normalise(x)))))
+        return self.head(self.drop(self.pool(x).view(x.size(0), -1)))
+
+
+def wrapped() -> nn.Module:
+    return nn.Sequential(models.Normalize((0.1, 0.2, 0.3), (1.0, 1.0, 2.0)), models.ResNet(8), nn.Identity())
+
+
+def of_the_family() -> dict[str, nn.Module]:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return {
+            "ours, option A": models.ResNet(8),
+            "ours, option B": models.ResNet(14, 5, "B"),
+            "ours, behind a normalisation": wrapped(),
+            "padded, average pool, dropout": Other(lambda i, o: Lambda(padded), nn.AvgPool2d(8), 0.5),
+            "pooled with stride 2, adaptive pool": Other(lambda i, o: Lambda(subsampled), nn.AdaptiveAvgPool2d(1)),
+            "projections, flatten": Other(projection, nn.Sequential(nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten())),
+        }
+
+
+@pytest.mark.parametrize("name", of_the_family())
+def test_recognised(name: str) -> None:
+    base = settled(of_the_family()[name])
+    network = recognised(base, (REPLICAS,))
+    assert network.shape[:3] == [16, 32, 64]
+    x = images(3).double()
+    found = x if network.scale is None else x * network.scale.double() + network.shift.double()  # type: ignore[union-attr]
+    stride = {id(c): c.stride for c in network.convolutions}
+    first, *rest = network.convolutions
+
+    def convolved(x: Tensor, c: Any) -> Tensor:
+        return F.conv2d(x, c.folded(()).double(), c.bias, stride[id(c)], c.size // 2)
+
+    found = convolved(found, first).relu()
+    while rest:  # by the definition of the family
+        shortcut = rest.pop(0) if rest[0].size == 1 else None
+        inner, outer = rest.pop(0), rest.pop(0)
+        # The bias of a shortcut is part of that of the block's last convolution.
+        straight = found if shortcut is None else convolved(found, shortcut) - shortcut.bias.view(-1, 1, 1)
+        found = (convolved(convolved(found, inner).relu(), outer) + straight).relu()
+    logits = F.linear(found.mean((2, 3)), network.linear.weight.double(), network.linear.bias.double())  # type: ignore[union-attr]
+    torch.testing.assert_close(logits, base.double()(x), rtol=1e-5, atol=1e-5)
+
+
+def altered(change: Callable[[models.ResNet], None]) -> nn.Module:
+    net = models.ResNet(8).eval()
+    change(net)
+    return net
+
+
+def squeezed(net: models.ResNet) -> None:
+    class Squeezed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.mean((2, 3), keepdim=True).sigmoid()
+
+    net.stage1[0].bn2 = nn.Sequential(net.stage1[0].bn2, Squeezed())
+
+
+NEAR: dict[str, tuple[Callable[[models.ResNet], Any], str]] = {
+    "dilation": (lambda net: setattr(net.stage1[0], "conv2", nn.Conv2d(16, 16, 3, 1, 2, dilation=2)), "dilation is"),
+    "other padding": (
+        lambda net: setattr(net.stage1[0], "conv1", nn.Conv2d(16, 16, 3, 1, 2))
+        or setattr(net.stage1[0].conv2, "padding", 0),
+        "padding is [2, 2]",
+    ),
+    "padding by reflection": (lambda net: setattr(net, "conv1", nn.Conv2d(3, 16, 3, 1, 1, padding_mode="reflect")), "pad"),
+    "groups": (lambda net: setattr(net.stage2[0], "conv2", nn.Conv2d(32, 32, 3, 1, 1, groups=2)), "it has 2 groups"),
+    "a 5x5": (lambda net: setattr(net.stage1[0], "conv1", nn.Conv2d(16, 16, 5, 1, 2)), "its kernel is 5x5"),
+    "squeeze and excitation": (squeezed, "it has aten.sigmoid.default"),
+    "another activation": (lambda net: setattr(net, "bn1", nn.Sequential(net.bn1, nn.SiLU())), "silu"),
+    "train mode": (lambda net: net.bn1.train(), "_native_batch_norm_legit_functional"),
+    "no shortcut": (lambda net: setattr(net.stage1[0], "shortcut", Lambda(lambda x: 0 * x)), "it takes"),
+    "a shortcut from elsewhere": (
+        lambda net: setattr(net.stage1[0], "shortcut", Lambda(lambda x: F.relu(x))),
+        "must be a shortcut from its input",
+    ),
+    "an odd width": (
+        lambda net: setattr(net, "stage3", models.ResNet._stage(32, 48, 1, 2, "B").eval()) or setattr(net, "fc", nn.Linear(48, 9)),
+        "its widths are [16, 32, 48]; they must be multiples of 32",
+    ),
+    "two stages": (lambda net: setattr(net, "stage2", nn.Sequential(models.BasicBlock(16, 32, 2, "A")).eval()) or
+                   setattr(net, "stage3", nn.Identity()) or setattr(net, "fc", nn.Linear(32, 9)), "it has 2 blocks"),
+    "pre-activation": (lambda net: setattr(net.stage1[0], "conv1", nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), net.stage1[0].conv1).eval()),
+                       "only a convolution may come before a batch norm"),
+    "a mean over rows": (lambda net: setattr(net.stage3, "1", Lambda(lambda x: x.mean(2, keepdim=True))), "mean"),
+    "the largest pixel": (lambda net: setattr(net.stage3, "1", nn.MaxPool2d(2)), "max_pool2d"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_near_misses_are_declined(name: str) -> None:
+    change, reason = NEAR[name]
+    with pytest.raises(Mismatch) as caught:
+        recognised(altered(change), (REPLICAS,))
+    assert reason in str(caught.value)
+
+
+def test_wide_networks_and_other_images_are_declined() -> None:
+    with pytest.raises(Mismatch, match="only a convolution may come before a batch norm"):
+        recognised(models.WideResNet(10, 1).eval(), (REPLICAS,))
+    with pytest.raises(Mismatch, match=r"images are \[3, 64, 64\]; they must be \[3, 32, 32\]"):
+        recognised(models.ResNet(8).eval(), (torch.zeros(2, 3, 64, 64),))
+
+
+# ---- as a runner -----------------------------------------------------------------------------------------------------
+
+
+@needs_kernels
+def test_what_the_runner_declines() -> None:
+    net = made((16, 32, 64), 1, 10, "A")
+    for network, dtype, message in [
+        (net, torch.float32, "computes in bf16, not in torch.float32"),
+        (models.WideResNet(10, 1).eval(), torch.bfloat16, "does not take this base classifier: "),
+        (Differentiated(net, lambda logits, classes: logits[:, 0]), torch.bfloat16, "gradients are those of the cross-"),
+    ]:
+        examples = (REPLICAS, torch.zeros(2, 1, dtype=torch.int64)) if isinstance(network, Differentiated) else (REPLICAS,)
+        with pytest.raises(DeclinedError, match=message):
+            make_runners(network, "fused", dtype, CPU, examples, 1)
+
+
+@needs_kernels
+def test_what_it_computes_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = made((16, 32, 64), 1, 10, "A")
+    true = ops.fused_logits
+    monkeypatch.setattr(ops, "fused_logits", lambda *arguments: true(*arguments).flip(0))
+    with pytest.raises(Mismatch, match="of their norm from those in float32"):
+        fused(net, (REPLICAS,), processors()[0])
+
+
+@needs_kernels
+def test_votes_and_attacks() -> None:
+    """As by plain PyTorch in bf16, up to samples on a border: both round, each in its own way."""
+    base, some = models.resnet20(), data.demo()
+    weights.read_weights(weights.DEMO).load_into(base)
+    pixels, labels = some.images[:8].float() / 255, some.labels[:8]
+    options: dict[str, Any] = {"normalize": models.CIFAR10_STATISTICS, "precision": "bf16"}
+    left = {}
+    for runner in ("fused", "eager"):
+        model = SmoothedClassifier(base, sigma=0.25, num_classes=10, runner=runner, **options)
+        votes = model.votes(pixels, 100)
+        adversarial = EPGD(model, eps=16 / 255, steps=4, samples=4, runner=runner)(pixels, labels)
+        left[runner] = votes, model.votes(adversarial, 100).gather(1, labels[:, None])
+    (clean, fused_left), (by_eager, eager_left) = left["fused"], left["eager"]
+    assert (clean - by_eager).abs().sum() <= 2 * 8 * 100 * 0.02
+    before = clean.gather(1, labels[:, None]).double().mean()
+    assert fused_left.double().mean() < before - 20 and abs((fused_left - eager_left).double().mean()) < 5
+
+
+@needs_kernels
+def test_noise_in_the_network() -> None:
+    """Weights of each pass are packed anew, and are those of every other runner."""
+    base = scale_noise(inject_noise(made((16, 32, 64), 1, 10, "B"), kind="cni"), 0.1)
+    votes = {
+        runner: SmoothedClassifier(base, sigma=0.1, num_classes=10, precision="bf16", runner=runner).votes(
+            images(8).sigmoid(), 50
+        )
+        for runner in ("fused", "eager")
+    }
+    assert (votes["fused"] - votes["eager"]).abs().sum() <= 2 * 8 * 50 * 0.03
+    plain = SmoothedClassifier(made((16, 32, 64), 1, 10, "B"), sigma=0.1, num_classes=10).votes(images(8).sigmoid(), 50)
+    assert (votes["fused"] - plain).abs().sum() > (votes["fused"] - votes["eager"]).abs().sum()
+
+
+def test_it_is_preferred_where_there_is_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smoothfast.costs.processors", lambda: ["amx", "avx512_bf16"])
+    work = Work(8.1e7, 39, family=True)
+    assert candidates(work, 100_000, "bf16", CPU)[0] == "fused"
+    assert "fused" not in candidates(work, 100_000, "fp32", CPU)
+    assert "fused" not in candidates(Work(8.1e7, 39), 100_000, "bf16", CPU)
+    monkeypatch.setattr("smoothfast.costs.processors", lambda: ["avx512_bf16"])
+    assert "fused" not in candidates(work, 100_000, "bf16", CPU)  # OpenVINO is as fast there

@@ -28,7 +28,7 @@ demo: $(READY)  ## certify the embedded images with the embedded model
 	$(BIN)/smoothfast demo
 
 bench: $(READY)  ## the measurements that need no data
-	for what in noise tally replica_sum attack_step weights samples certify methods flights threads processes memory start scaling attack strength; do \
+	for what in noise tally replica_sum attack_step weights fused samples certify methods flights threads processes memory start scaling attack strength; do \
 		$(BIN)/smoothfast bench $$what || exit 1; done
 
 clean:  ## remove what was built; .venv stays

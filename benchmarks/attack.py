@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smoothfast import models
 from smoothfast.attacks import EPGD
+from smoothfast.fused import processors
 
 from . import baselines, harness, peers
 
@@ -21,6 +22,7 @@ EPS, SIGMA = 8 / 255, 0.25
 MANY = (1, 8, 64, 512)  # samples of one gradient
 FEW = 16  # images, where samples are many
 RUNNERS = [(runner, precision) for runner in ("openvino", "compiled", "eager") for precision in ("bf16", "fp32")]
+FUSED = [("fused", "bf16")] if processors() else []
 
 Contenders = dict[str, Callable[[], Tensor]]
 
@@ -70,7 +72,7 @@ def ours(images: int, steps: int, samples: int, device: torch.device) -> Contend
         f"EPGD, {runner} {precision}": partial(
             EPGD(smoothed, EPS, steps=steps, samples=samples, runner=runner, precision=precision), pixels, labels, ids
         )
-        for runner, precision in RUNNERS
+        for runner, precision in RUNNERS + (FUSED if device.type == "cpu" else [])
         if runner != "openvino" or (device.type == "cpu" and find_spec("openvino"))
     }
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from smoothfast import costs, models
 from smoothfast.engine import Engine
+from smoothfast.fused import processors
 from smoothfast.lanes import Lane, capture
 from smoothfast.runners import strict_arithmetic
 from smoothfast.smoothing import SmoothedClassifier
@@ -64,12 +65,13 @@ class Case:
 
 
 BOTH = ("eager", "compiled")
-CPU_RUNNERS = ("compiled", "openvino") if find_spec("openvino") else ("compiled",)
+CPU_RUNNERS = ("compiled", *(("openvino",) if find_spec("openvino") else ()))
+FUSED = ("fused",) if processors() else ()
 RESNET110, WIDE, RESNET50 = (f"{name} (random weights)" for name in ("ResNet-110", "WRN-34-10", "ResNet-50"))
 CASES = {
     "cpu": [
-        Case("resnet20", "ResNet-20", 32, 10, 10_240, CPU_RUNNERS),
-        Case("resnet110", RESNET110, 32, 10, 1_024, CPU_RUNNERS),
+        Case("resnet20", "ResNet-20", 32, 10, 10_240, CPU_RUNNERS + FUSED),
+        Case("resnet110", RESNET110, 32, 10, 1_024, CPU_RUNNERS + FUSED),
         Case("wrn34_10", WIDE, 32, 10, 256, CPU_RUNNERS, ("bf16",), cohen=(32, 100), art=(128,), siam=()),
     ],
     "cuda": [
@@ -141,6 +143,8 @@ def _classifiers(case: Case, network: nn.Module) -> Iterator[tuple[tuple[str, st
     """By runner, and by precision and micro-batch."""
     for precision in case.precisions:
         for runner in case.runners:
+            if runner == "fused" and precision != "bf16":
+                continue
             for micro_batch in case.micro_batches:
                 form = precision if micro_batch is None else f"{precision}, batch {micro_batch}"
                 yield (runner, form), SmoothedClassifier(

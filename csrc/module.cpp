@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <torch/version.h>
 
+#include <array>
 #include <map>
 #include <string>
 #include <vector>
@@ -40,6 +41,23 @@ std::vector<std::string> fused_processors() {
   std::vector<std::string> names;
   for (fused_network::Processor one : fused_network::processors()) names.push_back(fused_network::processor_name(one));
   return names;
+}
+
+py::tuple fused_profile(const Array<uint8_t>& packed, const std::array<int64_t, 5>& shape, const std::string& processor,
+                        int repeats) {
+  for (fused_network::Processor one : fused_network::processors()) {
+    if (processor != fused_network::processor_name(one)) continue;
+    const fused_network::Shape network = {{shape[0], shape[1], shape[2]}, shape[3], shape[4]};
+    if (packed.size() != fused_network::Plan(network, 2).packed_backward)
+      throw py::value_error("packed must come from fused_pack with gradients, for this shape");
+    const auto found =
+        fused_network::profile(network, reinterpret_cast<const char*>(packed.data()), one, repeats);
+    py::list layers;
+    for (const auto& layer : found.layers)
+      layers.append(py::make_tuple(layer.weight, layer.backward, layer.products, layer.seconds));
+    return py::make_tuple(found.product_seconds, found.samples, layers);
+  }
+  throw py::value_error("processor is '" + processor + "', which this one is not");
 }
 
 std::map<std::string, std::string> build_info() {
@@ -134,6 +152,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_instruction_sets", supported_instruction_sets, "Those that this processor has, worst first.");
   m.def("use_instruction_set", use_isa, py::arg("name"), "Switches all kernels: scalar, avx2 or avx512.");
   m.def("fused_processors", fused_processors, "What fused networks run on here, the best first.");
+  m.def("fused_profile", fused_profile, py::arg("packed"), py::arg("shape"), py::arg("processor"), py::arg("repeats"),
+        "Seconds of a product of tiles; samples of a micro-batch; its layers: number of the weight, whether backwards, "
+        "products, seconds.");
   m.def("philox_words", philox_words, py::arg("counter"), py::arg("key"), py::arg("blocks"),
         "Words of consecutive blocks in element order, from the vector path in use.");
   m.def("guided_draws", guided_draws, py::arg("words"), py::arg("high"), py::arg("low"), py::arg("guide"),

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import analysis, attack_files, attack_runs, data, distributed, models, ops, plots, runs, sweeps
 from .costs import AUTO, COSTS, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
+from .fused import processors
 from .layers import scale_noise
 from .logs import read_log
 from .losses import LOSSES
@@ -57,7 +58,7 @@ NORMALIZATIONS = ("none", *models.STATISTICS)
 BENCHMARKS = {"noise": "noisy_replicas"} | {
     name: name
     for name in (
-        "tally", "replica_sum", "attack_step", "weights", "samples", "certify", "methods", "flights", "threads",
+        "tally", "replica_sum", "attack_step", "weights", "fused", "samples", "certify", "methods", "flights", "threads",
         "processes", "memory", "start", "scaling", "attack", "strength",
     )
 }  # fmt: skip
@@ -495,6 +496,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] 
     facts: dict[str, Any] = runs.environment() | {
         "extension": None if extension is None else extension.build_info(),
         "instruction_sets": [] if extension is None else extension.supported_instruction_sets(),
+        "fused": processors() or "this processor lacks AVX512-BF16, or smoothfast._C is not built",
         "backends": ops.backends(),
         "devices": runs.devices(),
         "driver": runs.driver(),

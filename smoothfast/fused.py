@@ -26,8 +26,10 @@ IMAGE = (3, 32, 32)
 
 
 def processors() -> list[str]:
-    """What fused networks run on here, the best first: "amx", "avx512_bf16"."""
-    return [] if ops.extension is None else ops.extension.fused_processors()
+    """What fused networks run on here, the best first: "amx", "avx512_bf16". Nothing where SMOOTHFAST_CPU asks for less."""
+    if ops.extension is None or ops.extension.instruction_set() != "avx512":
+        return []
+    return list(ops.extension.fused_processors())
 
 
 # ---- expressions -----------------------------------------------------------------------------------------------------

@@ -237,6 +237,11 @@ class Kept(Generic[Made]):
                 warnings.warn(f"{error}; the next runner takes its place", stacklevel=5)
         return self._made(last, key(last), make)
 
+    @property
+    def declined(self) -> dict[str, str]:
+        """Why, by the runners that have."""
+        return {runner: str(made) for runner, (_, made) in self._kept.items() if isinstance(made, DeclinedError)}
+
     def _made(self, runner: str, key: Any, make: Callable[[str], Made]) -> Made:
         if self._kept.get(runner, (None,))[0] != key:
             try:

@@ -344,6 +344,7 @@ class SmoothedClassifier(nn.Module):
             meta={
                 **settings,
                 **engine.meta,
+                "declined": self._engines.declined,
                 "sigma": self.sigma.tolist(),
                 "seed": self.seed,
                 "normalize": self.normalize,

@@ -1,10 +1,13 @@
 #include "network.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
+#include <type_traits>
 #include <vector>
 
 #include "../isa.h"
@@ -36,6 +39,7 @@ namespace {
 
 constexpr int kTileData = 18;             // the part of a thread's state that Linux gives only to those who ask
 constexpr int64_t kHugePage = 2 << 20;
+constexpr int64_t kElements = 3 * 32 * 32;
 constexpr int64_t kWeightsInL2 = 1 << 20;  // more than that come from L3, and are worth it only for many samples
 
 bool amx_permitted() {
@@ -86,27 +90,67 @@ const std::vector<Processor>& processors() {
   return found;
 }
 
+namespace {
+
+Workplace& workplace(const Shape& shape) {
+  static thread_local Workplace here;
+  here.prepare(shape, Plan(shape, 2).packed <= kWeightsInL2 ? 2 : 8);
+  return here;
+}
+
+// Calls `by` with the kernels for a processor, as a value of their type.
+template <class By>
+void dispatch(Processor on, const By& by) {
+#if defined(SMOOTHFAST_AMX)
+  if (on == Processor::amx) return by(static_cast<AmxTiles*>(nullptr));
+#endif
+  by(static_cast<MemoryTiles*>(nullptr));
+}
+
+}  // namespace
+
 void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64_t samples, float* logits,
          const int64_t* labels, float* gradients, Processor on) {
-  static thread_local Workplace here;
-  const int64_t weights = Plan(shape, 2).packed;
-  here.prepare(shape, weights <= kWeightsInL2 ? 2 : 8);
+  const Workplace& here = workplace(shape);
   const Memory memory = {*here.plan, packed, here.arena.get()};
-  constexpr int64_t kElements = 3 * 32 * 32;
-  for (int64_t first = 0; first < samples; first += here.plan->samples) {
-    const int live = static_cast<int>(std::min<int64_t>(here.plan->samples, samples - first));
-    const auto pass = [&](auto run_on) {
-      run_on(memory, replicas + first * kElements, live, logits + first * shape.classes,
-             labels ? labels + first : nullptr, labels ? gradients + first * kElements : nullptr);
-    };
-#if defined(SMOOTHFAST_AMX)
-    if (on == Processor::amx) {
-      pass(run<AmxTiles>);
-      continue;
+  dispatch(on, [&](auto* tiles) {
+    const auto ignore = [](const Convolution*) {};
+    for (int64_t first = 0; first < samples; first += here.plan->samples) {
+      const int live = static_cast<int>(std::min<int64_t>(here.plan->samples, samples - first));
+      run<std::remove_pointer_t<decltype(tiles)>>(
+          memory, replicas + first * kElements, live, logits + first * shape.classes, labels ? labels + first : nullptr,
+          labels ? gradients + first * kElements : nullptr, ignore);
     }
-#endif
-    pass(run<MemoryTiles>);
-  }
+  });
+}
+
+Profile profile(const Shape& shape, const char* packed, Processor on, int repeats) {
+  const Workplace& here = workplace(shape);
+  const Plan& plan = *here.plan;
+  const Memory memory = {plan, packed, here.arena.get()};
+  Profile found = {0.0, plan.samples, {}};
+  for (const auto* list : {&plan.forward, &plan.backward})
+    for (const Convolution& c : *list) found.layers.push_back({c.weight, c.transposed, products(c, plan.samples), 0.0});
+  std::vector<uint16_t> replicas(plan.samples * kElements);
+  for (size_t i = 0; i < replicas.size(); ++i)  // between 0.5 and 2, of both signs
+    replicas[i] = static_cast<uint16_t>(0x3F00 + i * 40503 % 256 + (i * 2654435761 >> 9 & 1) * 0x8000);
+  std::vector<float> logits(plan.samples * shape.classes), gradients(plan.samples * kElements);
+  const std::vector<int64_t> labels(plan.samples, 0);
+  dispatch(on, [&](auto* tiles) {
+    using Tiles = std::remove_pointer_t<decltype(tiles)>;
+    for (int repeat = 0; repeat < repeats; ++repeat) {
+      size_t layer = 0;
+      double began = seconds();
+      run<Tiles>(memory, replicas.data(), plan.samples, logits.data(), labels.data(), gradients.data(),
+                 [&](const Convolution* c) {
+                   const double now = seconds();
+                   if (c) found.layers[layer++].seconds += (now - began) / repeats;
+                   began = now;
+                 });
+      found.product_seconds += product_seconds<Tiles>(packed) / repeats;
+    }
+  });
+  return found;
 }
 
 }  // namespace fused_network
@@ -122,6 +166,8 @@ const std::vector<Processor>& processors() {
 }
 
 void run(const Shape&, const char*, const uint16_t*, int64_t, float*, const int64_t*, float*, Processor) {}
+
+Profile profile(const Shape&, const char*, Processor, int) { return {}; }
 
 }  // namespace fused_network
 }  // namespace smoothfast

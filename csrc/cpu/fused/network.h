@@ -20,5 +20,20 @@ const char* processor_name(Processor processor);
 void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64_t samples, float* logits,
          const int64_t* labels, float* gradients, Processor on);
 
+// Where the time of gradients goes.
+struct Profile {
+  struct Layer {
+    int weight;
+    bool backward;
+    int64_t products;  // of tiles, in a micro-batch
+    double seconds;    // of a micro-batch
+  };
+  double product_seconds;  // of one where nothing else is to do, measured in between
+  int samples;             // of a micro-batch
+  std::vector<Layer> layers;
+};
+
+Profile profile(const Shape& shape, const char* packed, Processor on, int repeats);
+
 }  // namespace fused_network
 }  // namespace smoothfast

@@ -344,6 +344,11 @@ const char* refusal(const Shape& shape) {
   return "";
 }
 
+int64_t products(const Convolution& c, int64_t samples) {
+  const int64_t of_a_step = c.columns == Columns::image ? 2 : 4;
+  return of_a_step * c.steps.size() * c.pairs_of_tiles * c.groups * (samples / c.per_sample);
+}
+
 int64_t weights_of(const Shape& shape) { return 1 + 3 * 2 * shape.blocks + 2; }
 
 Plan::Plan(const Shape& of, int many) : shape(of), samples(many), arena(0), packed_backward(0) { Planner{*this}; }

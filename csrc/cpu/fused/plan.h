@@ -90,6 +90,9 @@ struct Plan {
   Plan(const Shape& shape, int samples);
 };
 
+// How many products of tiles a convolution takes for so many samples.
+int64_t products(const Convolution& convolution, int64_t samples);
+
 // The number of weights [3x3 and, in blocks that change the shape, 1x1], in the order of the network; a 1x1 comes
 // before the two 3x3 of its block.
 int64_t weights_of(const Shape& shape);

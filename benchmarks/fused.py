@@ -1,0 +1,98 @@
+"""CIFAR ResNets by the fused kernels, forwards and backwards, on one core: against the other runners, and by layers
+against the rate of their tile products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smoothfast import models, ops
+from smoothfast.differentiation import traced
+from smoothfast.fused import Fused, processors, recognised
+from smoothfast.losses import Differentiated, cross_entropy
+from smoothfast.runners import make_runners, micro_batch_of
+
+from . import harness
+
+ROWS, REPEATS = 64, 9
+DEPTHS = (20, 56, 110)
+OTHERS = [*(["openvino"] if find_spec("openvino") else []), "compiled"]
+
+
+def main(out: Path | None) -> list[harness.Row]:
+    """Microseconds a row of a micro-batch of 64, on one thread: logits, and logits and gradients; then the groups of
+    layers of the fused network."""
+    torch.set_num_threads(1)
+    whole = (compared(depth, gradients) for depth in DEPTHS for gradients in (False, True))
+    layers = (profiled(20, processor) for processor in processors())
+    return harness.report(chain(whole, layers), out)
+
+
+def compared(depth: int, gradients: bool) -> list[harness.Row]:
+    """Of stored replicas: neither noise nor votes."""
+    setting = f"ResNet-{depth}, {'logits and gradients' if gradients else 'logits'}, {ROWS} rows, bf16"
+    return harness.compare("fused", setting, contenders(depth, gradients), ROWS * 1e-6, "us/row", REPEATS)
+
+
+@torch.no_grad()
+def contenders(depth: int, gradients: bool) -> dict[str, Callable[[], Any]]:
+    """Runners of a network with random weights, in bf16; the last is torch.compile."""
+    base = network(depth)
+    replicas = micro_batch_of((ROWS, 3, 32, 32), torch.bfloat16, harness.CPU).copy_(torch.randn(ROWS, 3, 32, 32))
+    inputs = (replicas, torch.arange(ROWS)[:, None] % 10) if gradients else (replicas,)
+    found = recognised(base, (replicas,))
+    named: dict[str, Callable[[], Any]] = {}
+    for processor in processors():
+        run = Fused(found, processor, gradients)
+        named[f"fused, {processor}"] = partial(run.gradients if gradients else run.logits, *inputs)
+    for runner in OTHERS:
+        given: nn.Module = base
+        if gradients:
+            given = traced(Differentiated(base, cross_entropy), runner, torch.bfloat16, inputs)
+        (call,) = make_runners(given, runner, torch.bfloat16, harness.CPU, inputs, 1)
+        named[runner] = partial(call, *inputs)
+    return named
+
+
+def profiled(depth: int, processor: str) -> list[harness.Row]:
+    """Microseconds a row of the groups of layers, and the share of the rate of tile products that each reaches."""
+    found = recognised(network(depth), (torch.zeros(2, 3, 32, 32),))
+    packed, shape = found.packed(gradients=True).numpy(), found.shape
+    runs = [ops.extension.fused_profile(packed, shape, processor, 50) for _ in range(REPEATS)]
+    times: dict[str, list[float]] = {}
+    shares: dict[str, list[float]] = {}
+    for product, samples, layers in runs:
+        groups: dict[str, list[tuple[float, int]]] = {}
+        for weight, backward, products, seconds in layers:
+            groups.setdefault(group(weight, backward, shape[3]), []).append((seconds, products))
+        groups["all"] = [part for parts in list(groups.values()) for part in parts]
+        for name, parts in groups.items():
+            taken = sum(seconds for seconds, _ in parts)
+            times.setdefault(name, []).append(taken / samples * 1e6)
+            shares.setdefault(name, []).append(product * sum(count for _, count in parts) / taken)
+    setting = f"ResNet-{depth}, {processor}"
+    return [
+        *harness.rows("fused", f"{setting}, layers", times, "us/row", ["all"]),
+        *harness.rows("fused", f"{setting}, share of the rate of products", shares, "share", ["all"]),
+    ]
+
+
+def group(weight: int, backward: bool, blocks: int) -> str:
+    """The layers that a weight is counted with: those of a stage, but for the first, which changes the shape."""
+    first = {0: "first", 2 * blocks + 1: "to stage 2", 2 * blocks + 2: "to stage 2"}
+    first |= {4 * blocks + 2: "to stage 3", 4 * blocks + 3: "to stage 3"}
+    stage = 1 + (weight > 2 * blocks) + (weight > 4 * blocks + 1)
+    return first.get(weight, f"stage {stage}") + (", backwards" if backward else "")
+
+
+def network(depth: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return models.ResNet(depth).eval()

@@ -48,7 +48,7 @@ py::tuple fused_profile(const Array<uint8_t>& packed, const std::array<int64_t, 
   for (fused_network::Processor one : fused_network::processors()) {
     if (processor != fused_network::processor_name(one)) continue;
     const fused_network::Shape network = {{shape[0], shape[1], shape[2]}, shape[3], shape[4]};
-    if (packed.size() != fused_network::Plan(network, 2).packed_backward)
+    if (packed.size() != fused_network::planned(network).packed_backward)
       throw py::value_error("packed must come from fused_pack with gradients, for this shape");
     const auto found =
         fused_network::profile(network, reinterpret_cast<const char*>(packed.data()), one, repeats);

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,6 +197,18 @@ def test_operators(processor: str) -> None:
         folded = [convolution.folded(()) for convolution in network.convolutions]
         biases = [convolution.bias.float() for convolution in network.convolutions]
         ops.fused_pack([folded[0], folded[0], *folded[2:]], biases, torch.zeros(3, 64), torch.zeros(3), False)
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    root, program = Path(__file__).parents[1], tmp_path / "sanitized"
+    sources = ["tests/fused_sanitized.cpp", "csrc/cpu/fused/network.cpp", "csrc/cpu/fused/plan.cpp", "csrc/cpu/isa.cpp"]
+    watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    compiled = ["g++", "-O1", "-std=c++17", *watched, "-Icsrc", *sources, "-o", str(program)]
+    subprocess.run(compiled, cwd=root, check=True)
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "clean\n"
 
 
 # ---- which networks --------------------------------------------------------------------------------------------------

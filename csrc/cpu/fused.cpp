@@ -80,7 +80,7 @@ void check_fused(const at::Tensor& replicas, const at::Tensor& packed, at::IntAr
   const Shape network = shape_of(shape);
   const char* refused = fused_network::refusal(network);
   TORCH_CHECK(!*refused, op, ": ", refused, "; shape is ", shape);
-  const Plan plan(network, 2);
+  const Plan& plan = fused_network::planned(network);
   const bool fits = packed.numel() == plan.packed_backward || (!gradients && packed.numel() == plan.packed);
   TORCH_CHECK(packed.dim() == 1 && packed.scalar_type() == at::kByte && packed.is_contiguous() && fits, op,
               ": packed must come from fused_pack", gradients ? " with gradients" : "", ", for shape ", shape);
@@ -104,7 +104,7 @@ at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList biases, const a
   const Shape shape = {{weights.front().size(0), weights[(weights.size() - 3) / 3 + 1].size(0), linear.size(1)},
                        static_cast<int64_t>(weights.size() - 3) / 6,
                        linear.size(0)};
-  const Plan plan(shape, 2);
+  const Plan& plan = fused_network::planned(shape);
   const auto all = contiguous(weights), more = contiguous(biases);
   const at::Tensor last = linear.contiguous(), last_bias = linear_bias.contiguous();
   at::Tensor packed = at::empty({gradients ? plan.packed_backward : plan.packed}, linear.options().dtype(at::kByte));

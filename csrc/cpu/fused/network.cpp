@@ -40,7 +40,6 @@ namespace {
 constexpr int kTileData = 18;             // the part of a thread's state that Linux gives only to those who ask
 constexpr int64_t kHugePage = 2 << 20;
 constexpr int64_t kElements = 3 * 32 * 32;
-constexpr int64_t kWeightsInL2 = 1 << 20;  // more than that come from L3, and are worth it only for many samples
 
 bool amx_permitted() {
 #if defined(SMOOTHFAST_AMX)
@@ -58,23 +57,24 @@ struct Freed {
   void operator()(void* memory) const { std::free(memory); }
 };
 
-// The memory of a thread: a plan, and its arena, whose halos are 0 and stay so.
-struct Workplace {
-  std::unique_ptr<Plan> plan;
-  std::unique_ptr<char, Freed> arena;
+// The memory of a thread, whose halos are 0 and stay so.
+struct Arena {
+  const Plan* plan = nullptr;
+  std::unique_ptr<char, Freed> memory;
 
-  void prepare(const Shape& shape, int samples) {
-    const bool same = plan && plan->samples == samples && plan->shape.widths == shape.widths &&
-                      plan->shape.blocks == shape.blocks && plan->shape.classes == shape.classes;
-    if (same) return;
-    plan = std::make_unique<Plan>(shape, samples);
-    const int64_t bytes = (plan->arena + kHugePage - 1) / kHugePage * kHugePage;
-    arena.reset(static_cast<char*>(std::aligned_alloc(kHugePage, bytes)));
-    if (!arena) throw std::bad_alloc();
-    madvise(arena.get(), bytes, MADV_HUGEPAGE);
-    std::memset(arena.get(), 0, bytes);
+  char* of(const Plan& wanted) {
+    if (plan == &wanted) return memory.get();
+    const int64_t bytes = (wanted.arena + kHugePage - 1) / kHugePage * kHugePage;
+    memory.reset(static_cast<char*>(std::aligned_alloc(kHugePage, bytes)));
+    if (!memory) throw std::bad_alloc();
+    madvise(memory.get(), bytes, MADV_HUGEPAGE);
+    std::memset(memory.get(), 0, bytes);
+    plan = &wanted;
+    return memory.get();
   }
 };
+
+thread_local Arena arena;
 
 }  // namespace
 
@@ -92,12 +92,6 @@ const std::vector<Processor>& processors() {
 
 namespace {
 
-Workplace& workplace(const Shape& shape) {
-  static thread_local Workplace here;
-  here.prepare(shape, Plan(shape, 2).packed <= kWeightsInL2 ? 2 : 8);
-  return here;
-}
-
 // Calls `by` with the kernels for a processor, as a value of their type.
 template <class By>
 void dispatch(Processor on, const By& by) {
@@ -111,12 +105,12 @@ void dispatch(Processor on, const By& by) {
 
 void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64_t samples, float* logits,
          const int64_t* labels, float* gradients, Processor on) {
-  const Workplace& here = workplace(shape);
-  const Memory memory = {*here.plan, packed, here.arena.get()};
+  const Plan& plan = planned(shape);
+  const Memory memory = {plan, packed, arena.of(plan)};
   dispatch(on, [&](auto* tiles) {
     const auto ignore = [](const Convolution*) {};
-    for (int64_t first = 0; first < samples; first += here.plan->samples) {
-      const int live = static_cast<int>(std::min<int64_t>(here.plan->samples, samples - first));
+    for (int64_t first = 0; first < samples; first += plan.samples) {
+      const int live = static_cast<int>(std::min<int64_t>(plan.samples, samples - first));
       run<std::remove_pointer_t<decltype(tiles)>>(
           memory, replicas + first * kElements, live, logits + first * shape.classes, labels ? labels + first : nullptr,
           labels ? gradients + first * kElements : nullptr, ignore);
@@ -125,9 +119,8 @@ void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64
 }
 
 Profile profile(const Shape& shape, const char* packed, Processor on, int repeats) {
-  const Workplace& here = workplace(shape);
-  const Plan& plan = *here.plan;
-  const Memory memory = {plan, packed, here.arena.get()};
+  const Plan& plan = planned(shape);
+  const Memory memory = {plan, packed, arena.of(plan)};
   Profile found = {0.0, plan.samples, {}};
   for (const auto* list : {&plan.forward, &plan.backward})
     for (const Convolution& c : *list) found.layers.push_back({c.weight, c.transposed, products(c, plan.samples), 0.0});

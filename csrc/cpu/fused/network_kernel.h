@@ -83,6 +83,21 @@ struct Finisher {
   }
 };
 
+// Stores the sums of the last group, and begins those of the next.
+template <int tile, class Tiles>
+SMOOTHFAST_FORCED void begin(Tiles& tiles, Sums& sums) {
+  tiles.template store<tile>(sums.tile(tile / 2, tile % 2));
+  tiles.template zero<tile>();
+}
+
+template <class Tiles>
+void store_all(Tiles& tiles, Sums& sums) {
+  tiles.template store<0>(sums.tile(0, 0));
+  tiles.template store<1>(sums.tile(0, 1));
+  tiles.template store<2>(sums.tile(1, 0));
+  tiles.template store<3>(sums.tile(1, 1));
+}
+
 // The part of a network that all micro-batches share, and the memory of one.
 struct Memory {
   const Plan& plan;
@@ -105,55 +120,39 @@ void convolve(Tiles& tiles, const Convolution& c, const Memory& memory) {
     if (finish == Finish::relu)
       for (int half = 0; half < 2; ++half)
         finisher.bias[half] = _mm512_loadu_ps(memory.packed + c.bias + (2 * pair + half) * kLine);
-    finisher.out = nullptr;
+    finisher.done = lines;  // there is no group yet
+
+    const auto take = [&](auto first_of_group, const char* in, int64_t step) SMOOTHFAST_ALWAYS {
+      const char *inputs = in + c.steps[step].offset, *tile = weights + step * 2 * kTileBytes;
+      constexpr bool kFirst = decltype(first_of_group)::value;
+      tiles.template load<4>(inputs, c.in.odd);
+      tiles.template load<6>(tile, kLine);
+      if constexpr (kFirst) begin<0>(tiles, sums);
+      tiles.template multiply<0, 4, 6>();
+      if constexpr (!kFirst) finisher.advance(pace);
+      tiles.template load<7>(tile + kTileBytes, kLine);
+      if constexpr (kFirst) begin<1>(tiles, sums);
+      tiles.template multiply<1, 4, 7>();
+      if constexpr (!kFirst) finisher.advance(pace);
+      tiles.template load<5>(inputs + c.in.second, c.in.odd);
+      if constexpr (kFirst) begin<2>(tiles, sums);
+      tiles.template multiply<2, 5, 6>();
+      if constexpr (!kFirst) finisher.advance(pace);
+      if constexpr (kFirst) begin<3>(tiles, sums);
+      tiles.template multiply<3, 5, 7>();
+      if constexpr (!kFirst) finisher.advance(pace);
+    };
+
     for (int64_t sample = 0; sample < samples; ++sample)
       for (int64_t group = 0; group < c.groups; ++group) {
         const char* const in = from + sample * c.in.sample + group * c.in.group;
-        const int64_t turn = group & 1 ? -1 : 1;
-        int64_t step = group & 1 ? steps - 1 : 0;
-        {
-          const char *first = in + c.steps[step].offset, *tile = weights + step * 2 * kTileBytes;
-          tiles.template load<4>(first, c.in.odd);
-          tiles.template load<6>(tile, kLine);
-          tiles.template store<0>(sums.tile(0, 0));
-          tiles.template zero<0>();
-          tiles.template multiply<0, 4, 6>();
-          tiles.template load<7>(tile + kTileBytes, kLine);
-          tiles.template store<1>(sums.tile(0, 1));
-          tiles.template zero<1>();
-          tiles.template multiply<1, 4, 7>();
-          tiles.template load<5>(first + c.in.second, c.in.odd);
-          tiles.template store<2>(sums.tile(1, 0));
-          tiles.template zero<2>();
-          tiles.template multiply<2, 5, 6>();
-          tiles.template store<3>(sums.tile(1, 1));
-          tiles.template zero<3>();
-          tiles.template multiply<3, 5, 7>();
-        }
-        const bool pending = finisher.out != nullptr;
-        for (int64_t left = steps - 1; left > 0; --left) {
-          step += turn;
-          const char *first = in + c.steps[step].offset, *tile = weights + step * 2 * kTileBytes;
-          tiles.template load<4>(first, c.in.odd);
-          tiles.template load<6>(tile, kLine);
-          tiles.template multiply<0, 4, 6>();
-          if (pending) finisher.advance(pace);
-          tiles.template load<7>(tile + kTileBytes, kLine);
-          tiles.template multiply<1, 4, 7>();
-          if (pending) finisher.advance(pace);
-          tiles.template load<5>(first + c.in.second, c.in.odd);
-          tiles.template multiply<2, 5, 6>();
-          if (pending) finisher.advance(pace);
-          tiles.template multiply<3, 5, 7>();
-          if (pending) finisher.advance(pace);
-        }
-        if (pending) finisher.advance(lines);
+        const int64_t turn = group & 1 ? -1 : 1, first = group & 1 ? steps - 1 : 0;
+        take(std::true_type(), in, first);
+        for (int64_t step = 1; step < steps; ++step) take(std::false_type(), in, first + turn * step);
+        finisher.advance(lines);
         finisher.begin(buffer + c.out.start + pair * kLine + sample * c.out.sample + group * c.out.group);
       }
-    tiles.template store<0>(sums.tile(0, 0));
-    tiles.template store<1>(sums.tile(0, 1));
-    tiles.template store<2>(sums.tile(1, 0));
-    tiles.template store<3>(sums.tile(1, 1));
+    store_all(tiles, sums);
     finisher.advance(lines);
   }
 }

@@ -1,6 +1,9 @@
 #include "plan.h"
 
 #include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <utility>
 
 namespace smoothfast {
@@ -335,7 +338,8 @@ void pack_tiles(const Convolution& c, const float* weights, char* packed) {
 }  // namespace
 
 const char* refusal(const Shape& shape) {
-  if (shape.blocks < 1 || shape.classes < 1) return "it has no blocks, or no classes";
+  if (shape.blocks < 1 || shape.blocks > 200) return "there must be 1 to 200 blocks in a stage";
+  if (shape.classes < 1 || shape.classes > 1 << 16) return "there must be 1 to 65,536 classes";
   for (int stage = 0; stage < 3; ++stage) {
     const int64_t width = shape.widths[stage];
     if (width < 1 || width > 1024 || (width % 32 && !(stage == 0 && width == 16)))
@@ -352,6 +356,19 @@ int64_t products(const Convolution& c, int64_t samples) {
 int64_t weights_of(const Shape& shape) { return 1 + 3 * 2 * shape.blocks + 2; }
 
 Plan::Plan(const Shape& of, int many) : shape(of), samples(many), arena(0), packed_backward(0) { Planner{*this}; }
+
+const Plan& planned(const Shape& shape) {
+  constexpr int64_t kInL2 = 1 << 20;
+  using Key = std::array<int64_t, 5>;
+  static std::mutex mutex;
+  static std::map<Key, std::unique_ptr<const Plan>> plans;
+  const Key key = {shape.widths[0], shape.widths[1], shape.widths[2], shape.blocks, shape.classes};
+  const std::lock_guard<std::mutex> alone(mutex);
+  std::unique_ptr<const Plan>& plan = plans[key];
+  if (!plan) plan = std::make_unique<const Plan>(shape, 2);
+  if (plan->packed > kInL2 && plan->samples == 2) plan = std::make_unique<const Plan>(shape, 8);
+  return *plan;
+}
 
 void pack(const Plan& plan, const std::vector<const float*>& weights, const std::vector<const float*>& biases,
           const float* linear, const float* linear_bias, bool backward, char* packed) {

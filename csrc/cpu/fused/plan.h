@@ -90,6 +90,9 @@ struct Plan {
   Plan(const Shape& shape, int samples);
 };
 
+// The plan of a shape, made once, for two samples; for eight where the weights do not stay in L2 beside them.
+const Plan& planned(const Shape& shape);
+
 // How many products of tiles a convolution takes for so many samples.
 int64_t products(const Convolution& convolution, int64_t samples);
 

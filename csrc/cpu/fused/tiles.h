@@ -11,7 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
-#define SMOOTHFAST_FORCED inline __attribute__((always_inline))
+#define SMOOTHFAST_ALWAYS __attribute__((always_inline))
+#define SMOOTHFAST_FORCED inline SMOOTHFAST_ALWAYS
 
 namespace smoothfast {
 namespace fused_network {
@@ -112,7 +113,7 @@ class MemoryTiles {
     }
   }
 
-  alignas(64) float sums_[4][kTileBytes / sizeof(float)];
+  alignas(64) float sums_[4][kTileBytes / sizeof(float)] = {};
   Loaded loaded_[4];
   int rows_ = kTileRows;
 };

@@ -1,0 +1,46 @@
+// Networks of several shapes through the fused kernels, forwards and backwards, for sanitizers to watch. Replicas,
+// packed networks and results are of exactly the size that they must have. tests/test_fused.py compiles and runs it.
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "cpu/fused/network.h"
+
+using namespace smoothfast::fused_network;
+
+int main() {
+  std::mt19937 generator(0);
+  std::normal_distribution<float> normal(0.0f, 0.1f);
+  const auto drawn = [&](int64_t count) {
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(generator);
+    return values;
+  };
+  for (const Shape& shape : {Shape{{16, 32, 64}, 1, 10}, Shape{{32, 64, 96}, 1, 3}, Shape{{64, 128, 256}, 1, 1}}) {
+    const Plan& plan = planned(shape);
+    std::vector<std::vector<float>> weights(weights_of(shape)), biases(weights_of(shape));
+    for (const Convolution& c : plan.forward) {
+      weights[c.weight] = drawn(int64_t{c.outputs} * c.inputs * c.size * c.size);
+      biases[c.weight] = drawn(c.outputs);
+    }
+    std::vector<const float*> all, more;
+    for (const auto& one : weights) all.push_back(one.data());
+    for (const auto& one : biases) more.push_back(one.data());
+    const auto linear = drawn(shape.classes * shape.widths[2]), linear_bias = drawn(shape.classes);
+    for (const bool gradients : {false, true}) {
+      std::vector<char> packed(gradients ? plan.packed_backward : plan.packed);
+      pack(plan, all, more, linear.data(), linear_bias.data(), gradients, packed.data());
+      for (const int64_t rows : {1, 2, 5}) {
+        const std::vector<uint16_t> replicas(rows * 3 * 32 * 32, 0x3F80);
+        const std::vector<int64_t> labels(rows, 0);
+        std::vector<float> logits(rows * shape.classes), by(gradients ? replicas.size() : 0);
+        run(shape, packed.data(), replicas.data(), rows, logits.data(), gradients ? labels.data() : nullptr, by.data(),
+            Processor::avx512_bf16);
+        for (int64_t row = 1; row < rows; ++row)
+          for (int64_t k = 0; k < shape.classes; ++k)
+            if (logits[row * shape.classes + k] != logits[k]) return 1;
+      }
+    }
+  }
+  std::puts("clean");
+}

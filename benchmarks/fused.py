@@ -23,7 +23,8 @@ from . import harness
 
 ROWS, REPEATS = 64, 9
 DEPTHS = (20, 56, 110)
-OTHERS = [*(["openvino"] if find_spec("openvino") else []), "compiled"]
+OPENVINO = ["openvino"] if find_spec("openvino") else []
+OTHERS = {20: [*OPENVINO, "compiled"]}  # which takes minutes to compile gradients of a deeper one
 
 
 def main(out: Path | None) -> list[harness.Row]:
@@ -43,7 +44,7 @@ def compared(depth: int, gradients: bool) -> list[harness.Row]:
 
 @torch.no_grad()
 def contenders(depth: int, gradients: bool) -> dict[str, Callable[[], Any]]:
-    """Runners of a network with random weights, in bf16; the last is torch.compile."""
+    """Runners of a network with random weights, in bf16; ratios are against the last."""
     base = network(depth)
     replicas = micro_batch_of((ROWS, 3, 32, 32), torch.bfloat16, harness.CPU).copy_(torch.randn(ROWS, 3, 32, 32))
     inputs = (replicas, torch.arange(ROWS)[:, None] % 10) if gradients else (replicas,)
@@ -52,7 +53,7 @@ def contenders(depth: int, gradients: bool) -> dict[str, Callable[[], Any]]:
     for processor in processors():
         run = Fused(found, processor, gradients)
         named[f"fused, {processor}"] = partial(run.gradients if gradients else run.logits, *inputs)
-    for runner in OTHERS:
+    for runner in OTHERS.get(depth, OPENVINO):
         given: nn.Module = base
         if gradients:
             given = traced(Differentiated(base, cross_entropy), runner, torch.bfloat16, inputs)

@@ -50,8 +50,7 @@ py::tuple fused_profile(const Array<uint8_t>& packed, const std::array<int64_t, 
     const fused_network::Shape network = {{shape[0], shape[1], shape[2]}, shape[3], shape[4]};
     if (packed.size() != fused_network::planned(network).packed_backward)
       throw py::value_error("packed must come from fused_pack with gradients, for this shape");
-    const auto found =
-        fused_network::profile(network, reinterpret_cast<const char*>(packed.data()), one, repeats);
+    const auto found = fused_network::profile(network, reinterpret_cast<const char*>(packed.data()), one, repeats);
     py::list layers;
     for (const auto& layer : found.layers)
       layers.append(py::make_tuple(layer.weight, layer.backward, layer.products, layer.seconds));

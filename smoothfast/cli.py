@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import analysis, attack_files, attack_runs, data, distributed, models, ops, plots, runs, sweeps
-from .costs import AUTO, COSTS, seconds
+from .costs import AUTO, installed, seconds
 from .engine import PRECISIONS, Engine, Job, resolve_precision
 from .fused import processors
 from .layers import scale_noise
@@ -58,8 +58,8 @@ NORMALIZATIONS = ("none", *models.STATISTICS)
 BENCHMARKS = {"noise": "noisy_replicas"} | {
     name: name
     for name in (
-        "tally", "replica_sum", "attack_step", "weights", "fused", "samples", "certify", "methods", "flights", "threads",
-        "processes", "memory", "start", "scaling", "attack", "strength",
+        "tally", "replica_sum", "attack_step", "weights", "fused", "samples", "certify", "methods", "flights",
+        "threads", "processes", "memory", "start", "scaling", "attack", "strength",
     )
 }  # fmt: skip
 PICTURED = 8  # images in the picture of an attack
@@ -676,8 +676,7 @@ def _described(smoothed: SmoothedClassifier, engine: Engine, image: torch.Tensor
     network, cores = smoothed.network(image), len(engine.lanes)
     expected = ", ".join(
         f"{runner} {seconds(runner, network, passes, engine.precision, cores):,.0f} s"
-        for runner, cost in COSTS.items()
-        if engine.precision in cost.speed
+        for runner in installed(network, engine.precision)
     )
     return f"{how}\nexpected for {passes:,} forward passes: {expected}"
 

@@ -82,17 +82,22 @@ def seconds(runner: str, network: Network, passes: int, precision: str, cores: i
     return ready + passes * network.operations / (cores * cost.speed[precision] * 1e9)
 
 
+def installed(network: Network, precision: str) -> list[str]:
+    """The runners that there are on this CPU for such a network."""
+    found = ["eager"]
+    if network.family and precision == "bf16" and processors()[:1] == ["amx"]:  # without, OpenVINO takes less time
+        found.append("fused")
+    if find_spec("openvino") is not None and precision in COSTS["openvino"].speed:
+        found.append("openvino")
+    if shutil.which(os.environ.get("CXX", "g++")) is not None:
+        found.append("compiled")
+    return found
+
+
 def candidates(network: Network, passes: int, precision: str, device: torch.device) -> list[str]:
-    """The runners that are installed, the one to be preferred first; eager, which takes every network, is the last."""
+    """The runners to be tried, the one to be preferred first; eager, which takes every network, is the last."""
     if device.type != "cpu":
         compiles = find_spec("triton") is not None and passes >= GPU_PASSES
         return ["compiled", "eager"] if compiles else ["eager"]
-    installed = ["eager"]
-    if network.family and precision == "bf16" and processors()[:1] == ["amx"]:  # without, OpenVINO takes less time
-        installed.append("fused")
-    if find_spec("openvino") is not None and precision in COSTS["openvino"].speed:
-        installed.append("openvino")
-    if shutil.which(os.environ.get("CXX", "g++")) is not None:
-        installed.append("compiled")
-    ordered = sorted(installed, key=lambda runner: seconds(runner, network, passes, precision))
+    ordered = sorted(installed(network, precision), key=lambda runner: seconds(runner, network, passes, precision))
     return ordered[: ordered.index("eager") + 1]

@@ -26,7 +26,7 @@ IMAGE = (3, 32, 32)
 
 
 def processors() -> list[str]:
-    """What fused networks run on here, the best first: "amx", "avx512_bf16". Nothing where SMOOTHFAST_CPU asks for less."""
+    """What fused networks run on here, the best first: "amx", "avx512_bf16". Nothing if SMOOTHFAST_CPU says less."""
     if ops.extension is None or ops.extension.instruction_set() != "avx512":
         return []
     return list(ops.extension.fused_processors())
@@ -113,13 +113,13 @@ class Linear:
 # ---- operations ------------------------------------------------------------------------------------------------------
 
 
-class Mismatch(ValueError):
+class MismatchError(ValueError):
     """What is not of the family, and where."""
 
 
 def require(condition: bool, reason: str) -> None:
     if not condition:
-        raise Mismatch(reason)
+        raise MismatchError(reason)
 
 
 def _convolution(x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
@@ -130,7 +130,9 @@ def _convolution(x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding
     require(width == size and size in (1, 3), f"its kernel is {size}x{width}; 3x3 and 1x1 are possible")
     require(set(_pair(dilation)) == {1}, f"its dilation is {dilation}")
     require(len(strides) == 1 and strides <= {1, 2}, f"its stride is {stride}; 1 and 2 are possible")
-    require(set(_pair(padding)) == {size // 2}, f"its padding is {padding}; that of a {size}x{size} must be {size // 2}")
+    require(
+        set(_pair(padding)) == {size // 2}, f"its padding is {padding}; that of a {size}x{size} must be {size // 2}"
+    )
     gain = torch.ones(outputs, dtype=torch.float64)
     return Convolution(x, weight, outputs, size, strides.pop(), gain, 0 * gain if bias is None else bias.double())
 
@@ -166,7 +168,9 @@ def _slice(x: Any, dim: int = 0, start: int | None = None, end: int | None = Non
     require(isinstance(x, Activated | Strided) and whole and (step, dim) in ((2, 2), (2, 3), (1, 0), (1, 1)),
             f"it takes every {step}th from {start} to {end} of dimension {dim} of {_kind(x)}")  # fmt: skip
     strided = x if isinstance(x, Strided) else Strided(x)
-    return replace(strided, rows=strided.rows * (step if dim == 2 else 1), pixels=strided.pixels * (step if dim == 3 else 1))
+    return replace(
+        strided, rows=strided.rows * (step if dim == 2 else 1), pixels=strided.pixels * (step if dim == 3 else 1)
+    )
 
 
 def _pad(x: Any, padding: Sequence[int], mode: Any = "constant", value: float | None = None) -> Strided:
@@ -275,7 +279,8 @@ class Network:
 
     @property
     def noisy(self) -> bool:
-        return any(isinstance(layer.weight, Given) for layer in (*self.convolutions, self.linear))
+        weights = [*(convolution.weight for convolution in self.convolutions), self.linear.weight]
+        return any(isinstance(weight, Given) for weight in weights)
 
     def packed(self, gradients: bool, drawn: Sequence[Tensor] = ()) -> Tensor:
         """As the kernels take it."""
@@ -308,7 +313,7 @@ def recognised(network: nn.Module, examples: tuple[Tensor, ...]) -> Network:
         examples: what it takes: replicas [B, 3, 32, 32], then weights that come with them.
 
     Raises:
-        Mismatch: it is none of the family.
+        MismatchError: it is none of the family.
     """
     replicas, *given = examples
     require(tuple(replicas.shape[1:]) == IMAGE, f"images are {list(replicas.shape[1:])}; they must be {list(IMAGE)}")
@@ -338,15 +343,15 @@ def _expression(exported: Any, given: Sequence[Tensor]) -> Any:
 def _applied(node: Node, values: dict[Node, Any]) -> Any:
     rule = OPERATIONS.get(node.target)
     if rule is None:
-        raise Mismatch(f"it has {node.target} ({node.name})")
+        raise MismatchError(f"it has {node.target} ({node.name})")
     arguments = torch.fx.node.map_arg(node.args, values.__getitem__)
     options = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
     try:
         return rule(*arguments, **options)
-    except Mismatch as mismatch:
-        raise Mismatch(f"{node.name}: {mismatch}") from None
+    except MismatchError as mismatch:
+        raise MismatchError(f"{node.name}: {mismatch}") from None
     except (TypeError, AttributeError):  # an operation on what no rule foresees
-        raise Mismatch(f"{node.name} takes {', '.join(map(_kind, arguments))}") from None
+        raise MismatchError(f"{node.name} takes {', '.join(map(_kind, arguments))}") from None
 
 
 def _network(result: Any) -> Network:
@@ -373,14 +378,13 @@ def _network(result: Any) -> Network:
 
 def _block(added: Added) -> tuple[list[Convolution], Any]:
     """The convolutions of a block, its shortcut first if that is one, and what the block takes."""
-    for last, shortcut in ((added.left, added.right), (added.right, added.left)):
-        if isinstance(last, Convolution) and last.size == 3 and isinstance(last.of, Activated):
-            break
-    else:
-        raise Mismatch(f"a block adds {_kind(added.left)} and {_kind(added.right)}; one must be a 3x3 of a ReLU")
+    ways = [(last, shortcut) for last, shortcut in ((added.left, added.right), (added.right, added.left))
+            if isinstance(last, Convolution) and last.size == 3 and isinstance(last.of, Activated)]  # fmt: skip
+    require(bool(ways), f"a block adds {_kind(added.left)} and {_kind(added.right)}; one must be a 3x3 of a ReLU")
+    last, shortcut = ways[0]
     first = last.of.of
     require(isinstance(first, Convolution) and first.size == 3 and isinstance(first.of, Activated),
-            f"a block has {_kind(first)} before its last convolution; that must be a 3x3 of the block's input")  # fmt: skip
+            f"a block has {_kind(first)} before its last convolution; that must be a 3x3 of its input")  # fmt: skip
     require(last.stride == 1, "the last convolution of a block has a stride of 2")
     if shortcut is first.of:
         require(first.stride == 1, "a block with a stride of 2 adds its input as it is")
@@ -388,7 +392,7 @@ def _block(added: Added) -> tuple[list[Convolution], Any]:
     if isinstance(shortcut, Strided):
         shortcut = _as_convolution(shortcut, last.outputs)
     require(isinstance(shortcut, Convolution) and shortcut.of is first.of,
-            f"a block adds {_kind(shortcut)} to its last convolution; that must be a shortcut from its input")  # fmt: skip
+            f"a block adds {_kind(shortcut)} to a convolution; that must be a shortcut from its input")  # fmt: skip
     require((shortcut.size, shortcut.stride, first.stride) == (1, 2, 2),
             f"a shortcut is a {shortcut.size}x{shortcut.size} with a stride of {shortcut.stride} beside one of "
             f"{first.stride}; it must be a 1x1 where both are 2")  # fmt: skip
@@ -427,7 +431,7 @@ def fused(network: nn.Module, examples: tuple[Tensor, ...], processor: str) -> C
         examples: what it takes.
 
     Raises:
-        Mismatch: it is none of the family, or something else comes out.
+        MismatchError: it is none of the family, or something else comes out.
     """
     if isinstance(network, Differentiated):
         require(network.loss is cross_entropy, "gradients are those of the cross-entropy, and the loss is another")

@@ -1,5 +1,5 @@
-"""A network as a function of one micro-batch: as it is, compiled, by OpenVINO, or by the fused kernels. It is the base classifier, or the
-gradient of a loss of it (`passes.Differentiated`), which is a network too."""
+"""A network as a function of one micro-batch: as it is, compiled, by OpenVINO, or by the fused kernels. It is the base
+classifier, or the gradient of a loss of it (`losses.Differentiated`), which is a network too."""
 
 from __future__ import annotations
 
@@ -178,12 +178,14 @@ def openvino_runners(
     return [_asking(converted.create_infer_request(), dtype) for _ in range(count)]
 
 
-def fused_runner(
-    network: nn.Module, dtype: torch.dtype, device: torch.device, examples: tuple[Tensor, ...]
-) -> Runner:
+def fused_runner(network: nn.Module, dtype: torch.dtype, device: torch.device, examples: tuple[Tensor, ...]) -> Runner:
     """A CIFAR ResNet, or the gradient of one, by the fused kernels, which any number of threads may call at once."""
     if device.type != "cpu" or not processors():
-        there = f"the base classifier is on {device}" if processors() else "this one has neither, or smoothfast._C is not built"
+        there = (
+            f"the base classifier is on {device}"
+            if processors()
+            else "this one has neither, or smoothfast._C is not built"
+        )
         raise DeclinedError(f"runner is 'fused', for CPUs with AMX or AVX512-BF16; {there}")
     if dtype != torch.bfloat16:
         raise DeclinedError(f"runner is 'fused', which computes in bf16, not in {dtype}")

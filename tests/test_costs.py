@@ -69,11 +69,11 @@ def test_on_gpus(installed: Callable[..., None]) -> None:
 @pytest.mark.parametrize("runner", COSTS)
 def test_seconds(runner: str) -> None:
     """Twice the cores halve the sampling, and leave what it takes to make ready as it is."""
-    ready = seconds(runner, Network(1e9, 10), 0, "fp32", 2)
+    ready = seconds(runner, Network(1e9, 10), 0, "bf16", 2)
     assert ready == COSTS[runner].ready + 10 * COSTS[runner].layer
-    one, two = (seconds(runner, Network(1e9, 10), 1000, "fp32", cores) - ready for cores in (1, 2))
+    one, two = (seconds(runner, Network(1e9, 10), 1000, "bf16", cores) - ready for cores in (1, 2))
     assert one == pytest.approx(2 * two)
-    assert one == pytest.approx(1000 / COSTS[runner].speed["fp32"])
+    assert one == pytest.approx(1000 / COSTS[runner].speed["bf16"])
 
 
 # ---- the choice of a smoothed classifier -----------------------------------------------------------------------------

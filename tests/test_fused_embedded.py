@@ -1,5 +1,5 @@
-"""The embedded, trained network by the fused kernels: how often classes differ from those of float32, equal bits over many
-samples, and attacks as strong as with gradients in float32. docs/records.md has the last results."""
+"""The embedded, trained network by the fused kernels: how often classes differ from those of float32, equal bits over
+many samples, and attacks as strong as with gradients in float32. docs/records.md has the last results."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ def test_classes_and_bits_over_100_000_samples() -> None:
         if first % 50 == 0:
             exact = double(noisy.double())
             worse = max(worse, float((ours - exact).norm() / (theirs - exact).norm()))
-    print(f"\nof {len(images) * SAMPLES:,} classes as in float32: fused {agree:,}, torch's bf16 {by_torch:,}; error {worse:.2f}")
-    assert agree >= by_torch and worse <= 2
+    print(f"\nof {len(images) * SAMPLES:,} classes as in float32: fused {agree:,}, torch's bf16 {by_torch:,}")
+    print(f"error against float64, of that of torch's bf16: {worse:.2f}")
+    assert agree >= by_torch
+    assert worse <= 2
 
 
 def test_gradients_over_noisy_images() -> None:

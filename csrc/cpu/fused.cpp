@@ -108,8 +108,9 @@ at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList biases, const a
   const auto all = contiguous(weights), more = contiguous(biases);
   const at::Tensor last = linear.contiguous(), last_bias = linear_bias.contiguous();
   at::Tensor packed = at::empty({gradients ? plan.packed_backward : plan.packed}, linear.options().dtype(at::kByte));
-  fused_network::pack(plan, pointers(all), pointers(more), last.const_data_ptr<float>(), last_bias.const_data_ptr<float>(),
-              gradients, reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
+  fused_network::pack(plan, pointers(all), pointers(more), last.const_data_ptr<float>(),
+                      last_bias.const_data_ptr<float>(), gradients,
+                      reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
   return packed;
 }
 
@@ -123,7 +124,7 @@ void run(const at::Tensor& replicas, const at::Tensor& packed, const Shape& shap
   constexpr int64_t kElements = 3 * 32 * 32;
   at::parallel_for(0, replicas.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
     fused_network::run(shape, network, from + begin * kElements, end - begin, to + begin * shape.classes,
-               labels ? labels + begin : nullptr, by ? by + begin * kElements : nullptr, processor);
+                       labels ? labels + begin : nullptr, by ? by + begin * kElements : nullptr, processor);
   });
 }
 

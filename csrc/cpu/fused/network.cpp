@@ -37,7 +37,7 @@ namespace fused_network {
 
 namespace {
 
-constexpr int kTileData = 18;             // the part of a thread's state that Linux gives only to those who ask
+constexpr int kTileData = 18;  // the part of a thread's state that Linux gives only to those who ask
 constexpr int64_t kHugePage = 2 << 20;
 constexpr int64_t kElements = 3 * 32 * 32;
 
@@ -111,9 +111,9 @@ void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64
     const auto ignore = [](const Convolution*) {};
     for (int64_t first = 0; first < samples; first += plan.samples) {
       const int live = static_cast<int>(std::min<int64_t>(plan.samples, samples - first));
-      run<std::remove_pointer_t<decltype(tiles)>>(
-          memory, replicas + first * kElements, live, logits + first * shape.classes, labels ? labels + first : nullptr,
-          labels ? gradients + first * kElements : nullptr, ignore);
+      run<std::remove_pointer_t<decltype(tiles)>>(memory, replicas + first * kElements, live,
+                                                  logits + first * shape.classes, labels ? labels + first : nullptr,
+                                                  labels ? gradients + first * kElements : nullptr, ignore);
     }
   });
 }

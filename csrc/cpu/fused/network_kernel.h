@@ -245,8 +245,8 @@ void to_images(Tiles& tiles, const Convolution& c, const Memory& memory, int liv
   tiles.use_rows(kTileRows);
   for (int sample = 0; sample < live; ++sample)
     for (int group = 0; group < c.groups; ++group) {
-      const char* in = memory.arena + memory.plan.buffers[c.in.buffer] + c.in.start + sample * c.in.sample +
-                       group * c.in.group;
+      const char* in =
+          memory.arena + memory.plan.buffers[c.in.buffer] + c.in.start + sample * c.in.sample + group * c.in.group;
       tiles.template zero<0>();
       tiles.template zero<2>();
       for (int step = 0; step < steps; ++step) {

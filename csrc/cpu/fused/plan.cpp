@@ -54,8 +54,8 @@ std::vector<Step> steps_over(const Map& map, int rows, int pixels) {
   for (int row = 0; row < rows; ++row)
     for (int64_t pixel = 0; pixel < pixels; pixel += per_step)
       for (int64_t channel = 0; channel < map.channels; channel += 32)
-        steps.push_back({row * map.row + pixel * map.pixel + 2 * channel, row, static_cast<int>(pixel),
-                         static_cast<int>(channel)});
+        steps.push_back(
+            {row * map.row + pixel * map.pixel + 2 * channel, row, static_cast<int>(pixel), static_cast<int>(channel)});
   return steps;
 }
 
@@ -156,8 +156,8 @@ class Planner {
     return c;
   }
 
-  // 3x3 or 1x1 with a stride of 2 into the map of a stage. Where it holds pairs of samples, first the even samples, then
-  // the odd ones, of which a tile has 8 rows.
+  // 3x3 or 1x1 with a stride of 2 into the map of a stage. Where it holds pairs of samples, first the even samples,
+  // then the odd ones, of which a tile has 8 rows.
   void add_down(int size, int weight, Finish finish, int64_t mask, int stage) {
     const Map &from = maps_[stage - 1], &to = maps_[stage];
     for (int sample = 0; sample < to.together; ++sample) {
@@ -235,8 +235,8 @@ class Planner {
     add(plan_.backward, to_image(), false);
   }
 
-  // The gradient of a stride of 2: rows of one parity after the other, and where pixels do not come in pairs, pixels too.
-  // That of a 1x1 is 0 but in even rows and pixels, where that of the 3x3 is added to it.
+  // The gradient of a stride of 2: rows of one parity after the other, and where pixels do not come in pairs, pixels
+  // too. That of a 1x1 is 0 but in even rows and pixels, where that of the 3x3 is added to it.
   void add_up(int size, int weight, Buffer buffer, Finish finish, int64_t mask, int stage) {
     const Map &from = maps_[stage], &to = maps_[stage - 1];
     for (int row = 0; row < (size == 1 ? 1 : 2); ++row)

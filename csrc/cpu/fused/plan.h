@@ -9,8 +9,8 @@
 //   16x16                a pixel
 //   8x8                  a pixel of one of two samples, which are interleaved: [y][x][2][channels]
 //
-// Strides of 2, the gradients of all these, and shortcuts (option A of He et al. is a 1x1 convolution by 0 and 1) differ
-// in nothing but which tap a step of the sum takes: see `Axis`.
+// Strides of 2, the gradients of all these, and shortcuts (option A of He et al. is a 1x1 convolution by 0 and 1)
+// differ in nothing but which tap a step of the sum takes: see `Axis`.
 #pragma once
 
 #include <array>
@@ -46,8 +46,8 @@ struct Axis {
 
 // 32 inputs of a sum: where they are, from those of the first step on.
 struct Step {
-  int64_t offset;            // bytes
-  int row, pixel, channel;   // of the first of them
+  int64_t offset;           // bytes
+  int row, pixel, channel;  // of the first of them
 };
 
 struct Side {
@@ -72,8 +72,8 @@ struct Convolution {
   Side in, out;
   int groups, tile_rows, per_sample;  // per_sample: 1, or 2 where a step of `sample` is two samples
   Finish finish;
-  bool adds;         // to what is there
-  int64_t mask;      // bits of the signs of this map, where they are kept: bytes in a sample's masks, times samples
+  bool adds;            // to what is there
+  int64_t mask;         // bits of the signs of this map, where they are kept: bytes in a sample's masks, times samples
   int64_t tiles, bias;  // bytes in the packed network; bias -1: none
 };
 
@@ -81,11 +81,11 @@ struct Plan {
   Shape shape;
   int samples;  // of a micro-batch
   std::vector<Convolution> forward, backward;
-  int64_t buffers[kBuffers + 1];     // where they begin; then the masks
-  int64_t arena;                     // bytes
-  int64_t linear, linear_bias;       // in the packed network: float32 [classes, width], [classes]
-  int64_t packed, packed_backward;   // bytes of the network without and with what gradients need
-  int64_t last_pixel, last_row;      // of the last map
+  int64_t buffers[kBuffers + 1];    // where they begin; then the masks
+  int64_t arena;                    // bytes
+  int64_t linear, linear_bias;      // in the packed network: float32 [classes, width], [classes]
+  int64_t packed, packed_backward;  // bytes of the network without and with what gradients need
+  int64_t last_pixel, last_row;     // of the last map
 
   Plan(const Shape& shape, int samples);
 };

@@ -128,7 +128,8 @@ class Engine:
         precision: "fp32", "bf16" or "fp16" (autocast), or "auto": bf16 where the processor computes in it.
         micro_batch: rows per forward pass, of which each core of a CPU makes its own; None chooses by image size and
             device.
-        runner: "eager", "compiled" (torch.compile with frozen weights) or "openvino" (CPU).
+        runner: "eager", "compiled" (torch.compile with frozen weights), "openvino" (CPU) or "fused" (CIFAR ResNets in
+            bf16 on some CPUs).
         clip: clamp noisy images to their range; then part of the function.
         votings: voting rules, V of them, of which each counts every pass. Procedures are handed [V K + 1]: counts by
             rule and class in units of the rule, then the rows without a vote. Those of `procedures` that test or bound

@@ -178,6 +178,7 @@ def test_the_published_attack_adds_up_its_gradients() -> None:
 
 def test_attacks_of_equal_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attack, "RUNNERS", [("eager", "fp32")])
+    monkeypatch.setattr(attack, "FUSED", [])
     monkeypatch.setattr(attack, "REPEATS", 1)
     monkeypatch.setattr(peers, "missing", lambda *_: True)
     rows = attack.beside(2, 1, 2, CPU)

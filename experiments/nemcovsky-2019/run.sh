@@ -53,17 +53,21 @@ trained() { # NAME
 	esac
 }
 
+images=(--skip 5) some=(--skip 20) # 1,000 and 250 of 5,000
+
 swept() { # NAME
-	local images=(--skip 5) some=(--skip 20) # 1,000 and 250 of 5,000
 	sweep "$1" single "${images[@]}" --sigmas 0 --samples 1 --voting prediction --attack pgd --attack-seeds 3
 	sweep "$1" sigma "${images[@]}" --sigmas 0,0.02,0.04,0.06,0.09 --samples 1,4,16,32 --attack pgd
 	sweep "$1" wide "${images[@]}" --sigmas 0.12,0.18 --samples 1,4,16,32 --attack pgd # rows of the same kind
-	local sigma most=128
-	sigma=$($python report.py sigma "$1")
-	[[ $1 == high-k ]] && most=256
+	local most=128
 	[[ $1 == cni-w ]] && most=512
-	local at=(--sigmas "$sigma" --attack-sigma "$sigma")
+	at "$1"
 	sweep "$1" samples "${images[@]}" "${at[@]}" --samples "$(rising "$most")" --attack pgd --attack-seeds 3
+	attacked "$1"
+}
+
+attacked() { # NAME
+	at "$1"
 	sweep "$1" legacy "${images[@]}" "${at[@]}" --samples 1,8,64 --attack pgd-legacy --attack-seeds 3
 	sweep "$1" eot "${some[@]}" "${at[@]}" --samples 1,8,64 --attack epgd --attack-samples 32 --restarts 3
 	[[ $1 == cni-w ]] || return 0
@@ -72,6 +76,12 @@ swept() { # NAME
 	sweep cni-w pgd-56 "${one[@]}" pgd --steps 56
 	sweep cni-w epgd-7x8 "${one[@]}" epgd --attack-samples 8
 	sweep cni-w smoothadv-7x8 "${one[@]}" smoothadv --attack-samples 8
+}
+
+at() { # NAME: its best sigma, which the attack sees too
+	local sigma
+	sigma=$($python report.py sigma "$1")
+	at=(--sigmas "$sigma" --attack-sigma "$sigma")
 }
 
 published() { $python publish.py "$1"; } # NAME

@@ -93,9 +93,9 @@ def perturbation_gallery(
 
 
 def sweep(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Draws accuracy against the number of samples, by majority vote and a curve for each sigma, and against sigma with
-    most samples, a curve for each voting rule; dashed for clean images. Bars are standard deviations over the seeds of
-    an attack.
+    """Draws accuracy against the number of samples, by majority vote and a curve for each sigma; and where there are
+    several, against sigma with most samples, a curve for each voting rule. Dashed for clean images. Bars are standard
+    deviations over the seeds of an attack.
 
     Args:
         rows: of `sweeps.Sweep`; those of the first voting rule stand for all in the first part.
@@ -104,26 +104,28 @@ def sweep(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     found = means(rows)
     votings, sources = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("voting", "images"))
     sigmas, samples = (sorted({getattr(row, name) for row in rows}) for name in ("sigma", "samples"))
-    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
-    by_samples, by_sigma = figure.subplots(1, 2, sharey=True)
+    parts = 1 if len(sigmas) == 1 else 2
+    figure = Figure(figsize=(5.0 * parts, 4.0), layout="constrained")
+    by_samples, *others = figure.subplots(1, parts, sharey=True, squeeze=False)[0]
     for source in sources:
         style = {"linestyle": "--" if source == "clean" else "-", "marker": ".", "capsize": 2.0}
         for place, sigma in enumerate(sigmas):
             points = {number: found.get((source, sigma, votings[0], number)) for number in samples}
             _curve(by_samples, points, color=f"C{place}", label=f"{source}, sigma {sigma:g}", **style)
-        for place, voting in enumerate(votings):
+        for place, voting in enumerate(votings if others else ()):
             most = {
                 sigma: [number for number in samples if (source, sigma, voting, number) in found] for sigma in sigmas
             }
             points = {sigma: found[source, sigma, voting, most[sigma][-1]] for sigma in sigmas if most[sigma]}
-            _curve(by_sigma, points, color=f"C{place}", label=f"{source}, {voting}", **style)
+            _curve(others[0], points, color=f"C{place}", label=f"{source}, {voting}", **style)
     by_samples.set(xlabel=f"samples ({votings[0]})", ylabel="accuracy", xscale="log")
     by_samples.set_xticks(samples, [str(number) for number in samples], minor=False)
     by_samples.minorticks_off()
-    by_sigma.set(xlabel=f"sigma ({max(samples):,} samples)")
-    for axes in (by_samples, by_sigma):
+    for axes in others:
+        axes.set(xlabel=f"sigma ({max(samples):,} samples)")
+    for axes in (by_samples, *others):
         tidy(axes)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, handlelength=3)
     figure.savefig(path, dpi=200)
 
 

@@ -58,16 +58,16 @@ images=(--skip 5) some=(--skip 20) # 1,000 and 250 of 5,000
 swept() { # NAME
 	sweep "$1" single "${images[@]}" --sigmas 0 --samples 1 --voting prediction --attack pgd --attack-seeds 3
 	sweep "$1" sigma "${images[@]}" --sigmas 0,0.02,0.04,0.06,0.09 --samples 1,4,16,32 --attack pgd
-	sweep "$1" wide "${images[@]}" --sigmas 0.12,0.18 --samples 1,4,16,32 --attack pgd # rows of the same kind
+	sweep "$1" wide "${images[@]}" --sigmas 0.12,0.18 --samples 1,4,16,32 --attack pgd # where CNI is still rising
 	local most=128
 	[[ $1 == cni-w ]] && most=512
-	at "$1"
+	find_best "$1"
 	sweep "$1" samples "${images[@]}" "${at[@]}" --samples "$(rising "$most")" --attack pgd --attack-seeds 3
 	attacked "$1"
 }
 
 attacked() { # NAME
-	at "$1"
+	find_best "$1"
 	sweep "$1" legacy "${images[@]}" "${at[@]}" --samples 1,8,64 --attack pgd-legacy --attack-seeds 3
 	sweep "$1" eot "${some[@]}" "${at[@]}" --samples 1,8,64 --attack epgd --attack-samples 32 --restarts 3
 	[[ $1 == cni-w ]] || return 0
@@ -78,7 +78,7 @@ attacked() { # NAME
 	sweep cni-w smoothadv-7x8 "${one[@]}" smoothadv --attack-samples 8
 }
 
-at() { # NAME: its best sigma, which the attack sees too
+find_best() { # NAME: sets `at`, its best sigma, which the attack sees too
 	local sigma
 	sigma=$($python report.py sigma "$1")
 	at=(--sigmas "$sigma" --attack-sigma "$sigma")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from amx import EmulatedAmx
 
-from smoothfast import ops
+from smoothfast import fused, ops
 
 collect_ignore = ["ptx"]  # modules that tests import; test_cuda.py runs the one that is a program
 
@@ -51,6 +53,29 @@ def instruction_set(request: pytest.FixtureRequest, extension: Any) -> Iterator[
     extension.use_instruction_set(request.param)
     yield request.param
     extension.use_instruction_set(former)
+
+
+@pytest.fixture(scope="session")
+def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> EmulatedAmx:
+    """The fused kernels for AMX on this processor, whether it has AMX or not."""
+    if not fused.processors():
+        pytest.skip("this processor lacks AVX512-BF16, or smoothfast._C is absent")
+    if shutil.which("g++") is None:
+        pytest.skip("emulating AMX needs g++")
+    return EmulatedAmx(tmp_path_factory.mktemp("amx"))
+
+
+@pytest.fixture(params=["amx", "avx512_bf16"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each kind of processor that the fused kernels are for; AMX is emulated where it is lacking."""
+    name: str = request.param
+    if name not in fused.processors():
+        if name != "amx":
+            pytest.skip(f"this processor lacks {name}, or smoothfast._C is absent")
+        emulated = request.getfixturevalue("emulated_amx")
+        for op in ("fused_logits", "fused_gradients"):
+            monkeypatch.setattr(ops, op, getattr(emulated, op))
+    return name
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def contenders(depth: int, gradients: bool) -> dict[str, Callable[[], Any]]:
     named: dict[str, Callable[[], Any]] = {}
     for processor in processors():
         run = Fused(found, processor, gradients)
-        named[f"fused, {processor}"] = partial(run.gradients if gradients else run.logits, *inputs)
+        named[f"fused, {processor}"] = partial(run.gradients if gradients else run, *inputs)
     for runner in OTHERS.get(depth, OPENVINO):
         given: nn.Module = base
         if gradients:

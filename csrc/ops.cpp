@@ -35,6 +35,11 @@ TORCH_LIBRARY(smoothfast, m) {
   m.def("fused_logits(Tensor replicas, Tensor packed, int[] shape, str processor) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   m.def(
+      "fused_votes(Tensor images, Tensor slots, Tensor image_ids, Tensor sample_ids, Tensor key, str law, "
+      "Tensor[] table, Tensor scale, Tensor shift, bool clip, Tensor packed, int[] shape, str processor, "
+      "Tensor(a13!) counts, Tensor(a14!) invalid, str voting=\"prediction\", Tensor? weights=None) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
       "fused_gradients(Tensor replicas, Tensor classes, Tensor packed, int[] shape, str processor) -> (Tensor, Tensor)",
       {at::Tag::pt2_compliant_tag});
 }

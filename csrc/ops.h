@@ -34,6 +34,14 @@ void check_perturb_weights(const at::Tensor& weights, const at::Tensor& scales, 
 // The ranges of layers [tiles], of the numbers of their tiles, and of passes; only where the values are on the host.
 void check_places(const int64_t* layers, const int64_t* numbers, int64_t tiles, const int64_t* passes, int64_t count);
 
+// On CPUs; fused_votes is made of them.
+at::Tensor noisy_replicas_cpu(const at::Tensor& images, const at::Tensor& slots, const at::Tensor& image_ids,
+                              const at::Tensor& sample_ids, const at::Tensor& key, c10::string_view law,
+                              at::TensorList table, const at::Tensor& scale, const at::Tensor& shift, bool clip,
+                              at::ScalarType dtype, bool channels_last);
+void tally_cpu(const at::Tensor& logits, const at::Tensor& slots, at::Tensor& counts, at::Tensor& invalid,
+               c10::string_view voting, const std::optional<at::Tensor>& weights);
+
 // Of a dtype that was checked.
 Output output_of(at::ScalarType dtype);
 

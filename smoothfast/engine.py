@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import ops
+from .fused import Fused
 from .lanes import DEPTH, Board, Lane, Transfer, capture, idle, make_lanes, sent
 from .noise import Law, Stream, stream_key
 from .noisy_network import NoisyNetwork
@@ -312,16 +313,22 @@ class Engine:
     @torch.no_grad()
     def _forward(self, lane: Lane) -> Tensor:
         """Logits of the rows on a lane's board; their votes go to the board too."""
-        slots, image_ids, sample_ids = lane.board.rows
-        replicas = ops.noisy_replicas(
-            self._images, slots, image_ids, sample_ids, lane.board.key, self.law, self.scale, self.shift, self.clip,
-            self.dtype, torch.channels_last,
+        board, run = lane.board, lane.run_base
+        slots, image_ids, sample_ids = board.rows
+        noisy = (
+            self._images, slots, image_ids, sample_ids, board.key, self.law, self.scale, self.shift, self.clip
         )  # fmt: skip
-        noise = self.net.draw(lane.board.key, sample_ids[:1])
-        with strict_arithmetic(self.device):
-            logits = lane.run_base(replicas, *noise)
-        self._check_shape(logits)
-        for voting, counts, invalid in zip(self.votings, lane.board.counts, lane.board.invalid, strict=True):
+        drawn = self.net.draw(board.key, sample_ids[:1])
+        votes = list(zip(self.votings, board.counts, board.invalid, strict=True))
+        if isinstance(run, Fused):
+            self._check_shape((self.micro_batch, run.classes))
+            logits = run.votes(noisy, drawn, *votes.pop(0))
+        else:
+            replicas = ops.noisy_replicas(*noisy, self.dtype, torch.channels_last)
+            with strict_arithmetic(self.device):
+                logits = run(replicas, *drawn)
+            self._check_shape(logits.shape if isinstance(logits, Tensor) else type(logits).__name__)
+        for voting, counts, invalid in votes:
             ops.tally(logits, slots, counts, invalid, voting)
         return logits
 
@@ -363,13 +370,14 @@ class Engine:
         for lane, run_base in zip(self.lanes, made.result(), strict=True):
             lane.run_base = run_base
 
-    def _check_shape(self, logits: Any) -> None:
-        if not isinstance(logits, Tensor):
-            raise ValueError(f"the base classifier returns {type(logits).__name__}; it must return logits [B, K]")
-        if logits.shape != (self.micro_batch, self.num_classes):
+    def _check_shape(self, found: tuple[int, ...] | str) -> None:
+        """Of logits; of something else, its type."""
+        if isinstance(found, str):
+            raise ValueError(f"the base classifier returns {found}; it must return logits [B, K]")
+        if found != (self.micro_batch, self.num_classes):
             raise ValueError(
                 f"num_classes is {self.num_classes}; the base classifier turns {self.micro_batch} images into "
-                f"{tuple(logits.shape)}"
+                f"{tuple(found)}"
             )
 
     def _check_base(self) -> bool:

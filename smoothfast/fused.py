@@ -20,6 +20,7 @@ from torch.fx import Node
 
 from . import ops
 from .losses import Differentiated, cross_entropy
+from .voting import Voting
 
 aten = torch.ops.aten
 IMAGE = (3, 32, 32)
@@ -437,7 +438,7 @@ def fused(network: nn.Module, examples: tuple[Tensor, ...], processor: str) -> C
         require(network.loss is cross_entropy, "gradients are those of the cross-entropy, and the loss is another")
         replicas, _, *given = examples
         return Fused(_checked(network.base, (replicas, *given), processor), processor, gradients=True).gradients
-    return Fused(_checked(network, examples, processor), processor, gradients=False).logits
+    return Fused(_checked(network, examples, processor), processor, gradients=False)
 
 
 def _checked(network: nn.Module, examples: tuple[Tensor, ...], processor: str) -> Network:
@@ -445,13 +446,14 @@ def _checked(network: nn.Module, examples: tuple[Tensor, ...], processor: str) -
     noise = torch.randn(ROWS, *IMAGE, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         wanted = network(noise.float(), *examples[1:])
-        error = (Fused(found, processor, gradients=False).logits(noise, *examples[1:]) - wanted).norm() / wanted.norm()
+        error = (Fused(found, processor, gradients=False)(noise, *examples[1:]) - wanted).norm() / wanted.norm()
     require(bool(error < ROUNDING), f"its logits differ by {error:.3f} of their norm from those in float32")
     return found
 
 
 class Fused:
-    """A recognised network as a function of a micro-batch: its logits, and their cross-entropy's gradients.
+    """A recognised network as a function of a micro-batch: to logits, also with the noise before and the votes after
+    it, and to gradients of the cross-entropy.
 
     Args:
         gradients: whether those will be asked for.
@@ -461,8 +463,22 @@ class Fused:
         self.network, self.processor, self._gradients = network, processor, gradients
         self._packed = None if network.noisy else network.packed(gradients)
 
-    def logits(self, replicas: Tensor, *drawn: Tensor) -> Tensor:
+    def __call__(self, replicas: Tensor, *drawn: Tensor) -> Tensor:
         return ops.fused_logits(self._normalised(replicas), *self._numbers(drawn))
+
+    @property
+    def classes(self) -> int:
+        return self.network.shape[-1]
+
+    def votes(
+        self, noisy: ops.Noisy, drawn: Sequence[Tensor], voting: Voting, counts: Tensor, invalid: Tensor
+    ) -> Tensor:
+        """Logits of a micro-batch whose rows are drawn here, and whose votes are added; see `ops.fused_votes`."""
+        scale, shift, clip = noisy[6:]
+        if self.network.scale is not None and self.network.shift is not None:
+            by, added = self.network.scale.flatten(), self.network.shift.flatten()
+            scale, shift = scale * by, shift * by + added
+        return ops.fused_votes(*noisy[:6], scale, shift, clip, *self._numbers(drawn), counts, invalid, voting)
 
     def gradients(self, replicas: Tensor, classes: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         logits, gradients = ops.fused_gradients(self._normalised(replicas), classes[:, 0], *self._numbers(drawn))

@@ -31,6 +31,8 @@ BACKENDS = ("auto", "cuda", "triton", "reference")
 OPS = ("noisy_replicas", "tally", "replica_sum", "attack_step", "perturb_weights")
 GPUS = ("cuda", "xpu")  # to torch those of ROCm are cuda too
 Statistics = tuple[Sequence[float], Sequence[float]]
+Noisy = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Law, Tensor, Tensor, bool]
+"""What `noisy_replicas` makes of which images: its arguments but for the form of what it returns."""
 
 
 def noisy_replicas(
@@ -207,6 +209,42 @@ def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], process
         float32 [R, K].
     """
     return torch.ops.smoothfast.fused_logits(replicas, packed, shape, processor)
+
+
+def fused_votes(
+    images: Tensor,
+    slots: Tensor,
+    image_ids: Tensor,
+    sample_ids: Tensor,
+    key: Tensor,
+    law: Law,
+    scale: Tensor,
+    shift: Tensor,
+    clip: bool,
+    packed: Tensor,
+    shape: Sequence[int],
+    processor: str,
+    counts: Tensor,
+    invalid: Tensor,
+    voting: Voting = PREDICTION,
+) -> Tensor:
+    """From images to votes: `noisy_replicas` in bfloat16, `fused_logits` and `tally` in one call, bit for bit.
+
+    Replicas and activations stay in the L2 of a core. Rows of padding are not computed; their logits are 0.
+
+    Args:
+        images: uint8 or float32 [S, 3, 32, 32].
+        slots, image_ids, sample_ids, key, law, scale, shift, clip: as of `noisy_replicas`.
+        packed, shape, processor: as of `fused_logits`.
+        counts, invalid, voting: as of `tally`.
+
+    Returns:
+        float32 [R, K].
+    """
+    return torch.ops.smoothfast.fused_votes(
+        images, slots, image_ids, sample_ids, key, law.name, law.table, scale, shift, clip, packed, shape, processor,
+        counts, invalid, voting.name, voting.weights,
+    )  # fmt: skip
 
 
 def fused_gradients(
@@ -446,6 +484,10 @@ if extension is not None:
     @torch.library.register_fake("smoothfast::fused_logits")
     def _fused_logits_fake(replicas: Tensor, packed: Tensor, shape: Sequence[int], processor: str) -> Tensor:
         return replicas.new_empty((replicas.shape[0], shape[4]), dtype=torch.float32)
+
+    @torch.library.register_fake("smoothfast::fused_votes")
+    def _fused_votes_fake(images: Tensor, slots: Tensor, *others: Any) -> Tensor:
+        return images.new_empty((slots.shape[0], others[9][4]), dtype=torch.float32)
 
     @torch.library.register_fake("smoothfast::fused_gradients")
     def _fused_gradients_fake(

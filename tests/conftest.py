@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
 from amx import EmulatedAmx
+from torch import Tensor
 
-from smoothfast import fused, ops
+from smoothfast import data, fused, ops
 
 collect_ignore = ["ptx"]  # modules that tests import; test_cuda.py runs the one that is a program
 
@@ -25,6 +27,20 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no data at {root} (SMOOTHFAST_DATA names another folder)")
     return root
+
+
+@pytest.fixture(scope="session")
+def test_images(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
+    """Every tenth of the 5,000 test images of CIFAR-10 (JPEG)."""
+    archive = data_root / "cifar10-jpeg.zip"
+    if not archive.is_file():
+        pytest.skip(f"{archive} is missing")
+    folder = tmp_path_factory.mktemp("cifar10")
+    with ZipFile(archive) as packed:
+        packed.extractall(folder, [name for name in packed.namelist() if "/test/" in name])
+    source = data.load(f"folder:{folder / 'cifar10-jpeg'}")
+    pairs = [source[index] for index in range(0, len(source), 10)]
+    return torch.stack([image for image, _ in pairs]) / 255, torch.tensor([label for _, label in pairs])
 
 
 @pytest.fixture(scope="session")

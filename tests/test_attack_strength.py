@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
-from zipfile import ZipFile
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 import smoothfast as sf
-from smoothfast import data, models
+from smoothfast import models
 from smoothfast.attacks import DDN, EPGD, PGD, Attack, NAttack, SmoothAdvPGD, Square
 from smoothfast.evaluation import accuracy, base_votes
 from smoothfast.smoothing import elected
@@ -40,20 +38,6 @@ def smoothed(base: nn.Module) -> sf.SmoothedClassifier:
 def plain(base: nn.Module) -> nn.Module:
     """In [0, 1], without noise."""
     return nn.Sequential(models.Normalize(*models.CIFAR10_STATISTICS), base).eval()
-
-
-@pytest.fixture(scope="module")
-def test_images(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
-    """Every tenth of the 5,000 test images of CIFAR-10 (JPEG)."""
-    archive = data_root / "cifar10-jpeg.zip"
-    if not archive.is_file():
-        pytest.skip(f"{archive} is missing")
-    folder = tmp_path_factory.mktemp("cifar10")
-    with ZipFile(archive) as packed:
-        packed.extractall(folder, [name for name in packed.namelist() if "/test/" in name])
-    source = data.load(f"folder:{folder / 'cifar10-jpeg'}")
-    pairs = [source[index] for index in range(0, len(source), 10)]
-    return torch.stack([image for image, _ in pairs]) / 255, torch.tensor([label for _, label in pairs])
 
 
 class Noisy(nn.Module):

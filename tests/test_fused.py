@@ -21,7 +21,9 @@ from smoothfast.costs import candidates
 from smoothfast.fused import Fused, MismatchError, fused, processors, recognised
 from smoothfast.layers import inject_noise, scale_noise
 from smoothfast.losses import Differentiated, cross_entropy
+from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key
 from smoothfast.runners import DeclinedError, make_runners
+from smoothfast.voting import LOGIT, PREDICTION, SOFT, Voting, weighted
 
 CPU = torch.device("cpu")
 REPLICAS = torch.zeros(2, 3, 32, 32)
@@ -96,7 +98,7 @@ def test_logits_and_gradients(net: Any, processor: str) -> None:
     x = images(3)
     run = Fused(recognised(base, (REPLICAS,)), processor, gradients=True)
     logits, gradients = run.gradients(x.bfloat16(), labels[:, None])
-    assert torch.equal(logits, Fused(run.network, processor, gradients=False).logits(x.bfloat16()))
+    assert torch.equal(logits, Fused(run.network, processor, gradients=False)(x.bfloat16()))
     double = base.double()
     exact, by = Differentiated(double, cross_entropy)(x.double(), labels[:, None])
     exact = double(x.double()).detach()
@@ -138,7 +140,7 @@ def test_a_row_is_a_function_of_itself(processor: str) -> None:
         assert torch.equal(again[1], gradients[rows])
     torch.set_num_threads(2)
     assert torch.equal(run.gradients(x, labels)[1], gradients)
-    assert torch.equal(run.logits(x.contiguous(memory_format=torch.channels_last)), logits)
+    assert torch.equal(run(x.contiguous(memory_format=torch.channels_last)), logits)
 
 
 def test_what_is_not_finite_stays_with_its_row(processor: str) -> None:
@@ -155,7 +157,7 @@ def test_what_is_not_finite_stays_with_its_row(processor: str) -> None:
         assert torch.equal(gradients[others], clean[1][others])
         if value != value:
             assert logits[[1, 4]].isnan().all()
-    assert torch.equal(run.logits(x.bfloat16()), clean[0])  # nothing of it is left in memory
+    assert torch.equal(run(x.bfloat16()), clean[0])  # nothing of it is left in memory
 
 
 @needs_kernels
@@ -165,6 +167,14 @@ def test_operators(processor: str) -> None:
     packed, x, shape = network.packed(gradients=True), images(3).bfloat16(), [16, 32, 64, 1, 3]
     assert network.shape == shape
     torch.library.opcheck(torch.ops.smoothfast.fused_logits, (x, packed, shape, processor))
+    law, ids, counts = gaussian_law(0.1), torch.arange(3), torch.zeros(3, 3, dtype=torch.int64)
+    numbers = (ids, ids, ids, stream_key(0, Stream.PREDICT), law.name, law.table, *[torch.ones(3)] * 2, False)
+    arguments = (x.float(), *numbers, packed, shape, processor, counts, counts[0].clone())
+    torch.library.opcheck(torch.ops.smoothfast.fused_votes, arguments)
+    with pytest.raises(RuntimeError, match=r"images must be \[S, 3, 32, 32\], not \[3, 3, 31, 32\]"):
+        torch.ops.smoothfast.fused_votes(x.float()[:, :, 1:], *arguments[1:])
+    with pytest.raises(RuntimeError, match="packed must come from fused_pack, for shape"):
+        torch.ops.smoothfast.fused_votes(*arguments[:10], packed[:-1], *arguments[11:])
     torch.library.opcheck(torch.ops.smoothfast.fused_gradients, (x, torch.arange(3), packed, shape, processor))
     assert ops.fused_logits(x[:0], packed, shape, processor).shape == (0, 3)
     for arguments, message in [
@@ -188,9 +198,36 @@ def test_operators(processor: str) -> None:
         ops.fused_pack([kernels[0], kernels[0], *kernels[2:]], biases, torch.zeros(3, 64), torch.zeros(3), False)
 
 
+@needs_kernels
+@pytest.mark.parametrize("processor", processors())
+@pytest.mark.parametrize("voting", [PREDICTION, weighted([5, 3]), SOFT, LOGIT], ids=lambda voting: voting.name)
+@pytest.mark.parametrize("law", [lattice_law(0.25), gaussian_law(0.1)], ids=lambda law: law.name)
+def test_votes_are_those_of_the_single_operators(processor: str, voting: Voting, law: Law) -> None:
+    network = recognised(made((16, 32, 64), 1, 5, "B"), (REPLICAS,))
+    numbers = network.packed(gradients=False), network.shape, processor
+    generator = torch.Generator().manual_seed(3)
+    some = torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    some = some if law.name == "lattice" else some / 255
+    slots = torch.randint(-1, 4, (75,), generator=generator)
+    rows = (some, slots, slots.clamp(min=0) + 7, torch.arange(75), stream_key(1, Stream.PREDICT), law)
+    affine = (*ops.affine(models.CIFAR10_STATISTICS, 3, some.dtype), True)
+    wanted, found = ((torch.ones(4, 5, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)) for _ in range(2))
+    logits = ops.fused_logits(ops.noisy_replicas(*rows, *affine, torch.bfloat16, torch.channels_last), *numbers)
+    ops.tally(logits, slots, *wanted, voting)
+    by_one = ops.fused_votes(*rows, *affine, *numbers, *found, voting)
+    assert torch.equal(by_one, logits.masked_fill(slots[:, None] < 0, 0))
+    assert torch.equal(torch.cat([found[0], found[1][:, None]], 1), torch.cat([wanted[0], wanted[1][:, None]], 1))
+    assert (found[0] != 1).any()
+    torch.set_num_threads(2)
+    ops.fused_votes(*rows, *affine, *numbers, *found, voting)
+    assert torch.equal(found[0] - wanted[0], wanted[0] - 1)
+    padding = (some, slots - 9, *rows[2:])
+    assert ops.fused_votes(*padding, *affine, *numbers, *found, voting).count_nonzero() == 0
+
+
 @pytest.mark.skipif("amx" in processors(), reason="instructions are counted where they are emulated")
 def test_instructions_of_amx(emulated_amx: EmulatedAmx) -> None:
-    """Of a ResNet-20 and a sample: what AMX is kept busy with. For each product a tile is loaded, which takes it half of the time."""
+    """Of a ResNet-20 and a sample: what AMX is kept busy with. Loading a tile takes half the time of a product."""
     network = recognised(models.ResNet(20).eval(), (REPLICAS,))
     packed, shape = network.packed(gradients=True), network.shape
     _, samples, layers = ops.extension.fused_profile(packed.numpy(), shape, "avx512_bf16", 1)
@@ -418,6 +455,19 @@ def test_votes_and_attacks() -> None:
     before = clean.gather(1, labels[:, None]).double().mean()
     assert fused_left.double().mean() < before - 20
     assert abs((fused_left - eager_left).double().mean()) < 5
+
+
+@needs_kernels
+def test_votes_behind_a_normalisation_and_of_a_wrong_number_of_classes() -> None:
+    base, some = settled(wrapped()), data.demo().images[:4]
+    options: dict[str, Any] = {"sigma": 0.25, "precision": "bf16"}
+    ours, eager = (
+        SmoothedClassifier(base, num_classes=10, runner=runner, **options).votes(some, 100)
+        for runner in ("fused", "eager")
+    )
+    assert (ours - eager).abs().sum() <= 2 * 4 * 100 * 0.03
+    with pytest.raises(ValueError, match=r"num_classes is 9; the base classifier turns 64 images into \(64, 10\)"):
+        SmoothedClassifier(base, num_classes=9, runner="fused", **options).votes(some, 100)
 
 
 @needs_kernels

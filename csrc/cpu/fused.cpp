@@ -1,11 +1,16 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
+#include <optional>
 #include <tuple>
 #include <vector>
 
+#include "../ops.h"
 #include "fused/network.h"
 
 namespace smoothfast {
@@ -15,6 +20,8 @@ namespace {
 using fused_network::Plan, fused_network::Processor, fused_network::Shape;
 
 constexpr int64_t kRowsPerTask = 8;
+constexpr int64_t kRowsDrawn = 32;  // 192 KiB of replicas: they stay in L2 beside the network
+constexpr int64_t kElements = 3 * 32 * 32;
 
 Shape shape_of(at::IntArrayRef shape) { return {{shape[0], shape[1], shape[2]}, shape[3], shape[4]}; }
 
@@ -71,11 +78,7 @@ void check_fused_pack(at::TensorList weights, at::TensorList biases, const at::T
     }
 }
 
-void check_fused(const at::Tensor& replicas, const at::Tensor& packed, at::IntArrayRef shape, bool gradients) {
-  const char* op = gradients ? "fused_gradients" : "fused_logits";
-  TORCH_CHECK(replicas.dim() == 4 && replicas.size(1) == 3 && replicas.size(2) == 32 && replicas.size(3) == 32 &&
-                  replicas.scalar_type() == at::kBFloat16,
-              op, ": replicas must be bfloat16 [R, 3, 32, 32], not ", replicas.scalar_type(), " ", replicas.sizes());
+void check_fused_network(const char* op, const at::Tensor& packed, at::IntArrayRef shape, bool gradients) {
   TORCH_CHECK(shape.size() == 5, op, ": shape must be three widths, blocks and classes, not ", shape);
   const Shape network = shape_of(shape);
   const char* refused = fused_network::refusal(network);
@@ -84,6 +87,17 @@ void check_fused(const at::Tensor& replicas, const at::Tensor& packed, at::IntAr
   const bool fits = packed.numel() == plan.packed_backward || (!gradients && packed.numel() == plan.packed);
   TORCH_CHECK(packed.dim() == 1 && packed.scalar_type() == at::kByte && packed.is_contiguous() && fits, op,
               ": packed must come from fused_pack", gradients ? " with gradients" : "", ", for shape ", shape);
+}
+
+bool are_of_cifar(const at::Tensor& images) {
+  return images.dim() == 4 && images.size(1) == 3 && images.size(2) == 32 && images.size(3) == 32;
+}
+
+void check_fused(const at::Tensor& replicas, const at::Tensor& packed, at::IntArrayRef shape, bool gradients) {
+  const char* op = gradients ? "fused_gradients" : "fused_logits";
+  TORCH_CHECK(are_of_cifar(replicas) && replicas.scalar_type() == at::kBFloat16, op,
+              ": replicas must be bfloat16 [R, 3, 32, 32], not ", replicas.scalar_type(), " ", replicas.sizes());
+  check_fused_network(op, packed, shape, gradients);
 }
 
 std::vector<const float*> pointers(const std::vector<at::Tensor>& tensors) {
@@ -121,7 +135,6 @@ void run(const at::Tensor& replicas, const at::Tensor& packed, const Shape& shap
   const auto* network = reinterpret_cast<const char*>(packed.const_data_ptr<uint8_t>());
   const int64_t* labels = classes ? classes->const_data_ptr<int64_t>() : nullptr;
   float *to = logits.mutable_data_ptr<float>(), *by = gradients ? gradients->mutable_data_ptr<float>() : nullptr;
-  constexpr int64_t kElements = 3 * 32 * 32;
   at::parallel_for(0, replicas.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
     fused_network::run(shape, network, from + begin * kElements, end - begin, to + begin * shape.classes,
                        labels ? labels + begin : nullptr, by ? by + begin * kElements : nullptr, processor);
@@ -135,6 +148,38 @@ at::Tensor fused_logits_cpu(const at::Tensor& replicas, const at::Tensor& packed
   at::Tensor logits = at::empty({replicas.size(0), network.classes}, replicas.options().dtype(at::kFloat));
   run(replicas, packed, network, processor_of(processor), logits, nullptr, nullptr);
   return logits;
+}
+
+// Noise, network and votes of each row, in one call. A task draws its replicas where it needs them, and rows of padding
+// are neither drawn nor computed.
+at::Tensor fused_votes_cpu(const at::Tensor& images, const at::Tensor& slots, const at::Tensor& image_ids,
+                           const at::Tensor& sample_ids, const at::Tensor& key, c10::string_view law,
+                           at::TensorList table, const at::Tensor& scale, const at::Tensor& shift, bool clip,
+                           const at::Tensor& packed, at::IntArrayRef shape, c10::string_view processor,
+                           at::Tensor& counts, at::Tensor& invalid, c10::string_view voting,
+                           const std::optional<at::Tensor>& weights) {
+  TORCH_CHECK(are_of_cifar(images), "fused_votes: images must be [S, 3, 32, 32], not ", images.sizes());
+  check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, at::kBFloat16);
+  check_fused_network("fused_votes", packed, shape, false);
+  const Shape network = shape_of(shape);
+  const Processor on = processor_of(processor);
+  const at::Tensor live = at::nonzero(slots.ge(0)).squeeze(1);
+  const int64_t rows = live.size(0);
+  const at::Tensor slot = slots.index_select(0, live), image_id = image_ids.index_select(0, live),
+                   sample_id = sample_ids.index_select(0, live);
+  at::Tensor found = at::empty({rows, network.classes}, images.options().dtype(at::kFloat));
+  at::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; first += kRowsDrawn) {
+      const int64_t count = std::min(kRowsDrawn, end - first);
+      const at::Tensor replicas = noisy_replicas_cpu(
+          images, slot.narrow(0, first, count), image_id.narrow(0, first, count), sample_id.narrow(0, first, count),
+          key, law, table, scale, shift, clip, at::kBFloat16, true);
+      at::Tensor logits = found.narrow(0, first, count);
+      run(replicas, packed, network, on, logits, nullptr, nullptr);
+    }
+  });
+  tally_cpu(found, slot, counts, invalid, voting, weights);
+  return at::zeros({slots.size(0), network.classes}, found.options()).index_copy_(0, live, found);
 }
 
 std::tuple<at::Tensor, at::Tensor> fused_gradients_cpu(const at::Tensor& replicas, const at::Tensor& classes,
@@ -156,6 +201,7 @@ std::tuple<at::Tensor, at::Tensor> fused_gradients_cpu(const at::Tensor& replica
 TORCH_LIBRARY_IMPL(smoothfast, CPU, m) {
   m.impl("fused_pack", fused_pack_cpu);
   m.impl("fused_logits", fused_logits_cpu);
+  m.impl("fused_votes", fused_votes_cpu);
   m.impl("fused_gradients", fused_gradients_cpu);
 }
 

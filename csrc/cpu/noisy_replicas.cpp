@@ -64,6 +64,8 @@ std::vector<Lattice> lattice_laws(at::TensorList table, int64_t channels) {
   return laws;
 }
 
+}  // namespace
+
 at::Tensor noisy_replicas_cpu(const at::Tensor& images, const at::Tensor& slots, const at::Tensor& image_ids,
                               const at::Tensor& sample_ids, const at::Tensor& key, c10::string_view law,
                               at::TensorList table, const at::Tensor& scale, const at::Tensor& shift, bool clip,
@@ -125,8 +127,6 @@ at::Tensor noisy_replicas_cpu(const at::Tensor& images, const at::Tensor& slots,
                    });
   return out;
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(smoothfast, CPU, m) { m.impl("noisy_replicas", noisy_replicas_cpu); }
 

@@ -135,6 +135,8 @@ std::vector<int64_t> values_of(const std::optional<at::Tensor>& weights) {
   return {values, values + list.numel()};
 }
 
+}  // namespace
+
 void tally_cpu(const at::Tensor& logits, const at::Tensor& slots, at::Tensor& counts, at::Tensor& invalid,
                c10::string_view voting, const std::optional<at::Tensor>& weights) {
   check_tally(logits, slots, counts, invalid, voting, weights);
@@ -156,8 +158,6 @@ void tally_cpu(const at::Tensor& logits, const at::Tensor& slots, at::Tensor& co
       return add_shares(rows, kernels.logit, {}, counts, invalid);
   }
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(smoothfast, CPU, m) { m.impl("tally", tally_cpu); }
 

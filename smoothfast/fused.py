@@ -71,9 +71,6 @@ class Convolution:
     def scaled(self, gain: Tensor, bias: Tensor) -> Convolution:
         return replace(self, gain=self.gain * gain, bias=self.bias * gain + bias)
 
-    def folded(self, drawn: Sequence[Tensor]) -> Tensor:
-        return (_value(self.weight, drawn).double() * self.gain.view(-1, 1, 1, 1)).float()
-
 
 @dataclass(frozen=True, eq=False)
 class Strided:
@@ -285,10 +282,10 @@ class Network:
 
     def packed(self, gradients: bool, drawn: Sequence[Tensor] = ()) -> Tensor:
         """As the kernels take it."""
-        weights = [c.folded(drawn) for c in self.convolutions]
-        biases = [c.bias.float() for c in self.convolutions]
-        linear = _value(self.linear.weight, drawn)
-        return ops.fused_pack(weights, biases, linear.float(), self.linear.bias.float(), gradients)
+        weights, gains, biases = zip(
+            *((_value(c.weight, drawn), c.gain, c.bias) for c in self.convolutions), strict=True
+        )
+        return ops.fused_pack(weights, gains, biases, _value(self.linear.weight, drawn), self.linear.bias, gradients)
 
 
 def _value(weight: Tensor | Given, drawn: Sequence[Tensor]) -> Tensor:

@@ -177,21 +177,27 @@ def perturb_weights(
 
 
 def fused_pack(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], linear: Tensor, linear_bias: Tensor, gradients: bool
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    linear: Tensor,
+    linear_bias: Tensor,
+    gradients: bool,
 ) -> Tensor:
     """A CIFAR ResNet as `fused_logits` and `fused_gradients` take it: weights in bf16, in the tiles of matrix units.
 
     Args:
-        weights: float32 [outputs, inputs, 3, 3] of the convolutions in their order, batch norms folded in, and
-            [outputs, inputs, 1, 1] of the two shortcuts, each before those of its block: 3 + 6 n of them.
-        biases: float32 [outputs] of each. That of a shortcut is not read; it is part of the block's last.
+        weights: float32 [outputs, inputs, 3, 3] of the convolutions in their order, and [outputs, inputs, 1, 1] of the
+            two shortcuts, each before those of its block: 3 + 6 n of them.
+        gains, biases: float64 [outputs] of each, as batch norms have them: what outputs are multiplied by, and what is
+            then added. The bias of a shortcut is not read; it is part of that of the block's last convolution.
         linear, linear_bias: float32 [K, C], [K].
         gradients: whether gradients are wanted too.
 
     Returns:
         uint8 [bytes].
     """
-    return torch.ops.smoothfast.fused_pack(weights, biases, linear, linear_bias, gradients)
+    return torch.ops.smoothfast.fused_pack(weights, gains, biases, linear, linear_bias, gradients)
 
 
 def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], processor: str) -> Tensor:

@@ -18,18 +18,18 @@ int main() {
   };
   for (const Shape& shape : {Shape{{16, 32, 64}, 1, 10}, Shape{{32, 64, 96}, 1, 3}, Shape{{64, 128, 256}, 1, 1}}) {
     const Plan& plan = planned(shape);
-    std::vector<std::vector<float>> weights(weights_of(shape)), biases(weights_of(shape));
+    std::vector<std::vector<float>> weights(weights_of(shape));
+    std::vector<std::vector<double>> affine(weights_of(shape));
+    std::vector<Layer> layers(weights_of(shape));
     for (const Convolution& c : plan.forward) {
       weights[c.weight] = drawn(int64_t{c.outputs} * c.inputs * c.size * c.size);
-      biases[c.weight] = drawn(c.outputs);
+      affine[c.weight].assign(2 * c.outputs, 0.5);
+      layers[c.weight] = {weights[c.weight].data(), affine[c.weight].data(), affine[c.weight].data() + c.outputs};
     }
-    std::vector<const float*> all, more;
-    for (const auto& one : weights) all.push_back(one.data());
-    for (const auto& one : biases) more.push_back(one.data());
     const auto linear = drawn(shape.classes * shape.widths[2]), linear_bias = drawn(shape.classes);
     for (const bool gradients : {false, true}) {
       std::vector<char> packed(gradients ? plan.packed_backward : plan.packed);
-      pack(plan, all, more, linear.data(), linear_bias.data(), gradients, packed.data());
+      pack(plan, layers, linear.data(), linear_bias.data(), gradients, packed.data());
       for (const int64_t rows : {1, 2, 5}) {
         const std::vector<uint16_t> replicas(rows * 3 * 32 * 32, 0x3F80);
         const std::vector<int64_t> labels(rows, 0);

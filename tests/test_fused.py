@@ -193,9 +193,12 @@ def test_operators(processor: str) -> None:
         ops.fused_gradients(x, torch.arange(3), without, shape, processor)
     with pytest.raises(RuntimeError, match=r"classes\[2\] is 3; there are 3"):
         ops.fused_gradients(x, torch.tensor([0, 1, 3]), packed, shape, processor)
-    kernels, biases = zip(*((part.folded(()), part.bias.float()) for part in network.convolutions), strict=True)
-    with pytest.raises(RuntimeError, match=r"weights\[1\] must be float32 \[16, 16, 3, 3\]"):
-        ops.fused_pack([kernels[0], kernels[0], *kernels[2:]], biases, torch.zeros(3, 64), torch.zeros(3), False)
+    kernels, gains, biases = zip(*((part.weight, part.gain, part.bias) for part in network.convolutions), strict=True)
+    linear = torch.zeros(3, 64), torch.zeros(3)
+    with pytest.raises(RuntimeError, match=r"weights\[1\] must be Float \[16, 16, 3, 3\], not Float \[16, 3, 3, 3\]"):
+        ops.fused_pack([kernels[0], kernels[0], *kernels[2:]], gains, biases, *linear, False)
+    with pytest.raises(RuntimeError, match=r"gains\[8\] must be Double \[64\], not Float \[64\]"):
+        ops.fused_pack(kernels, [*gains[:-1], gains[-1].float()], biases, *linear, False)
 
 
 @needs_kernels
@@ -341,7 +344,7 @@ def test_recognised(name: str) -> None:
     first, *rest = network.convolutions
 
     def convolved(x: Tensor, c: Any) -> Tensor:
-        return F.conv2d(x, c.folded(()).double(), c.bias, stride[id(c)], c.size // 2)
+        return F.conv2d(x, c.weight * c.gain.view(-1, 1, 1, 1), c.bias, stride[id(c)], c.size // 2)
 
     found = convolved(found, first).relu()
     while rest:  # by the definition of the family

@@ -41,18 +41,20 @@ void check_fused_classes(const at::Tensor& classes, int64_t rows, int64_t count)
   }
 }
 
-void check_fused_pack(at::TensorList weights, at::TensorList biases, const at::Tensor& linear,
+void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorList biases, const at::Tensor& linear,
                       const at::Tensor& linear_bias) {
   constexpr const char* op = "fused_pack";
   TORCH_CHECK(weights.size() >= 9 && (weights.size() - 3) % 6 == 0, op, ": there must be 3 + 6n weights, not ",
               weights.size());
-  TORCH_CHECK(biases.size() == weights.size(), op, ": there must be ", weights.size(), " biases, not ", biases.size());
+  TORCH_CHECK(gains.size() == weights.size() && biases.size() == weights.size(), op, ": there must be ", weights.size(),
+              " gains and biases, not ", gains.size(), " and ", biases.size());
   const int64_t blocks = (weights.size() - 3) / 6;
   TORCH_CHECK(linear.dim() == 2 && linear.scalar_type() == at::kFloat, op, ": linear must be float32 [K, C], not ",
               linear.scalar_type(), " ", linear.sizes());
-  const auto check = [&](const at::Tensor& tensor, const char* name, int64_t index, at::IntArrayRef sizes) {
-    TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.sizes() == sizes, op, ": ", name, index,
-                "] must be float32 ", sizes, ", not ", tensor.scalar_type(), " ", tensor.sizes());
+  const auto check = [&](const at::Tensor& tensor, const char* name, int64_t index, at::ScalarType type,
+                         at::IntArrayRef sizes) {
+    TORCH_CHECK(tensor.scalar_type() == type && tensor.sizes() == sizes, op, ": ", name, "[", index, "] must be ", type,
+                " ", sizes, ", not ", tensor.scalar_type(), " ", tensor.sizes());
   };
   TORCH_CHECK(linear_bias.scalar_type() == at::kFloat && (linear_bias.sizes() == at::IntArrayRef{linear.size(0)}), op,
               ": linear_bias must be float32 [", linear.size(0), "], not ", linear_bias.scalar_type(), " ",
@@ -62,8 +64,9 @@ void check_fused_pack(at::TensorList weights, at::TensorList biases, const at::T
   TORCH_CHECK(!*refused, op, ": ", refused, "; they are ", widths[0], ", ", widths[1], ", ", widths[2]);
   int64_t index = 0, inputs = 3;
   const auto next = [&](int64_t outputs, int64_t from, int64_t size) {
-    check(weights[index], "weights[", index, {outputs, from, size, size});
-    check(biases[index], "biases[", index, {outputs});
+    check(weights[index], "weights", index, at::kFloat, {outputs, from, size, size});
+    check(gains[index], "gains", index, at::kDouble, {outputs});
+    check(biases[index], "biases", index, at::kDouble, {outputs});
     ++index;
   };
   next(widths[0], 3, 3);
@@ -100,30 +103,27 @@ void check_fused(const at::Tensor& replicas, const at::Tensor& packed, at::IntAr
   check_fused_network(op, packed, shape, gradients);
 }
 
-std::vector<const float*> pointers(const std::vector<at::Tensor>& tensors) {
-  std::vector<const float*> all;
-  for (const at::Tensor& tensor : tensors) all.push_back(tensor.const_data_ptr<float>());
-  return all;
-}
-
 std::vector<at::Tensor> contiguous(at::TensorList tensors) {
   std::vector<at::Tensor> all;
   for (const at::Tensor& tensor : tensors) all.push_back(tensor.contiguous());
   return all;
 }
 
-at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList biases, const at::Tensor& linear,
+at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList gains, at::TensorList biases, const at::Tensor& linear,
                           const at::Tensor& linear_bias, bool gradients) {
-  check_fused_pack(weights, biases, linear, linear_bias);
+  check_fused_pack(weights, gains, biases, linear, linear_bias);
   const Shape shape = {{weights.front().size(0), weights[(weights.size() - 3) / 3 + 1].size(0), linear.size(1)},
                        static_cast<int64_t>(weights.size() - 3) / 6,
                        linear.size(0)};
   const Plan& plan = fused_network::planned(shape);
-  const auto all = contiguous(weights), more = contiguous(biases);
+  const auto kernels = contiguous(weights), scales = contiguous(gains), shifts = contiguous(biases);
+  std::vector<fused_network::Layer> layers;
+  for (size_t i = 0; i < kernels.size(); ++i)
+    layers.push_back(
+        {kernels[i].const_data_ptr<float>(), scales[i].const_data_ptr<double>(), shifts[i].const_data_ptr<double>()});
   const at::Tensor last = linear.contiguous(), last_bias = linear_bias.contiguous();
   at::Tensor packed = at::empty({gradients ? plan.packed_backward : plan.packed}, linear.options().dtype(at::kByte));
-  fused_network::pack(plan, pointers(all), pointers(more), last.const_data_ptr<float>(),
-                      last_bias.const_data_ptr<float>(), gradients,
+  fused_network::pack(plan, layers, last.const_data_ptr<float>(), last_bias.const_data_ptr<float>(), gradients,
                       reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
   return packed;
 }

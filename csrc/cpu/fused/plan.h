@@ -100,9 +100,15 @@ int64_t products(const Convolution& convolution, int64_t samples);
 // before the two 3x3 of its block.
 int64_t weights_of(const Shape& shape);
 
-// Packs float32 weights and biases, batch norms folded in. The bias of a 1x1 is that of the 3x3 it is added to.
-void pack(const Plan& plan, const std::vector<const float*>& weights, const std::vector<const float*>& biases,
-          const float* linear, const float* linear_bias, bool backward, char* packed);
+// A convolution and its batch norm: weights [outputs, inputs, size, size], by which outputs are multiplied, and what is
+// then added. The bias of a 1x1 is part of that of the 3x3 it is added to.
+struct Layer {
+  const float* weights;
+  const double *gain, *bias;
+};
+
+void pack(const Plan& plan, const std::vector<Layer>& layers, const float* linear, const float* linear_bias,
+          bool backward, char* packed);
 
 }  // namespace fused_network
 }  // namespace smoothfast

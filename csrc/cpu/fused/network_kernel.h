@@ -27,55 +27,72 @@ SMOOTHFAST_FORCED __m512 widened(__m256i bfloat16s) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16s), 16));
 }
 
-// Finishes sums: a bias, what is there already, ReLU or the mask of one, and bf16. A line is 32 of them, 64 bytes.
+// A line of a group: 32 sums, and the 64 bytes that they become.
+struct Line {
+  int32_t sums, place, mask;  // bytes: from the first sum of a group, its first output, and the first bits of that
+  uint32_t on;                // which are pixels: the halo stays 0
+};
+
+// The lines of a group. On a map of pairs a line is an odd pixel and the even one after it.
+struct Lines {
+  static constexpr int64_t kPerMask = 16;  // bytes of outputs, for one of masks
+  static constexpr int kMost = 2 * (kTileRows + 1);
+  Line all[2 * kMost];  // with room for steps beyond the last line
+  int count = 0;
+
+  Lines(const Side& side, int of_a_part, bool parities) {
+    for (int part = 0; part < 2; ++part)
+      for (int line = 0; line < of_a_part; ++line) {
+        const int64_t place = part * side.second + (line >> 1) * side.even + (line & 1) * side.odd;
+        const uint32_t on = !parities ? ~0u : line == 0 ? ~0u << 16 : line == kTileRows ? ~0u >> 16 : ~0u;
+        all[count++] = {static_cast<int32_t>((part * Sums::kPart + line * kFloats) * sizeof(float)),
+                        static_cast<int32_t>(place), static_cast<int32_t>(place / kPerMask), on};
+      }
+  }
+};
+
+// Finishes sums: a bias, what is there already, ReLU or the mask of one, and bf16.
 template <Finish finish, bool kAdds, bool kKeepsMask, bool kParities>
 struct Finisher {
-  const Sums& sums;
-  const Side side;
-  const int64_t lines;  // of a part
-  char* const mask;     // of the buffer that begins there
-  const char* const buffer;
-  __m512 bias[2];
-  char* out = nullptr;  // of the group
-  int64_t done = 0;
+  const char* const sums;
+  __m512 bias[2] = {};
+  char *out = nullptr, *mask = nullptr;  // of the group
+  const Line *next = nullptr, *end = nullptr;
 
-  SMOOTHFAST_FORCED void begin(char* to) {
+  SMOOTHFAST_FORCED void begin(const Lines& lines, char* to, char* bits) {
     out = to;
-    done = 0;
+    mask = bits;
+    next = lines.all;
+    end = next + lines.count;
   }
 
   SMOOTHFAST_FORCED void advance(int64_t most) {
-    for (; most > 0 && done < 2 * lines; --most, ++done) {
-      const int64_t part = done >= lines;
-      finish_line(part, done - part * lines);
-    }
+    const Line* const stop = std::min(next + most, end);
+    for (; next != stop; ++next) finish_line(*next);
   }
 
-  SMOOTHFAST_FORCED void finish_line(int64_t part, int64_t line) {
-    const float* first = sums.values + part * Sums::kPart + line * kFloats;
-    const float* second = first + Sums::kOdd;
-    // A line of a map of pairs is an odd pixel and the even one after it; the halo stays 0.
-    __m512 low = _mm512_load_ps(kParities ? second - kFloats : first);
-    __m512 high = _mm512_load_ps(kParities ? first : second);
-    const int64_t place = part * side.second + (line >> 1) * side.even + (line & 1) * side.odd;
-    char* to = out + place;
+  SMOOTHFAST_FORCED void finish_line(const Line& line) {
+    constexpr int64_t kOdd = Sums::kOdd * sizeof(float);
+    const char* from = sums + line.sums;
+    char* to = out + line.place;
+    __m512 low = _mm512_load_ps(from + (kParities ? kOdd - kLine : 0));
+    __m512 high = _mm512_load_ps(from + (kParities ? 0 : kOdd));
     if (finish == Finish::relu) {
       low = _mm512_add_ps(low, bias[kParities ? 1 : 0]);
       high = _mm512_add_ps(high, bias[kParities ? 0 : 1]);
     }
     if (kAdds) {
-      const __m512i there = _mm512_load_si512(to);
-      low = _mm512_add_ps(low, widened(_mm512_castsi512_si256(there)));
-      high = _mm512_add_ps(high, widened(_mm512_extracti64x4_epi64(there, 1)));
+      low = _mm512_add_ps(low, widened(_mm256_load_si256(reinterpret_cast<const __m256i*>(to))));
+      high = _mm512_add_ps(high, widened(_mm256_load_si256(reinterpret_cast<const __m256i*>(to) + 1)));
     }
     if (finish == Finish::relu) {  // NaN, as the second operand, stays
       low = _mm512_max_ps(_mm512_setzero_ps(), low);
       high = _mm512_max_ps(_mm512_setzero_ps(), high);
     }
     __m512i values = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    if (kParities) values = _mm512_maskz_mov_epi16(line == 0 ? ~0u << 16 : line == kTileRows ? ~0u >> 16 : ~0u, values);
+    if (kParities) values = _mm512_maskz_mov_epi16(line.on, values);
     if (finish == Finish::masked || kKeepsMask) {
-      auto* bits = reinterpret_cast<__mmask32*>(mask + (to - buffer) / 16);
+      auto* bits = reinterpret_cast<__mmask32*>(mask + line.mask);
       if (kKeepsMask) _store_mask32(bits, _mm512_cmpgt_epi16_mask(values, _mm512_setzero_si512()));
       if (finish == Finish::masked) values = _mm512_maskz_mov_epi16(_load_mask32(bits), values);
     }
@@ -107,23 +124,23 @@ struct Memory {
 
 template <class Tiles, Finish finish, bool kAdds, bool kKeepsMask, bool kParities>
 void convolve(Tiles& tiles, const Convolution& c, const Memory& memory) {
-  const int64_t steps = c.steps.size(), samples = memory.plan.samples / c.per_sample;
+  constexpr int64_t kWeights = 2 * kTileBytes;  // of a step
+  const int64_t last = static_cast<int64_t>(c.steps.size()) - 1, samples = memory.plan.samples / c.per_sample;
   const char* const from = memory.arena + memory.plan.buffers[c.in.buffer] + c.in.start;
   char* const buffer = memory.arena + memory.plan.buffers[c.out.buffer];
+  const Lines lines(c.out, kParities ? kTileRows + 1 : c.tile_rows, kParities);
+  const int64_t pace = last > 0 ? (lines.count + 4 * last - 1) / (4 * last) : lines.count;
   Sums sums;
-  Finisher<finish, kAdds, kKeepsMask, kParities> finisher = {
-      sums, c.out, kParities ? kTileRows + 1 : c.tile_rows, memory.arena + c.mask, buffer, {}};
-  const int64_t lines = 2 * finisher.lines, pace = steps > 1 ? (lines + 4 * steps - 5) / (4 * steps - 4) : lines;
+  Finisher<finish, kAdds, kKeepsMask, kParities> finisher = {reinterpret_cast<const char*>(sums.values)};
   tiles.use_rows(c.tile_rows);
   for (int pair = 0; pair < c.pairs_of_tiles; ++pair) {
-    const char* const weights = memory.packed + c.tiles + pair * steps * 2 * kTileBytes;
+    const char* const weights = memory.packed + c.tiles + pair * (last + 1) * kWeights;
     if (finish == Finish::relu)
       for (int half = 0; half < 2; ++half)
         finisher.bias[half] = _mm512_loadu_ps(memory.packed + c.bias + (2 * pair + half) * kLine);
-    finisher.done = lines;  // there is no group yet
+    finisher.next = finisher.end;  // there is no group yet
 
-    const auto take = [&](auto first_of_group, const char* in, int64_t step) SMOOTHFAST_ALWAYS {
-      const char *inputs = in + c.steps[step].offset, *tile = weights + step * 2 * kTileBytes;
+    const auto take = [&](auto first_of_group, const char* inputs, const char* tile) SMOOTHFAST_ALWAYS {
       constexpr bool kFirst = decltype(first_of_group)::value;
       tiles.template load<4>(inputs, c.in.odd);
       tiles.template load<6>(tile, kLine);
@@ -146,14 +163,21 @@ void convolve(Tiles& tiles, const Convolution& c, const Memory& memory) {
     for (int64_t sample = 0; sample < samples; ++sample)
       for (int64_t group = 0; group < c.groups; ++group) {
         const char* const in = from + sample * c.in.sample + group * c.in.group;
-        const int64_t turn = group & 1 ? -1 : 1, first = group & 1 ? steps - 1 : 0;
-        take(std::true_type(), in, first);
-        for (int64_t step = 1; step < steps; ++step) take(std::false_type(), in, first + turn * step);
-        finisher.advance(lines);
-        finisher.begin(buffer + c.out.start + pair * kLine + sample * c.out.sample + group * c.out.group);
+        const int64_t turn = group & 1 ? -1 : 1, first = group & 1 ? last : 0;
+        const Step* step = c.steps.data() + first;
+        const char* tile = weights + first * kWeights;
+        take(std::true_type(), in + step->offset, tile);
+        for (int64_t left = last; left > 0; --left) {
+          step += turn;
+          tile += turn * kWeights;
+          take(std::false_type(), in + step->offset, tile);
+        }
+        finisher.advance(lines.count);
+        const int64_t out = c.out.start + pair * kLine + sample * c.out.sample + group * c.out.group;
+        finisher.begin(lines, buffer + out, memory.arena + c.mask + out / Lines::kPerMask);
       }
     store_all(tiles, sums);
-    finisher.advance(lines);
+    finisher.advance(lines.count);
   }
 }
 

@@ -17,7 +17,9 @@ from smoothfast import models, ops
 from smoothfast.differentiation import traced
 from smoothfast.fused import Fused, processors, recognised
 from smoothfast.losses import Differentiated, cross_entropy
+from smoothfast.noise import Stream, lattice_law, stream_key
 from smoothfast.runners import make_runners, micro_batch_of
+from smoothfast.voting import PREDICTION
 
 from . import harness
 
@@ -32,8 +34,9 @@ def main(out: Path | None) -> list[harness.Row]:
     layers of the fused network."""
     torch.set_num_threads(1)
     whole = (compared(depth, gradients) for depth in DEPTHS for gradients in (False, True))
+    votes = (voted(live) for live in (ROWS, ROWS // 4))
     layers = (profiled(20, processor) for processor in processors())
-    return harness.report(chain(whole, layers), out)
+    return harness.report(chain(whole, votes, layers), out)
 
 
 def compared(depth: int, gradients: bool) -> list[harness.Row]:
@@ -60,6 +63,30 @@ def contenders(depth: int, gradients: bool) -> dict[str, Callable[[], Any]]:
         (call,) = make_runners(given, runner, torch.bfloat16, harness.CPU, inputs, 1)
         named[runner] = partial(call, *inputs)
     return named
+
+
+def voted(live: int) -> list[harness.Row]:
+    """From images to votes in one call, and by the operators of which it is made."""
+    found = recognised(network(20), (torch.zeros(2, 3, 32, 32),))
+    slots = torch.where(torch.arange(ROWS) < live, 0, -1)
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    noisy: ops.Noisy = (
+        images, slots, torch.zeros_like(slots), torch.arange(ROWS), stream_key(0, Stream.PREDICT), lattice_law(0.25),
+        *ops.affine(None, 3, torch.uint8), False,
+    )  # fmt: skip
+    votes = torch.zeros(1, 10, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    calls: dict[str, Callable[[], Any]] = {}
+    for processor in processors():
+        run = Fused(found, processor, gradients=False)
+
+        def apart(run: Fused = run) -> None:
+            replicas = ops.noisy_replicas(*noisy, torch.bfloat16, torch.channels_last)
+            ops.tally(run(replicas), slots, *votes)
+
+        calls[f"one call, {processor}"] = partial(run.votes, noisy, (), PREDICTION, *votes)
+        calls[f"three calls, {processor}"] = apart
+    setting = f"ResNet-20, noise, logits and votes, {live} rows and {ROWS - live} of padding, bf16"
+    return harness.compare("fused", setting, calls, live * 1e-6, "us/row", REPEATS)
 
 
 def profiled(depth: int, processor: str) -> list[harness.Row]:

@@ -41,8 +41,11 @@ COSTS = {
     "eager": Cost(0.0, 0.0, {"fp32": 65, "bf16": 110, "fp16": 110}),
     "openvino": Cost(1.5, 0.03, {"fp32": 95, "bf16": 180}),
     "compiled": Cost(5.0, 0.3, {"fp32": 95, "bf16": 175, "fp16": 175}),
-    # With AMX, of Granite Rapids by a prototype of the kernels; the kernels themselves were not measured there.
-    "fused": Cost(1.5, 0.01, {"bf16": 1800}),
+}
+FUSED = {  # by what it runs on
+    # Of Granite Rapids by a prototype of the kernels; the kernels themselves were not measured there.
+    "amx": Cost(0.7, 0.0125, {"bf16": 1800}),
+    "avx512_bf16": Cost(0.7, 0.0125, {"bf16": 160}),
 }
 
 
@@ -77,7 +80,7 @@ def measure(base: nn.Module, shape: tuple[int, ...]) -> Network:
 
 def seconds(runner: str, network: Network, passes: int, precision: str, cores: int = CORES) -> float:
     """About what a runner takes for so many forward passes on a CPU, making it ready included."""
-    cost = COSTS[runner]
+    cost = FUSED[processors()[0]] if runner == "fused" else COSTS[runner]
     ready = cost.ready + cost.layer * network.layers
     return ready + passes * network.operations / (cores * cost.speed[precision] * 1e9)
 
@@ -85,7 +88,7 @@ def seconds(runner: str, network: Network, passes: int, precision: str, cores: i
 def installed(network: Network, precision: str) -> list[str]:
     """The runners that there are on this CPU for such a network."""
     found = ["eager"]
-    if network.family and precision == "bf16" and processors()[:1] == ["amx"]:  # without, OpenVINO takes less time
+    if network.family and precision == "bf16" and processors():
         found.append("fused")
     if find_spec("openvino") is not None and precision in COSTS["openvino"].speed:
         found.append("openvino")

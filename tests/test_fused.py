@@ -488,11 +488,19 @@ def test_noise_in_the_network() -> None:
     assert (votes["fused"] - plain).abs().sum() > (votes["fused"] - votes["eager"]).abs().sum()
 
 
-def test_it_is_preferred_where_there_is_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_it_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"openvino": True}
+    monkeypatch.setattr("smoothfast.costs.find_spec", lambda name: found.get(name))
+    monkeypatch.setattr("smoothfast.costs.shutil.which", lambda name: name)
     monkeypatch.setattr("smoothfast.costs.processors", lambda: ["amx", "avx512_bf16"])
     work = Work(8.1e7, 39, family=True)
-    assert candidates(work, 100_000, "bf16", CPU)[0] == "fused"
-    assert "fused" not in candidates(work, 100_000, "fp32", CPU)
-    assert "fused" not in candidates(Work(8.1e7, 39), 100_000, "bf16", CPU)
+    assert candidates(work, 10**7, "bf16", CPU)[0] == "fused"
+    assert "fused" not in candidates(work, 10**7, "fp32", CPU)
+    assert "fused" not in candidates(Work(8.1e7, 39), 10**7, "bf16", CPU)
     monkeypatch.setattr("smoothfast.costs.processors", lambda: ["avx512_bf16"])
-    assert "fused" not in candidates(work, 100_000, "bf16", CPU)  # OpenVINO is as fast there
+    assert candidates(work, 20_000, "bf16", CPU)[0] == "fused"  # ready sooner than OpenVINO, which takes less then
+    assert candidates(work, 10**7, "bf16", CPU)[0] == "openvino"
+    found.clear()
+    assert candidates(work, 100_000, "bf16", CPU)[0] == "fused"
+    monkeypatch.setattr("smoothfast.costs.processors", lambda: [])
+    assert "fused" not in candidates(work, 100_000, "bf16", CPU)

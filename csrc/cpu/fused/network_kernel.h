@@ -260,11 +260,10 @@ inline void by_logits(const float* logits, int64_t classes, int64_t label, float
 }
 
 // The first convolution backwards: sums of a tile are [16 rows][rows of the image][4 channels][pixels], to [3][32][32].
-template <class Tiles>
+template <int kPixels, class Tiles>
 void to_images(Tiles& tiles, const Convolution& c, const Memory& memory, int live, float* gradients) {
   const int steps = static_cast<int>(c.steps.size());
-  const bool pairs = c.channels_per_pixel == 16;
-  const int pixels = pairs ? 2 : 1, rows = pairs ? 2 : 4;
+  constexpr int kRows = 4 / kPixels;
   Sums sums;
   tiles.use_rows(kTileRows);
   for (int sample = 0; sample < live; ++sample)
@@ -283,13 +282,12 @@ void to_images(Tiles& tiles, const Convolution& c, const Memory& memory, int liv
       tiles.template store<0>(sums.tile(0, 0));
       tiles.template store<2>(sums.tile(1, 0));
       for (int part = 0; part < 2; ++part)
-        for (int row = 0; row < rows; ++row)
+        for (int row = 0; row < kRows; ++row)
           for (int channel = 0; channel < 3; ++channel) {
-            const int y = 4 * group + (pairs ? 2 * part : 0) + row, x = pairs ? 0 : 16 * part;
-            const float* from = sums.tile(part, 0) + (4 * row + channel) * pixels;
+            const int y = 4 * group + (kPixels == 2 ? 2 * part : 0) + row, x = kPixels == 2 ? 0 : 16 * part;
+            const float* from = sums.tile(part, 0) + (4 * row + channel) * kPixels;
             float* to = gradients + ((sample * 3 + channel) * 32 + y) * 32 + x;
-            for (int i = 0; i < kTileRows; ++i)
-              for (int pixel = 0; pixel < pixels; ++pixel) to[i * pixels + pixel] = from[i * kFloats + pixel];
+            for (int i = 0; i < kTileRows; ++i) std::memcpy(to + i * kPixels, from + i * kFloats, kPixels * sizeof *to);
           }
     }
 }
@@ -311,7 +309,8 @@ template <class Tiles>
 void backwards(Tiles& tiles, const Convolution& c, const Memory& memory, int live, float* gradients) {
   const bool parities = c.columns == Columns::parities;
   if (c.columns == Columns::image)
-    to_images(tiles, c, memory, live, gradients);
+    c.channels_per_pixel == 16 ? to_images<2>(tiles, c, memory, live, gradients)
+                               : to_images<1>(tiles, c, memory, live, gradients);
   else if (c.finish == Finish::linear)
     parities ? convolve<Tiles, Finish::linear, false, false, true>(tiles, c, memory)
              : convolve<Tiles, Finish::linear, false, false, false>(tiles, c, memory);

@@ -1,5 +1,6 @@
-// Networks of several shapes through the fused kernels, forwards and backwards, for sanitizers to watch. Replicas,
-// packed networks and results are of exactly the size that they must have. tests/test_fused.py compiles and runs it.
+// Networks of several shapes through the fused kernels, forwards and backwards, on AVX512-BF16 and on emulated AMX, for
+// sanitizers to watch. Replicas, packed networks and results are of exactly the size that they must have.
+// tests/test_fused.py compiles and runs it.
 #include <cstdio>
 #include <random>
 #include <vector>
@@ -7,6 +8,9 @@
 #include "cpu/fused/network.h"
 
 using namespace smoothfast::fused_network;
+
+extern "C" void run_with_amx(const int64_t* shape, const char* packed, const uint16_t* replicas, int64_t samples,
+                             float* logits, const int64_t* labels, float* gradients, int64_t* executed);
 
 int main() {
   std::mt19937 generator(0);
@@ -34,11 +38,18 @@ int main() {
         const std::vector<uint16_t> replicas(rows * 3 * 32 * 32, 0x3F80);
         const std::vector<int64_t> labels(rows, 0);
         std::vector<float> logits(rows * shape.classes), by(gradients ? replicas.size() : 0);
-        run(shape, packed.data(), replicas.data(), rows, logits.data(), gradients ? labels.data() : nullptr, by.data(),
-            Processor::avx512_bf16);
-        for (int64_t row = 1; row < rows; ++row)
-          for (int64_t k = 0; k < shape.classes; ++k)
-            if (logits[row * shape.classes + k] != logits[k]) return 1;
+        const int64_t* given = gradients ? labels.data() : nullptr;
+        const auto same = [&] {
+          for (int64_t i = shape.classes; i < rows * shape.classes; ++i)
+            if (logits[i] != logits[i % shape.classes]) return false;
+          return true;
+        };
+        run(shape, packed.data(), replicas.data(), rows, logits.data(), given, by.data(), Processor::avx512_bf16);
+        if (!same()) return 1;
+        const int64_t numbers[] = {shape.widths[0], shape.widths[1], shape.widths[2], shape.blocks, shape.classes};
+        int64_t executed[5];
+        run_with_amx(numbers, packed.data(), replicas.data(), rows, logits.data(), given, by.data(), executed);
+        if (!same()) return 1;
       }
     }
   }

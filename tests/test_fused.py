@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from amx import EmulatedAmx
+from amx import SOURCES, EmulatedAmx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -250,7 +250,7 @@ def test_instructions_of_amx(emulated_amx: EmulatedAmx) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     root, program = Path(__file__).parents[1], tmp_path / "sanitized"
-    sources = ["tests/fused_sanitized.cpp", "csrc/cpu/fused/network.cpp", "csrc/cpu/fused/plan.cpp", "csrc/cpu/isa.cpp"]
+    sources = ["tests/fused_sanitized.cpp", *SOURCES]
     watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     compiled = ["g++", "-O1", "-std=c++17", *watched, "-Icsrc", *sources, "-o", str(program)]
     subprocess.run(compiled, cwd=root, check=True)

@@ -185,6 +185,8 @@ class Engine:
         }
         if self.device.type == "cuda":
             self.meta["graph"] = graph
+        if isinstance(self.lanes[0].run_base, Fused):
+            self.meta["processor"] = self.lanes[0].run_base.processor  # each rounds in an order of its own
 
     @property
     def deviation(self) -> float:

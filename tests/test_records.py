@@ -70,6 +70,17 @@ def test_sequential_predictions_agree_with_the_fixed_ones() -> None:
     assert log.samples.mean() < fixed.samples.mean()
 
 
+def test_fused_kernels_certify_what_float32_does() -> None:
+    """Within the interval of a share of 200 images, and image by image but for what lies at a threshold."""
+    log, single = record("demo-fused-bf16"), record("demo-openvino-fp32")
+    np.testing.assert_array_equal(log.idx, single.idx)
+    for radius in (0.0, 0.25, 0.5, 0.75):
+        share = certified_accuracy(single, radius)
+        assert abs(certified_accuracy(log, radius) - share) <= 1.96 * (share * (1 - share) / 200) ** 0.5
+    assert (log.predict != single.predict).sum() == 2
+    assert abs(log.radius - single.radius).max() < 0.0211
+
+
 def test_figures_in_the_records() -> None:
     """Every table row and every sentence on effort that the page quotes is what the logs give."""
     names = re.findall(r"^\| (demo-\S+) ", RECORDS, re.MULTILINE)

@@ -31,9 +31,8 @@ TORCH_LIBRARY(smoothfast, m) {
       {at::Tag::pt2_compliant_tag});
   // What CPUs alone have; their arguments are checked in cpu/fused.cpp.
   m.def(
-      "fused_pack(Tensor[] weights, Tensor[] gains, Tensor[] biases, Tensor linear, Tensor linear_bias, bool "
-      "gradients) "
-      "-> Tensor",
+      "fused_pack(Tensor[] weights, Tensor[] gains, Tensor[] biases, Tensor linear, Tensor linear_bias, "
+      "bool gradients) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def("fused_logits(Tensor replicas, Tensor packed, int[] shape, str processor) -> Tensor",
         {at::Tag::pt2_compliant_tag});

@@ -329,7 +329,7 @@ class Engine:
             replicas = ops.noisy_replicas(*noisy, self.dtype, torch.channels_last)
             with strict_arithmetic(self.device):
                 logits = run(replicas, *drawn)
-            self._check_shape(logits.shape if isinstance(logits, Tensor) else type(logits).__name__)
+            self._check_logits(logits)
         for voting, counts, invalid in votes:
             ops.tally(logits, slots, counts, invalid, voting)
         return logits
@@ -372,14 +372,15 @@ class Engine:
         for lane, run_base in zip(self.lanes, made.result(), strict=True):
             lane.run_base = run_base
 
-    def _check_shape(self, found: tuple[int, ...] | str) -> None:
-        """Of logits; of something else, its type."""
-        if isinstance(found, str):
-            raise ValueError(f"the base classifier returns {found}; it must return logits [B, K]")
-        if found != (self.micro_batch, self.num_classes):
+    def _check_logits(self, logits: Any) -> None:
+        if not isinstance(logits, Tensor):
+            raise ValueError(f"the base classifier returns {type(logits).__name__}; it must return logits [B, K]")
+        self._check_shape(tuple(logits.shape))
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if shape != (self.micro_batch, self.num_classes):
             raise ValueError(
-                f"num_classes is {self.num_classes}; the base classifier turns {self.micro_batch} images into "
-                f"{tuple(found)}"
+                f"num_classes is {self.num_classes}; the base classifier turns {self.micro_batch} images into {shape}"
             )
 
     def _check_base(self) -> bool:

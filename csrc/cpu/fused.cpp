@@ -168,6 +168,7 @@ at::Tensor fused_votes_cpu(const at::Tensor& images, const at::Tensor& slots, co
   const at::Tensor slot = slots.index_select(0, live), image_id = image_ids.index_select(0, live),
                    sample_id = sample_ids.index_select(0, live);
   at::Tensor found = at::empty({rows, network.classes}, images.options().dtype(at::kFloat));
+  check_tally(found, slot, counts, invalid, voting, weights);
   at::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += kRowsDrawn) {
       const int64_t count = std::min(kRowsDrawn, end - first);

@@ -18,6 +18,14 @@ from smoothfast import data, fused, ops
 
 collect_ignore = ["ptx"]  # modules that tests import; test_cuda.py runs the one that is a program
 
+# A file keeps a core busy from its first test to its last: those that take longest begin, so that none ends alone.
+LONGEST = ("cuda", "readme", "triton_ptx", "triton", "runners", "distributed", "simulation", "cuda_on_cpu", "fused")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ def on(arch: int, schedule: dict[str, Any], offset: int = 0, sources: dict[str, 
 # ---- noisy_replicas --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "arch"), list(zip(SHAPES, cycle(ARCHS)))
+)  # every instruction runs on both, see below
 def test_noisy_replicas(shape: tuple[int, int, int], arch: int) -> None:
     turn = SHAPES.index(shape) + ARCHS.index(arch)
     for (law, image_dtype), dtype, channels_last in product(KINDS, DTYPES, (False, True)):
@@ -64,14 +65,13 @@ def test_noisy_replicas(shape: tuple[int, int, int], arch: int) -> None:
         assert same(found, torch.ops.smoothfast.noisy_replicas(*case)), (law, image_dtype, dtype, channels_last)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_noisy_replicas_in_many_strides_of_the_grid(arch: int) -> None:
+@pytest.mark.parametrize(("dtype", "arch"), list(zip(DTYPES, cycle(ARCHS))))
+def test_noisy_replicas_in_many_strides_of_the_grid(dtype: torch.dtype, arch: int) -> None:
     """A grid of 8 blocks goes through 60 rows."""
     slots, samples = torch.arange(60) % 4 - 1, torch.arange(60)
     rows = torch.stack([slots, slots + 5, samples], 1)
-    for dtype in DTYPES:
-        case = arguments((3, 8, 8), dtype=dtype, rows=rows)
-        assert same(on(arch, SCHEDULES[1]).noisy_replicas(*case), torch.ops.smoothfast.noisy_replicas(*case))
+    case = arguments((3, 8, 8), dtype=dtype, rows=rows)
+    assert same(on(arch, SCHEDULES[1]).noisy_replicas(*case), torch.ops.smoothfast.noisy_replicas(*case))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

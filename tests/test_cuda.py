@@ -52,9 +52,8 @@ def on(arch: int, schedule: dict[str, Any], offset: int = 0, sources: dict[str, 
 # ---- noisy_replicas --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("shape", "arch"), list(zip(SHAPES, cycle(ARCHS)))
-)  # every instruction runs on both, see below
+# Shapes take turns on the generations; below, every instruction must have run on both.
+@pytest.mark.parametrize(("shape", "arch"), list(zip(SHAPES, cycle(ARCHS))))
 def test_noisy_replicas(shape: tuple[int, int, int], arch: int) -> None:
     turn = SHAPES.index(shape) + ARCHS.index(arch)
     for (law, image_dtype), dtype, channels_last in product(KINDS, DTYPES, (False, True)):

@@ -20,6 +20,7 @@ collect_ignore = ["ptx"]  # modules that tests import; test_cuda.py runs the one
 
 # A file keeps a core busy from its first test to its last: those that take longest begin, so that none ends alone.
 LONGEST = ("cuda", "readme", "triton_ptx", "triton", "runners", "distributed", "simulation", "cuda_on_cpu", "fused")
+LONGEST += ("passes", "attacks_black_box", "cli", "registration")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

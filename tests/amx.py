@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from torch import Tensor
 
 SOURCES = ["tests/amx_emulated.cpp", "csrc/cpu/fused/network.cpp", "csrc/cpu/fused/plan.cpp", "csrc/cpu/isa.cpp"]
 KINDS = ("products", "loads", "stores", "zeros", "configurations")
+
+
+def compiler_version() -> int:
+    """Of g++; 0 if there is none."""
+    if shutil.which("g++") is None:
+        return 0
+    return int(subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True, check=True).stdout.split(".")[0])
 
 
 class EmulatedAmx:

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -471,11 +471,11 @@ class Fused:
         self, noisy: ops.Noisy, drawn: Sequence[Tensor], voting: Voting, counts: Tensor, invalid: Tensor
     ) -> Tensor:
         """Logits of a micro-batch whose rows are drawn here, and whose votes are added; see `ops.fused_votes`."""
-        scale, shift, clip = noisy[6:]
         if self.network.scale is not None and self.network.shift is not None:
+            *rows, scale, shift, clip = noisy
             by, added = self.network.scale.flatten(), self.network.shift.flatten()
-            scale, shift = scale * by, shift * by + added
-        return ops.fused_votes(*noisy[:6], scale, shift, clip, *self._numbers(drawn), counts, invalid, voting)
+            noisy = cast(ops.Noisy, (*rows, scale * by, shift * by + added, clip))
+        return ops.fused_votes(noisy, *self._numbers(drawn), counts, invalid, voting)
 
     def gradients(self, replicas: Tensor, classes: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         logits, gradients = ops.fused_gradients(self._normalised(replicas), classes[:, 0], *self._numbers(drawn))

@@ -218,15 +218,7 @@ def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], process
 
 
 def fused_votes(
-    images: Tensor,
-    slots: Tensor,
-    image_ids: Tensor,
-    sample_ids: Tensor,
-    key: Tensor,
-    law: Law,
-    scale: Tensor,
-    shift: Tensor,
-    clip: bool,
+    noisy: Noisy,
     packed: Tensor,
     shape: Sequence[int],
     processor: str,
@@ -239,17 +231,17 @@ def fused_votes(
     Replicas and activations stay in the L2 of a core. Rows of padding are not computed; their logits are 0.
 
     Args:
-        images: uint8 or float32 [S, 3, 32, 32].
-        slots, image_ids, sample_ids, key, law, scale, shift, clip: as of `noisy_replicas`.
+        noisy: of images [S, 3, 32, 32].
         packed, shape, processor: as of `fused_logits`.
         counts, invalid, voting: as of `tally`.
 
     Returns:
         float32 [R, K].
     """
+    *rows, law, scale, shift, clip = noisy
     return torch.ops.smoothfast.fused_votes(
-        images, slots, image_ids, sample_ids, key, law.name, law.table, scale, shift, clip, packed, shape, processor,
-        counts, invalid, voting.name, voting.weights,
+        *rows, law.name, law.table, scale, shift, clip, packed, shape, processor, counts, invalid, voting.name,
+        voting.weights,
     )  # fmt: skip
 
 

@@ -217,15 +217,15 @@ def test_votes_are_those_of_the_single_operators(processor: str, voting: Voting,
     wanted, found = ((torch.ones(4, 5, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)) for _ in range(2))
     logits = ops.fused_logits(ops.noisy_replicas(*rows, *affine, torch.bfloat16, torch.channels_last), *numbers)
     ops.tally(logits, slots, *wanted, voting)
-    by_one = ops.fused_votes(*rows, *affine, *numbers, *found, voting)
+    by_one = ops.fused_votes((*rows, *affine), *numbers, *found, voting)
     assert torch.equal(by_one, logits.masked_fill(slots[:, None] < 0, 0))
     assert torch.equal(torch.cat([found[0], found[1][:, None]], 1), torch.cat([wanted[0], wanted[1][:, None]], 1))
     assert (found[0] != 1).any()
     torch.set_num_threads(2)
-    ops.fused_votes(*rows, *affine, *numbers, *found, voting)
+    ops.fused_votes((*rows, *affine), *numbers, *found, voting)
     assert torch.equal(found[0] - wanted[0], wanted[0] - 1)
     padding = (some, slots - 9, *rows[2:])
-    assert ops.fused_votes(*padding, *affine, *numbers, *found, voting).count_nonzero() == 0
+    assert ops.fused_votes((*padding, *affine), *numbers, *found, voting).count_nonzero() == 0
 
 
 @pytest.mark.skipif("amx" in processors(), reason="instructions are counted where they are emulated")

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/fused/network.h"
+#include "cpu/fused/tiles/network.h"
 #include "cpu/isa.h"
 #include "cpu/noisy_replicas.h"
 #include "cuda/launch.h"

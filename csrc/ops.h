@@ -5,8 +5,8 @@
 
 #include <optional>
 
-#include "output.h"
-#include "votes.h"
+#include "rules/types.h"
+#include "rules/votes.h"
 
 namespace smoothfast {
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ["tests/amx_emulated.cpp", "csrc/cpu/fused/network.cpp", "csrc/cpu/fused/plan.cpp", "csrc/cpu/isa.cpp"]
+SOURCES = ["tests/amx_emulated.cpp", "csrc/cpu/fused/tiles/network.cpp", "csrc/cpu/fused/tiles/program.cpp", "csrc/cpu/isa.cpp"]
 KINDS = ("products", "loads", "stores", "zeros", "configurations")
 
 

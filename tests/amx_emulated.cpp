@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/fused/network.h"
+#include "cpu/fused/tiles/network.h"
 
 namespace {
 

@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "cpu/fused/network.h"
+#include "cpu/fused/tiles/network.h"
 
 using namespace smoothfast::fused_network;
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../attack.h"
+#include "../rules/attack.h"
 
 namespace smoothfast {
 

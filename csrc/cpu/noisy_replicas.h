@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "../output.h"
 #include "../random/gaussian.h"
 #include "../random/lattice.h"
 #include "../random/philox.h"
+#include "../rules/types.h"
 
 namespace smoothfast {
 

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../output.h"
 #include "../random/gaussian.h"
 #include "../random/philox.h"
+#include "../rules/types.h"
 
 namespace smoothfast {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../arithmetic.h"
+#include "../rules/arithmetic.h"
 
 namespace smoothfast {
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "../ops.h"
-#include "../shares.h"
+#include "../rules/soft_votes.h"
 #include "isa.h"
 
 #define KERNEL_BODY "tally_kernel.h"

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../votes.h"
+#include "../rules/votes.h"
 
 namespace smoothfast {
 

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../attack.h"
+#include "../rules/attack.h"
 #include "launch.h"
 
 namespace smoothfast {

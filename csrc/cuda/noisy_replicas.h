@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../output.h"
+#include "../rules/types.h"
 #include "launch.h"
 
 namespace smoothfast {

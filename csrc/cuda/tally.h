@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../votes.h"
+#include "../rules/votes.h"
 #include "launch.h"
 
 namespace smoothfast {

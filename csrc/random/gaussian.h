@@ -3,7 +3,7 @@
 // Polynomials of log, sin and cos: Cephes (S. Moshier), single precision.
 #pragma once
 
-#include "../arithmetic.h"
+#include "../rules/arithmetic.h"
 #include "philox.h"
 
 namespace smoothfast {

@@ -42,7 +42,7 @@ def nvcc() -> str | None:
 
 def source_of(stem: str) -> str:
     """csrc/cuda/<stem>.cu with our own headers in it, so that any line can be changed."""
-    return _inlined(CSRC / "cuda" / f"{stem}.cu", set())
+    return _inlined(CSRC / "cuda" / f"{stem}_kernel.cu", set())
 
 
 def _inlined(path: Path, seen: set[Path]) -> str:

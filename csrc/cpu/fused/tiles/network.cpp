@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../isa.h"
+#include "../../isa.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <immintrin.h>
@@ -25,7 +25,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi2,prefer-vector-width=512")
 #endif
-#include "network_kernel.h"
+#include "convolution_kernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

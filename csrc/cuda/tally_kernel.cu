@@ -1,6 +1,6 @@
 // A warp goes through a row of logits.
-#include "../shares.h"
-#include "../votes.h"
+#include "../rules/soft_votes.h"
+#include "../rules/votes.h"
 #include "tally.h"
 
 namespace smoothfast {

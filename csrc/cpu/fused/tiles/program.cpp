@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "program.h"
 
 #include <cstring>
 #include <map>

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "random/philox.h"
+#include "../random/philox.h"
 
 namespace smoothfast {
 

@@ -1,6 +1,6 @@
 // The ops on CUDA tensors: arguments checked, outputs made, kernels launched on the current stream. Nothing here waits
 // for the device, and what changes from call to call of a captured graph is read there.
-#include "../ops.h"
+#include "noisy_replicas.h"
 
 #include <ATen/ATen.h>
 #include <ATen/cuda/CUDAContext.h>
@@ -10,10 +10,10 @@
 
 #include <limits>
 
-#include "../attack.h"
+#include "../ops.h"
 #include "../random/lattice.h"
+#include "../rules/attack.h"
 #include "attack_step.h"
-#include "noisy_replicas.h"
 #include "perturb_weights.h"
 #include "replica_sum.h"
 #include "tally.h"

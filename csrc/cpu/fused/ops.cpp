@@ -1,3 +1,5 @@
+#include "../../ops.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/nonzero.h>
@@ -10,8 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../ops.h"
-#include "fused/network.h"
+#include "tiles/network.h"
 
 namespace smoothfast {
 

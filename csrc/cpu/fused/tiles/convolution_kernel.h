@@ -4,7 +4,7 @@
 // one by one between the first products of the next (their last product is long done then: AMX takes 52 cycles for one,
 // and begins one every 16), and finished line by line between the others. Every second group takes its steps backwards,
 // so that the weights used last, still in L1, come first.
-#include "tiles.h"
+#include "registers.h"
 
 namespace smoothfast {
 namespace fused_network {

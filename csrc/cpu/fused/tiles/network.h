@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "plan.h"
+#include "program.h"
 
 namespace smoothfast {
 namespace fused_network {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "random/philox.h"
+#include "../random/philox.h"
 
 namespace smoothfast {
 

@@ -37,6 +37,7 @@ def extension():
             "or install without compiled kernels: SMOOTHFAST_NO_EXT=1 pip install ."
         )
     debug = os.environ.get("DEBUG") == "1"
+    # setuptools names an object by folder and stem: x.cpp and x.cu cannot stand side by side, hence x_kernel.cu.
     cuda = [path for path in files("*.cu") + files("*.cpp") if path.startswith("csrc/cuda/")]
     sources = [path for path in files("*.cpp") if path not in cuda]
     # No contraction: what is one rounding and what is two is written in the source, and equal on every path.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/fused/tiles/network.h"
+#include "cpu/fused/tiles/program.h"
 #include "cpu/isa.h"
 #include "cpu/noisy_replicas.h"
 #include "cuda/launch.h"
@@ -17,6 +18,7 @@
 namespace py = pybind11;
 using namespace smoothfast;
 using namespace pybind11::literals;
+namespace tiles = fused::tiles;
 
 namespace {
 
@@ -39,18 +41,18 @@ constexpr const char* kCudaArchitectures = SMOOTHFAST_TEXT_OF(SMOOTHFAST_CUDA_AR
 
 std::vector<std::string> fused_processors() {
   std::vector<std::string> names;
-  for (fused_network::Processor one : fused_network::processors()) names.push_back(fused_network::processor_name(one));
+  for (tiles::Processor one : tiles::processors()) names.push_back(tiles::processor_name(one));
   return names;
 }
 
 py::tuple fused_profile(const Array<uint8_t>& packed, const std::array<int64_t, 5>& shape, const std::string& processor,
                         int repeats) {
-  for (fused_network::Processor one : fused_network::processors()) {
-    if (processor != fused_network::processor_name(one)) continue;
-    const fused_network::Shape network = {{shape[0], shape[1], shape[2]}, shape[3], shape[4]};
-    if (packed.size() != fused_network::planned(network).packed_backward)
+  for (tiles::Processor one : tiles::processors()) {
+    if (processor != tiles::processor_name(one)) continue;
+    const fused::Shape network = {{shape[0], shape[1], shape[2]}, shape[3], shape[4]};
+    if (packed.size() != tiles::program_of(network).packed_backward)
       throw py::value_error("packed must come from fused_pack with gradients, for this shape");
-    const auto found = fused_network::profile(network, reinterpret_cast<const char*>(packed.data()), one, repeats);
+    const auto found = tiles::profile(network, reinterpret_cast<const char*>(packed.data()), one, repeats);
     py::list layers;
     for (const auto& layer : found.layers)
       layers.append(py::make_tuple(layer.weight, layer.backward, layer.products, layer.seconds));

@@ -29,7 +29,7 @@ TORCH_LIBRARY(smoothfast, m) {
       "perturb_weights(Tensor weights, Tensor scales, Tensor factors, Tensor tiles, Tensor passes, Tensor key, "
       "ScalarType dtype) -> Tensor",
       {at::Tag::pt2_compliant_tag});
-  // What CPUs alone have; their arguments are checked in cpu/fused.cpp.
+  // What CPUs alone have; their arguments are checked in cpu/fused/ops.cpp.
   m.def(
       "fused_pack(Tensor[] weights, Tensor[] gains, Tensor[] biases, Tensor linear, Tensor linear_bias, "
       "bool gradients) -> Tensor",
@@ -123,6 +123,9 @@ void check_tally(const at::Tensor& logits, const at::Tensor& slots, const at::Te
   constexpr const char* op = "tally";
   TORCH_CHECK(logits.dim() == 2 && logits.is_floating_point() && logits.size(1) > 0, op,
               ": logits must be floating [R, K], not ", logits.scalar_type(), " ", logits.sizes());
+  const at::ScalarType dtype = logits.scalar_type();
+  TORCH_CHECK(dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op,
+              ": logits must be float64, float32, bfloat16 or float16, not ", dtype);
   check_index(slots, op, "slots", logits.size(0));
   TORCH_CHECK(counts.dim() == 2 && counts.scalar_type() == at::kLong && counts.size(1) == logits.size(1), op,
               ": counts must be int64 [S, ", logits.size(1), "], not ", counts.scalar_type(), " ", counts.sizes());
@@ -205,8 +208,11 @@ void check_places(const int64_t* layers, const int64_t* numbers, int64_t tiles, 
   check(passes, count, 40, "passes[");
 }
 
-Output output_of(at::ScalarType dtype) {
-  return dtype == at::kFloat ? Output::f32 : dtype == at::kBFloat16 ? Output::bf16 : Output::f16;
+Dtype dtype_of(at::ScalarType dtype) {
+  return dtype == at::kFloat      ? Dtype::f32
+         : dtype == at::kBFloat16 ? Dtype::bf16
+         : dtype == at::kHalf     ? Dtype::f16
+                                  : Dtype::f64;
 }
 
 }  // namespace smoothfast

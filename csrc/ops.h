@@ -1,4 +1,5 @@
-// What the backends of an op share on the side of torch: argument checks, and the type of what is written.
+// The part of an op that its backends share on the side of torch: checks of its arguments, and names and types as the
+// kernels have them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -42,7 +43,7 @@ at::Tensor noisy_replicas_cpu(const at::Tensor& images, const at::Tensor& slots,
 void tally_cpu(const at::Tensor& logits, const at::Tensor& slots, at::Tensor& counts, at::Tensor& invalid,
                c10::string_view voting, const std::optional<at::Tensor>& weights);
 
-// Of a dtype that was checked.
-Output output_of(at::ScalarType dtype);
+// One of the four floating dtypes: others were refused.
+Dtype dtype_of(at::ScalarType dtype);
 
 }  // namespace smoothfast

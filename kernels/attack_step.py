@@ -1,4 +1,4 @@
-"""attack_step in Triton, equal to the CPU backend bit for bit: csrc/attack.h has the same arithmetic in C++.
+"""attack_step in Triton, equal to the CPU backend bit for bit: csrc/rules/attack.h has the same arithmetic in C++.
 
 Float64 quotients and roots are correctly rounded by definition; of float32 there are only sums here. In Triton -x is
 0 - x, which loses the sign of a zero: hence `negative`.

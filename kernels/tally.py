@@ -1,6 +1,6 @@
 """tally in Triton. As on the CPU all floating types are compared as integers of their width: sign and magnitude order
 them, -0 equals 0, and a full exponent marks what is not finite. Integer atomics make the counts deterministic. Soft and
-logit voting give what csrc/shares.h gives, bit for bit."""
+logit voting give what csrc/rules/soft_votes.h gives, bit for bit."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def best_of(
     return largest, tl.min(tl.where(best == largest[:, None], vote, classes), 1), tl.max(broken, 1)
 
 
-# ---- csrc/shares.h ---------------------------------------------------------------------------------------------------
+# ---- csrc/rules/soft_votes.h -----------------------------------------------------------------------------------------
 
 
 @triton.jit

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SOURCES = ["tests/amx_emulated.cpp", "csrc/cpu/fused/tiles/network.cpp", "csrc/cpu/fused/tiles/program.cpp", "csrc/cpu/isa.cpp"]
+KERNELS = ("isa", "fused/plan", "fused/tiles/network", "fused/tiles/pack", "fused/tiles/program")
+SOURCES = ["tests/amx_emulated.cpp", *(f"csrc/cpu/{stem}.cpp" for stem in KERNELS)]
 KINDS = ("products", "loads", "stores", "zeros", "configurations")
 
 

@@ -184,7 +184,7 @@ void on_illegal_instruction(int, siginfo_t*, void* context) {
 
 }  // namespace
 
-// As `fused_network::run`, with AMX emulated where there is none. `executed`: products, loads, stores, zeroes and
+// As `tiles::run`, with AMX emulated where there is none. `executed`: products, loads, stores, zeroes and
 // configurations of tiles, counted where they are emulated.
 extern "C" void run_with_amx(const int64_t* shape, const char* packed, const uint16_t* replicas, int64_t samples,
                              float* logits, const int64_t* labels, float* gradients, int64_t* executed) {
@@ -193,8 +193,9 @@ extern "C" void run_with_amx(const int64_t* shape, const char* packed, const uin
   handler.sa_flags = SA_SIGINFO;
   sigaction(SIGILL, &handler, &former);
   std::fill_n(counts, static_cast<int>(kCounts), 0);
-  smoothfast::fused_network::run({{shape[0], shape[1], shape[2]}, shape[3], shape[4]}, packed, replicas, samples,
-                                 logits, labels, gradients, smoothfast::fused_network::Processor::amx);
+  namespace kernels = smoothfast::fused::tiles;
+  kernels::run({{shape[0], shape[1], shape[2]}, shape[3], shape[4]}, packed, replicas, samples, logits, labels,
+               gradients, kernels::Processor::amx);
   std::copy_n(counts, static_cast<int>(kCounts), executed);
   sigaction(SIGILL, &former, nullptr);
 }

@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "cpu/fused/tiles/network.h"
+#include "cpu/fused/tiles/pack.h"
 
-using namespace smoothfast::fused_network;
+using namespace smoothfast::fused;
+using namespace smoothfast::fused::tiles;
 
 extern "C" void run_with_amx(const int64_t* shape, const char* packed, const uint16_t* replicas, int64_t samples,
                              float* logits, const int64_t* labels, float* gradients, int64_t* executed);
@@ -21,19 +23,19 @@ int main() {
     return values;
   };
   for (const Shape& shape : {Shape{{16, 32, 64}, 1, 10}, Shape{{32, 64, 96}, 1, 3}, Shape{{64, 128, 256}, 1, 1}}) {
-    const Plan& plan = planned(shape);
-    std::vector<std::vector<float>> weights(weights_of(shape));
-    std::vector<std::vector<double>> affine(weights_of(shape));
-    std::vector<Layer> layers(weights_of(shape));
-    for (const Convolution& c : plan.forward) {
-      weights[c.weight] = drawn(int64_t{c.outputs} * c.inputs * c.size * c.size);
-      affine[c.weight].assign(2 * c.outputs, 0.5);
-      layers[c.weight] = {weights[c.weight].data(), affine[c.weight].data(), affine[c.weight].data() + c.outputs};
+    const Program& program = program_of(shape);
+    std::vector<std::vector<float>> weights;
+    std::vector<std::vector<double>> affine;
+    std::vector<Parameters> parameters;
+    for (const Layer& layer : plan_of(shape)) {
+      weights.push_back(drawn(layer.outputs * layer.inputs * layer.size * layer.size));
+      affine.emplace_back(2 * layer.outputs, 0.5);
+      parameters.push_back({weights.back().data(), affine.back().data(), affine.back().data() + layer.outputs});
     }
     const auto linear = drawn(shape.classes * shape.widths[2]), linear_bias = drawn(shape.classes);
     for (const bool gradients : {false, true}) {
-      std::vector<char> packed(gradients ? plan.packed_backward : plan.packed);
-      pack(plan, layers, linear.data(), linear_bias.data(), gradients, packed.data());
+      std::vector<char> packed(gradients ? program.packed_backward : program.packed);
+      pack(program, parameters, linear.data(), linear_bias.data(), gradients, packed.data());
       for (const int64_t rows : {1, 2, 5}) {
         const std::vector<uint16_t> replicas(rows * 3 * 32 * 32, 0x3F80);
         const std::vector<int64_t> labels(rows, 0);

@@ -223,7 +223,7 @@ MUTATIONS = {
     "padding": ("noisy_replicas", "if (slot >= 0) {", "if (slot >= -5) {"),
     "refining bits": ("noisy_replicas", "kRefine = 3", "kRefine = 4"),
     "a comparison of thresholds": ("noisy_replicas", "<= refined", "< refined / 2"),
-    "clipping": ("noisy_replicas", "value > args.most ? args.most", "value > args.most ? value"),
+    "clipping": ("noisy_replicas", "value > high ? high", "value > high ? value"),
     "sigma of a channel": ("noisy_replicas", "args.sigmas == 1 ? 0 : channel", "0 * channel"),
     "a lane": (
         "tally",
@@ -232,7 +232,7 @@ MUTATIONS = {
     ),
     "the first of equals": ("tally", "b.value == a.value && b.first < a.first", "b.value == a.value"),
     "padding rows": ("tally", "if (slot < 0) continue;", ""),
-    "the sign of zero": ("tally", "((bits & kMagnitude) ^ sign) - sign", "bits"),
+    "the sign of zero": ("tally", "((bits & Format::kMagnitude) ^ sign) - sign", "bits"),
     "what is not finite": ("tally", "a.broken || b.broken", "a.broken"),
     "the order of rows": ("replica_sum", "args.rows[i] * elements", "i * elements"),
     "the last row": ("replica_sum", "i < args.first[image + 1]", "i + 1 < args.first[image + 1]"),
@@ -261,7 +261,7 @@ MUTATIONS = {
     "the order of ranks": ("tally", "c > best.first", "c < best.first"),
     "a rank": ("tally", "++rank == args.ranks", "++rank + 1 == args.ranks"),
     "a term of a row": ("tally", "total += __shfl_xor_sync", "total = __shfl_xor_sync"),
-    "the largest logit": ("tally", "Format::ordered(best.value)", "best.value"),
+    "the largest logit": ("tally", "ordered<Format>(best.value)", "best.value"),
 }
 
 

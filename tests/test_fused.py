@@ -462,7 +462,7 @@ def test_votes_and_attacks() -> None:
 
 @needs_kernels
 def test_votes_behind_a_normalisation_and_of_a_wrong_number_of_classes() -> None:
-    base, some = settled(wrapped()), data.demo().images[:4]
+    base, some = settled(of_the_family()["ours, behind a normalisation"]), data.demo().images[:4]
     options: dict[str, Any] = {"sigma": 0.25, "precision": "bf16"}
     ours, eager = (
         SmoothedClassifier(base, num_classes=10, runner=runner, **options).votes(some, 100)

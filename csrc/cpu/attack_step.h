@@ -1,4 +1,4 @@
-// What the wrapper (attack_step.cpp) hands to the kernel body (attack_step_kernel.h). No torch here.
+// The work that the wrapper (attack_step.cpp) hands to the kernel body (attack_step_kernel.h). No torch here.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// What bodies that draw noise share, included by them once per instruction set: Philox words, normals, and casts of
-// what is written. Only `words` names vector types; the compiler vectorises the other loops, provided that each stays a
-// function of its own (inlined into a loop over tiles, Box-Muller ran scalar: 4 ns, not 0.4).
+// The part that all bodies that draw noise share, included by them once per instruction set: Philox words, normals, and
+// casts of what is written. Only `words` names vector types; the compiler vectorises the other loops, provided that
+// each stays a function of its own (inlined into a loop over tiles, Box-Muller ran scalar: 4 ns, not 0.4).
 
 constexpr int kVectorBlocks = VECTOR_BYTES / 4;
 typedef uint32_t Blocks __attribute__((vector_size(VECTOR_BYTES)));

@@ -117,7 +117,7 @@ at::Tensor noisy_replicas_cpu(const at::Tensor& images, const at::Tensor& slots,
   const std::vector<Tile> all = tiles(channels, plane, channels_last);
   const ReplicaKernels& kernels = replica_kernels();
   const TileKernel kernel =
-      (is_lattice ? kernels.lattice : kernels.gaussian)[is_float][static_cast<int>(output_of(dtype))];
+      (is_lattice ? kernels.lattice : kernels.gaussian)[is_float][static_cast<int>(dtype_of(dtype))];
   const int64_t tasks = static_cast<int64_t>(runs.size() * all.size());
   const int64_t elements_per_task = std::max<int64_t>(1, rows * channels * plane / std::max<int64_t>(tasks, 1));
   at::parallel_for(0, tasks, std::max<int64_t>(1, kElementsPerTask / elements_per_task),

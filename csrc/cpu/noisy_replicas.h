@@ -1,4 +1,4 @@
-// What the wrapper (noisy_replicas.cpp) hands to the kernel body (noisy_replicas_kernel.h). No torch here.
+// The work that the wrapper (noisy_replicas.cpp) hands to the kernel body (noisy_replicas_kernel.h). No torch here.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,7 @@ struct Tile {
 using TileKernel = void (*)(const Replicas&, const RowRun&, const Tile&);
 
 struct ReplicaKernels {
-  TileKernel lattice[2][3];  // [float image][Output]; lattice noise needs uint8 images: the second row is null
+  TileKernel lattice[2][3];  // [float image][Dtype]; lattice noise needs uint8 images: the second row is null
   TileKernel gaussian[2][3];
   void (*words)(Key key, Row row, uint32_t first_block, int blocks, uint32_t* out);                    // for tests
   void (*draws)(const Lattice& law, const uint32_t* words, int count, int32_t* out, uint8_t* unsure);  // for tests

@@ -57,7 +57,7 @@ struct GaussianLaw {
 
   template <class Pixel>
   static inline float noisy(Pixel pixel, float noise, float sigma) {
-    return fused(noise, sigma, (float)pixel);
+    return fma(noise, sigma, (float)pixel);
   }
 
   static float sigma(const Replicas& job, int64_t channel) { return job.sigma[channel]; }
@@ -66,10 +66,7 @@ struct GaussianLaw {
 template <class Law, class Out, class Pixel>
 inline typename Out::Stored finish(Pixel pixel, typename Law::Noise noise, float sigma, float scale, float shift,
                                    float low, float high) {
-  float value = Law::noisy(pixel, noise, sigma);
-  value = value < low ? low : value;
-  value = value > high ? high : value;
-  return Out::cast(fused(value, scale, shift));
+  return Out::cast(fma(clip(Law::noisy(pixel, noise, sigma), low, high), scale, shift));
 }
 
 template <class Law, class Out, class Pixel>

@@ -73,7 +73,7 @@ at::Tensor perturb_weights_cpu(const at::Tensor& weights, const at::Tensor& scal
 
   const std::vector<TileRun> by_tile = tile_runs(layers, numbers, count);
   const std::vector<PassRun> by_pass = pass_runs(pass_numbers, passes.size(0));
-  const PerturbKernel kernel = SMOOTHFAST_ACTIVE_KERNELS(active_isa()).by_output[static_cast<int>(output_of(dtype))];
+  const PerturbKernel kernel = SMOOTHFAST_ACTIVE_KERNELS(active_isa()).by_dtype[static_cast<int>(dtype_of(dtype))];
   const int64_t tasks = static_cast<int64_t>(by_tile.size() * by_pass.size());
   const int64_t weights_per_task = out.numel() / tasks;
   at::parallel_for(0, tasks, std::max<int64_t>(1, kWeightsPerTask / weights_per_task), [&](int64_t begin, int64_t end) {

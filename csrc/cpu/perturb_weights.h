@@ -1,4 +1,4 @@
-// What the wrapper (perturb_weights.cpp) hands to the kernel body (perturb_weights_kernel.h). No torch here.
+// The work that the wrapper (perturb_weights.cpp) hands to the kernel body (perturb_weights_kernel.h). No torch here.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,7 @@ struct Perturbation {
 using PerturbKernel = void (*)(const Perturbation&, const TileRun&, const PassRun&);
 
 struct PerturbKernels {
-  PerturbKernel by_output[3];
+  PerturbKernel by_dtype[3];
 };
 
 }  // namespace smoothfast

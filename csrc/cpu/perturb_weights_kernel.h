@@ -9,11 +9,11 @@ namespace {
 // In place: normals to the weights that they perturb.
 [[gnu::noinline]] void add_own(float* __restrict sums, const float* __restrict weights, const float* __restrict scales,
                                int count) {
-  for (int i = 0; i < count; ++i) sums[i] = fused(scales[i], sums[i], weights[i]);
+  for (int i = 0; i < count; ++i) sums[i] = fma(scales[i], sums[i], weights[i]);
 }
 
 [[gnu::noinline]] void add_shared(float* __restrict sums, const float* __restrict factor, float normal, int count) {
-  for (int i = 0; i < count; ++i) sums[i] = fused(factor[i], normal, sums[i]);
+  for (int i = 0; i < count; ++i) sums[i] = fma(factor[i], normal, sums[i]);
 }
 
 template <class Out>

@@ -19,11 +19,6 @@ namespace {
 
 constexpr int64_t kElementsPerTask = 262144;  // read, in about 20 us: less does not pay for a thread
 
-SumKernel sum_kernel(at::ScalarType dtype) {
-  const SumKernels& kernels = SMOOTHFAST_ACTIVE_KERNELS(active_isa());
-  return dtype == at::kFloat ? kernels.f32 : dtype == at::kBFloat16 ? kernels.bf16 : kernels.f16;
-}
-
 // Where the rows of each slot begin in a list of all rows by slot; one more entry where the last ones end.
 std::vector<int64_t> first_of_slot(const int64_t* slots, int64_t rows, int64_t images) {
   std::vector<int64_t> first(images + 1);
@@ -58,7 +53,8 @@ at::Tensor replica_sum_cpu(const at::Tensor& gradients, const at::Tensor& slots,
   const at::Tensor source = channels_last ? gradients : gradients.contiguous();
   const ReplicaSum job = {source.const_data_ptr(),       list.data(), first.data(), factors.const_data_ptr<float>(),
                           out.mutable_data_ptr<float>(), channels,    plane,        channels_last};
-  const SumKernel kernel = sum_kernel(gradients.scalar_type());
+  const auto dtype = static_cast<int>(dtype_of(gradients.scalar_type()));
+  const SumKernel kernel = SMOOTHFAST_ACTIVE_KERNELS(active_isa()).by_dtype[dtype];
   const int64_t elements = channels * plane, tiles = (elements + kSumTile - 1) / kSumTile;
   const int64_t elements_per_tile = std::min(kSumTile, elements) * (1 + rows / images);
   at::parallel_for(0, images * tiles, std::max<int64_t>(1, kElementsPerTask / elements_per_tile),

@@ -1,9 +1,10 @@
-// What the wrapper (replica_sum.cpp) hands to the kernel body (replica_sum_kernel.h). No torch here.
+// The work that the wrapper (replica_sum.cpp) hands to the kernel body (replica_sum_kernel.h). No torch here.
 #pragma once
 
 #include <cstdint>
 
 #include "../rules/arithmetic.h"
+#include "../rules/types.h"
 
 namespace smoothfast {
 
@@ -23,7 +24,7 @@ struct ReplicaSum {
 using SumKernel = void (*)(const ReplicaSum&, int64_t slot, int64_t begin, int64_t end);
 
 struct SumKernels {
-  SumKernel f32, bf16, f16;
+  SumKernel by_dtype[3];
 };
 
 }  // namespace smoothfast

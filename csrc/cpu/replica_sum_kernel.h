@@ -74,7 +74,7 @@ void tile(const ReplicaSum& job, int64_t slot, int64_t begin, int64_t end) {
   (job.channels_last ? write_pixels : write_planes)(job, sums, begin, end, job.out + slot * elements);
 }
 
-const SumKernels kernels = {tile<F32>, tile<Bf16>, tile<F16>};
+const SumKernels kernels = {{tile<F32>, tile<Bf16>, tile<F16>}};
 
 }  // namespace
 }  // namespace ISA_NAMESPACE

@@ -31,8 +31,8 @@ void weighted_shares(const Block& block) {
     const auto* row = static_cast<const typename Format::Bits*>(block.logits) + r * block.classes;
     bool broken = false;
     for (int64_t c = 0; c < block.classes; ++c) {
-      keys[c] = c - Format::ordered(row[c]) * kClasses;
-      broken |= Format::broken(row[c]);
+      keys[c] = c - ordered<Format>(row[c]) * kClasses;
+      broken |= not_finite<Format>(row[c]);
     }
     block.broken[r] = broken;
     const auto end = keys.begin() + block.ranks;
@@ -57,22 +57,6 @@ struct Rows {
   int64_t per_task() const { return std::max<int64_t>(1, kLogitsPerTask / classes); }
   int64_t per_block() const { return std::max<int64_t>(1, kLogitsPerBlock / classes); }
 };
-
-const FormatKernels& kernels_of(at::ScalarType dtype) {
-  const TallyKernels& kernels = SMOOTHFAST_ACTIVE_KERNELS(active_isa());
-  switch (dtype) {
-    case at::kDouble:
-      return kernels.f64;
-    case at::kFloat:
-      return kernels.f32;
-    case at::kBFloat16:
-      return kernels.bf16;
-    case at::kHalf:
-      return kernels.f16;
-    default:
-      TORCH_CHECK(false, "tally: logits must be float64, float32, bfloat16 or float16, not ", dtype);
-  }
-}
 
 void add_votes(const Rows& rows, VoteKernel kernel, at::Tensor& counts, at::Tensor& invalid) {
   std::vector<int64_t> votes(rows.count);
@@ -146,7 +130,8 @@ void tally_cpu(const at::Tensor& logits, const at::Tensor& slots, at::Tensor& co
                      logits.size(0), classes, classes * logits.element_size()};
   for (int64_t r = 0; r < rows.count; ++r)
     TORCH_CHECK(rows.slots[r] < images, "tally: slots[", r, "] is ", rows.slots[r], "; counts has ", images, " rows");
-  const FormatKernels& kernels = kernels_of(logits.scalar_type());
+  const auto dtype = static_cast<int>(dtype_of(logits.scalar_type()));
+  const FormatKernels& kernels = SMOOTHFAST_ACTIVE_KERNELS(active_isa()).by_dtype[dtype];
   switch (voting_of(voting)) {
     case Voting::prediction:
       return add_votes(rows, kernels.vote, counts, invalid);

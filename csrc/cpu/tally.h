@@ -1,4 +1,4 @@
-// What the wrapper (tally.cpp) hands to the kernel body (tally_kernel.h). No torch here.
+// The work that the wrapper (tally.cpp) hands to the kernel body (tally_kernel.h). No torch here.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct FormatKernels {
 };
 
 struct TallyKernels {
-  FormatKernels f64, f32, bf16, f16;
+  FormatKernels by_dtype[4];
 };
 
 // The same for all instruction sets: sorting gains nothing from wide vectors.

@@ -14,12 +14,12 @@ template <class Format>
 inline __attribute__((always_inline)) Scanned<Format> scan(const typename Format::Bits* __restrict row,
                                                            int64_t classes) {
   using Bits = typename Format::Bits;
-  Bits best = Format::kLeast;
+  Bits best = kLeast<Format>;
   Bits broken = 0;
   for (int64_t c = 0; c < classes; ++c) {
-    const Bits value = Format::ordered(row[c]);
+    const Bits value = ordered<Format>(row[c]);
     best = value > best ? value : best;
-    broken |= Format::broken(row[c]);
+    broken |= not_finite<Format>(row[c]);
   }
   return {best, broken != 0};
 }
@@ -30,7 +30,7 @@ void votes(const void* logits, int64_t rows, int64_t classes, int64_t* out) {
     const auto* row = static_cast<const typename Format::Bits*>(logits) + r * classes;
     const Scanned<Format> scanned = scan<Format>(row, classes);
     int64_t first = 0;
-    while (Format::ordered(row[first]) != scanned.best) ++first;
+    while (ordered<Format>(row[first]) != scanned.best) ++first;
     out[r] = scanned.broken ? kInvalidVote : first;
   }
 }
@@ -44,7 +44,7 @@ void soft_shares(const Block& block) {
   for (int64_t r = 0; r < block.rows; ++r) {
     const int64_t first = r * classes;
     const Scanned<Format> scanned = scan<Format>(logits + first, classes);
-    const float largest = number<Format>(Format::ordered(scanned.best));
+    const float largest = number<Format>(ordered<Format>(scanned.best));
     for (int64_t i = first; i < first + classes; ++i) terms[i] = number<Format>(logits[i]) - largest;
     block.broken[r] = scanned.broken;
   }
@@ -70,7 +70,7 @@ void logit_shares(const Block& block) {
 template <class Format>
 constexpr FormatKernels of_format = {votes<Format>, weighted_shares<Format>, soft_shares<Format>, logit_shares<Format>};
 
-const TallyKernels kernels = {of_format<Float64>, of_format<Float32>, of_format<Bfloat16>, of_format<Float16>};
+const TallyKernels kernels = {{of_format<Float32>, of_format<Bfloat16>, of_format<Float16>, of_format<Float64>}};
 
 }  // namespace
 }  // namespace ISA_NAMESPACE

@@ -1,4 +1,4 @@
-// What the torch side (ops.cpp) hands to attack_step.cu. No torch here.
+// The work that the wrapper (attack_step.cpp) hands to the kernel (attack_step_kernel.cu). No torch here.
 #pragma once
 
 #include <cuda_runtime_api.h>

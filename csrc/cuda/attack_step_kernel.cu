@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kThreads) linf_kernel(const AttackArgs args) {
     args.adversarial[i] = linf_step(args.adversarial[i], args.images[i], args.gradients[i], args.attack);
 }
 
-// Of the lanes, in the order of attack.h.
+// Of the lanes, in the order of rules/attack.h.
 __device__ double sum(double lane) {
   __shared__ double lanes[kLanes];
   lanes[threadIdx.x] = lane;

@@ -1,4 +1,4 @@
-// What the torch side (ops.cpp) hands to noisy_replicas.cu. No torch here.
+// The work that the wrapper (noisy_replicas.cpp) hands to the kernel (noisy_replicas_kernel.cu). No torch here.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -27,7 +27,7 @@ struct ReplicaArgs {
   float least, most;  // clip limits, infinite where nothing is clipped
 };
 
-void noisy_replicas(const ReplicaArgs& args, const Launch& launch, bool lattice, bool float_images, Output dtype,
+void noisy_replicas(const ReplicaArgs& args, const Launch& launch, bool lattice, bool float_images, Dtype dtype,
                     cudaStream_t stream);
 
 }  // namespace smoothfast

@@ -58,16 +58,14 @@ struct GaussianLaw {
   }
 
   static __device__ __forceinline__ float noisy(const ReplicaArgs& args, uint32_t channel, float pixel, float noise) {
-    return fused(noise, args.sigma[of_sigma(args, channel)], pixel);
+    return fma(noise, args.sigma[of_sigma(args, channel)], pixel);
   }
 };
 
 template <class Law>
 __device__ __forceinline__ float finish(const ReplicaArgs& args, uint32_t channel, float pixel, float noise) {
-  float value = Law::noisy(args, channel, pixel, noise);
-  value = value < args.least ? args.least : value;
-  value = value > args.most ? args.most : value;
-  return fused(value, args.scale[channel], args.shift[channel]);
+  const float value = clip(Law::noisy(args, channel, pixel, noise), args.least, args.most);
+  return fma(value, args.scale[channel], args.shift[channel]);
 }
 
 // ---- a chunk -------------------------------------------------------------------------------------------------------
@@ -161,15 +159,15 @@ __global__ void __launch_bounds__(kThreads) noisy_replicas_kernel(const ReplicaA
 using Kernel = void (*)(ReplicaArgs);
 
 template <class Law, class Pixel>
-Kernel kernel_of(Output dtype) {
-  if (dtype == Output::f32) return noisy_replicas_kernel<Law, float, Pixel>;
-  if (dtype == Output::bf16) return noisy_replicas_kernel<Law, __nv_bfloat16, Pixel>;
+Kernel kernel_of(Dtype dtype) {
+  if (dtype == Dtype::f32) return noisy_replicas_kernel<Law, float, Pixel>;
+  if (dtype == Dtype::bf16) return noisy_replicas_kernel<Law, __nv_bfloat16, Pixel>;
   return noisy_replicas_kernel<Law, __half, Pixel>;
 }
 
 }  // namespace
 
-void noisy_replicas(const ReplicaArgs& args, const Launch& launch, bool lattice, bool float_images, Output dtype,
+void noisy_replicas(const ReplicaArgs& args, const Launch& launch, bool lattice, bool float_images, Dtype dtype,
                     cudaStream_t stream) {
   const Kernel kernel = lattice        ? kernel_of<LatticeLaw, uint8_t>(dtype)
                         : float_images ? kernel_of<GaussianLaw, float>(dtype)

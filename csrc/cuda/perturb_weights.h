@@ -1,4 +1,4 @@
-// What the torch side (ops.cpp) hands to perturb_weights.cu. No torch here.
+// The work that the wrapper (perturb_weights.cpp) hands to the kernel (perturb_weights_kernel.cu). No torch here.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -20,6 +20,6 @@ struct PerturbArgs {
   uint32_t units, passes, rank;
 };
 
-void perturb_weights(const PerturbArgs& args, const Launch& launch, Output dtype, cudaStream_t stream);
+void perturb_weights(const PerturbArgs& args, const Launch& launch, Dtype dtype, cudaStream_t stream);
 
 }  // namespace smoothfast

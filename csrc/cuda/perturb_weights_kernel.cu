@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) perturb_weights_kernel(const Perturb
 #pragma unroll
         for (int w = 0; w < kWords; ++w) {
           const int64_t at = first + w * kTileThreads;
-          sums[w] = fused(args.scales[at], own.z[w], args.weights[at]);
+          sums[w] = fma(args.scales[at], own.z[w], args.weights[at]);
         }
       }
 #pragma unroll 1
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) perturb_weights_kernel(const Perturb
         if (!live) continue;
         const float* factor = args.factors + k * args.tiles * kTile + first;
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) sums[w] = fused(factor[w * kTileThreads], normal, sums[w]);
+        for (int w = 0; w < kWords; ++w) sums[w] = fma(factor[w * kTileThreads], normal, sums[w]);
       }
       if (!live) continue;
       Stored* out = static_cast<Stored*>(args.out) + at_pass * args.tiles * kTile + first;
@@ -72,10 +72,10 @@ __global__ void __launch_bounds__(kThreads) perturb_weights_kernel(const Perturb
 
 }  // namespace
 
-void perturb_weights(const PerturbArgs& args, const Launch& launch, Output dtype, cudaStream_t stream) {
-  const auto kernel = dtype == Output::f32    ? perturb_weights_kernel<float>
-                      : dtype == Output::bf16 ? perturb_weights_kernel<__nv_bfloat16>
-                                              : perturb_weights_kernel<__half>;
+void perturb_weights(const PerturbArgs& args, const Launch& launch, Dtype dtype, cudaStream_t stream) {
+  const auto kernel = dtype == Dtype::f32    ? perturb_weights_kernel<float>
+                      : dtype == Dtype::bf16 ? perturb_weights_kernel<__nv_bfloat16>
+                                             : perturb_weights_kernel<__half>;
   kernel<<<launch.grid, kThreads, launch.shared, stream>>>(args);
 }
 

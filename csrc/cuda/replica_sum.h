@@ -1,8 +1,9 @@
-// What the torch side (ops.cpp) hands to replica_sum.cu. No torch here.
+// The work that the wrapper (replica_sum.cpp) hands to the kernel (replica_sum_kernel.cu). No torch here.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include "../rules/types.h"
 #include "launch.h"
 
 namespace smoothfast {
@@ -18,8 +19,6 @@ struct SumArgs {
   bool channels_last;
 };
 
-enum class Gradients { f32, bf16, f16 };
-
-void replica_sum(const SumArgs& args, const SumLaunch& launch, Gradients dtype, cudaStream_t stream);
+void replica_sum(const SumArgs& args, const SumLaunch& launch, Dtype dtype, cudaStream_t stream);
 
 }  // namespace smoothfast

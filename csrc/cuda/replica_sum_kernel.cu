@@ -51,10 +51,10 @@ void start(const SumArgs& args, const SumLaunch& launch, cudaStream_t stream) {
 
 }  // namespace
 
-void replica_sum(const SumArgs& args, const SumLaunch& launch, Gradients dtype, cudaStream_t stream) {
-  if (dtype == Gradients::f32)
+void replica_sum(const SumArgs& args, const SumLaunch& launch, Dtype dtype, cudaStream_t stream) {
+  if (dtype == Dtype::f32)
     start<float>(args, launch, stream);
-  else if (dtype == Gradients::bf16)
+  else if (dtype == Dtype::bf16)
     start<__nv_bfloat16>(args, launch, stream);
   else
     start<__half>(args, launch, stream);

@@ -1,4 +1,4 @@
-// What the torch side (ops.cpp) hands to tally.cu. No torch here.
+// The work that the wrapper (tally.cpp) hands to the kernel (tally_kernel.cu). No torch here.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,8 +7,6 @@
 #include "launch.h"
 
 namespace smoothfast {
-
-enum class Logits { f64, f32, bf16, f16 };
 
 struct TallyArgs {
   const void* logits;  // [rows, classes]
@@ -19,6 +17,6 @@ struct TallyArgs {
   int64_t rows, classes, ranks;
 };
 
-void tally(const TallyArgs& args, const Launch& launch, Logits dtype, Voting voting, cudaStream_t stream);
+void tally(const TallyArgs& args, const Launch& launch, Dtype dtype, Voting voting, cudaStream_t stream);
 
 }  // namespace smoothfast

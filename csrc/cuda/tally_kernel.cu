@@ -1,6 +1,5 @@
 // A warp goes through a row of logits.
 #include "../rules/soft_votes.h"
-#include "../rules/votes.h"
 #include "tally.h"
 
 namespace smoothfast {
@@ -37,11 +36,11 @@ template <class Format, class Eligible>
 __device__ __forceinline__ Best<Format> best_of(const typename Format::Bits* logits, int64_t classes, int lane,
                                                 const Eligible& eligible) {
   using Bits = typename Format::Bits;
-  Best<Format> best = {Format::kLeast, classes, false};
+  Best<Format> best = {kLeast<Format>, classes, false};
   for (int64_t c = lane; c < classes; c += 32) {
-    const Bits bits = logits[c], value = Format::ordered(bits);
+    const Bits bits = logits[c], value = ordered<Format>(bits);
     const bool wins = value > best.value && eligible(value, c);
-    best = {wins ? value : best.value, wins ? c : best.first, best.broken || Format::broken(bits)};
+    best = {wins ? value : best.value, wins ? c : best.first, best.broken || not_finite<Format>(bits)};
   }
   for (int distance = 16; distance > 0; distance /= 2) best = better(best, other_lane(best, distance));
   return best;
@@ -79,7 +78,7 @@ template <class Format>
 struct Soft {
   static __device__ void give(const TallyArgs& args, const typename Format::Bits* logits, int64_t* counts,
                               const Best<Format>& best, int lane) {
-    const float largest = number<Format>(Format::ordered(best.value));
+    const float largest = number<Format>(ordered<Format>(best.value));
     int64_t total = 0;
     for (int64_t c = lane; c < args.classes; c += 32)
       total += fixed(exponential(number<Format>(logits[c]) - largest) * kTermUnits);
@@ -116,17 +115,17 @@ __global__ void __launch_bounds__(kThreads) tally_kernel(const TallyArgs args) {
 }
 
 template <template <class> class Rule>
-void launch_kernel(const TallyArgs& args, const Launch& launch, Logits dtype, cudaStream_t stream) {
-  const auto kernel = dtype == Logits::f64    ? tally_kernel<Float64, Rule<Float64>>
-                      : dtype == Logits::f32  ? tally_kernel<Float32, Rule<Float32>>
-                      : dtype == Logits::bf16 ? tally_kernel<Bfloat16, Rule<Bfloat16>>
-                                              : tally_kernel<Float16, Rule<Float16>>;
+void launch_kernel(const TallyArgs& args, const Launch& launch, Dtype dtype, cudaStream_t stream) {
+  const auto kernel = dtype == Dtype::f64    ? tally_kernel<Float64, Rule<Float64>>
+                      : dtype == Dtype::f32  ? tally_kernel<Float32, Rule<Float32>>
+                      : dtype == Dtype::bf16 ? tally_kernel<Bfloat16, Rule<Bfloat16>>
+                                             : tally_kernel<Float16, Rule<Float16>>;
   kernel<<<launch.grid, kThreads, launch.shared, stream>>>(args);
 }
 
 }  // namespace
 
-void tally(const TallyArgs& args, const Launch& launch, Logits dtype, Voting voting, cudaStream_t stream) {
+void tally(const TallyArgs& args, const Launch& launch, Dtype dtype, Voting voting, cudaStream_t stream) {
   const auto launch_rule = voting == Voting::prediction ? launch_kernel<Prediction>
                            : voting == Voting::weighted ? launch_kernel<Weighted>
                            : voting == Voting::soft     ? launch_kernel<Soft>

@@ -1,13 +1,7 @@
 // Philox4x32-10 (Salmon et al. 2011) and the counter layout of the noise contract (docs/noise.md). Host and device.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define SMOOTHFAST_INLINE __host__ __device__ __forceinline__
-#else
-#define SMOOTHFAST_INLINE inline __attribute__((always_inline))
-#endif
+#include "../rules/arithmetic.h"
 
 namespace smoothfast {
 

@@ -1,13 +1,24 @@
-// Single operations on float32 and its bits that several kernels build on. Host and device.
+// Single operations on float32 and its bits that several kernels build on. Host and device, as all functions that are
+// declared SMOOTHFAST_INLINE.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 
-#include "../random/philox.h"
+#if defined(__CUDACC__)
+#define SMOOTHFAST_INLINE __host__ __device__ __forceinline__
+#else
+#define SMOOTHFAST_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace smoothfast {
 
-SMOOTHFAST_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+SMOOTHFAST_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+SMOOTHFAST_INLINE float clip(float value, float low, float high) {  // NaN stays NaN
+  value = value < low ? low : value;
+  return value > high ? high : value;
+}
 
 SMOOTHFAST_INLINE uint32_t bits_of(float value) {
   uint32_t bits;

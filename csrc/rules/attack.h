@@ -28,11 +28,6 @@ SMOOTHFAST_INLINE Attack make_attack(double alpha, double eps, double low, doubl
   return {static_cast<float>(alpha), round_down(eps), -round_down(-low), round_down(high)};
 }
 
-SMOOTHFAST_INLINE float clip(float value, float low, float high) {
-  value = value < low ? low : value;
-  return value > high ? high : value;
-}
-
 // ---- linf -----------------------------------------------------------------------------------------------------------
 
 // The largest float that is at most image + eps. TwoSum (Knuth) gives what the sum lost; where it overflows the loss is

@@ -1,5 +1,6 @@
-// What a row of logits gives its classes under soft and logit voting, in fixed point: integers, whose sums depend
-// neither on order nor on device. Only correctly rounded operations and explicit fused multiply-adds. Host and device.
+// The shares that a row of logits gives its classes under soft and logit voting, in fixed point: integers, whose sums
+// depend neither on order nor on device. Only correctly rounded operations and explicit fused multiply-adds. Host and
+// device.
 #pragma once
 
 #include "arithmetic.h"
@@ -48,14 +49,14 @@ SMOOTHFAST_INLINE float number(typename Format::Bits bits) {
 SMOOTHFAST_INLINE float exponential(float x) {
   constexpr float kLeast = -32, kPerOctave = 1.44269504f, kHigh = 0.693147182f, kLow = -1.90465421e-9f;
   x = x > kLeast ? x : kLeast;
-  const float shifted = fused(x, kPerOctave, 0x1.8p23f), octaves = shifted - 0x1.8p23f;
-  const float r = fused(octaves, -kLow, fused(octaves, -kHigh, x));
+  const float shifted = fma(x, kPerOctave, 0x1.8p23f), octaves = shifted - 0x1.8p23f;
+  const float r = fma(octaves, -kLow, fma(octaves, -kHigh, x));
   float p = 1.38144661e-3f;
-  p = fused(p, r, 8.36878084e-3f);
-  p = fused(p, r, 4.16683927e-2f);
-  p = fused(p, r, 1.66665196e-1f);
-  p = fused(p, r, 4.99999940e-1f);
-  return float_of(bits_of(fused(p, r * r, r) + 1.0f) + (bits_of(shifted) << 23));
+  p = fma(p, r, 8.36878084e-3f);
+  p = fma(p, r, 4.16683927e-2f);
+  p = fma(p, r, 1.66665196e-1f);
+  p = fma(p, r, 4.99999940e-1f);
+  return float_of(bits_of(fma(p, r * r, r) + 1.0f) + (bits_of(shifted) << 23));
 }
 
 // A row's probabilities are its terms e^(logit - largest logit) times units_per_term(sum of fixed(term * kTermUnits)).

@@ -3,9 +3,8 @@
 // classes alike by construction. Host and device.
 #pragma once
 
-#include <cstdint>
-
-#include "../random/philox.h"
+#include "arithmetic.h"
+#include "types.h"
 
 namespace smoothfast {
 
@@ -13,26 +12,23 @@ enum class Voting { prediction, weighted, soft, logit };
 
 constexpr int64_t kInvalidVote = -1;
 
-template <class Signed, Signed kFullExponent>
-struct Format {
-  using Bits = Signed;
-  static constexpr Bits kInfinity = kFullExponent;
-  static constexpr Bits kMagnitude = static_cast<Bits>(~(Bits{1} << (8 * sizeof(Bits) - 1)));
-  static constexpr Bits kLeast = static_cast<Bits>(-kMagnitude - 1);  // below every logit
+// The bits of a logit as an integer that orders it. Its own inverse.
+template <class Format>
+SMOOTHFAST_INLINE typename Format::Bits ordered(typename Format::Bits bits) {
+  using Bits = typename Format::Bits;
+  // Without a branch on the sign, in which 16 bits became 32: that kept the loop over them from being vectorised.
+  const Bits sign = static_cast<Bits>(bits >> (8 * sizeof(Bits) - 1));
+  return static_cast<Bits>(((bits & Format::kMagnitude) ^ sign) - sign);
+}
 
-  // Its own inverse.
-  static SMOOTHFAST_INLINE Bits ordered(Bits bits) {
-    // Without a branch on the sign, in which 16 bits became 32: that kept the loop over them from being vectorised.
-    const Bits sign = static_cast<Bits>(bits >> (8 * sizeof(Bits) - 1));
-    return static_cast<Bits>(((bits & kMagnitude) ^ sign) - sign);
-  }
+// Below every logit, as `ordered`.
+template <class Format>
+constexpr typename Format::Bits kLeast = static_cast<typename Format::Bits>(-Format::kMagnitude - 1);
 
-  static SMOOTHFAST_INLINE bool broken(Bits bits) { return (bits & kFullExponent) == kFullExponent; }
-};
-
-using Float64 = Format<int64_t, 0x7FF0000000000000>;
-using Float32 = Format<int32_t, 0x7F800000>;
-using Bfloat16 = Format<int16_t, 0x7F80>;
-using Float16 = Format<int16_t, 0x7C00>;
+// Whether a row with this logit is broken: it counts apart and gives no votes.
+template <class Format>
+SMOOTHFAST_INLINE bool not_finite(typename Format::Bits bits) {
+  return (bits & Format::kInfinity) == Format::kInfinity;
+}
 
 }  // namespace smoothfast

@@ -41,7 +41,7 @@ def nvcc() -> str | None:
 
 
 def source_of(stem: str) -> str:
-    """csrc/cuda/<stem>.cu with our own headers in it, so that any line can be changed."""
+    """csrc/cuda/<stem>_kernel.cu with our own headers in it, so that any line can be changed."""
     return _inlined(CSRC / "cuda" / f"{stem}_kernel.cu", set())
 
 
@@ -105,7 +105,7 @@ class SumArgs(ctypes.Structure):
 
 
 class AttackArgs(ctypes.Structure):
-    """`AttackArgs` of attack_step.h with the `Attack` of attack.h in it, field for field."""
+    """`AttackArgs` of attack_step.h with the `Attack` of rules/attack.h in it, field for field."""
 
     _fields_ = (
         *((name, ctypes.c_uint64) for name in ("adversarial", "images", "gradients")),
@@ -322,7 +322,7 @@ def disassembler() -> str | None:
 
 @cache
 def sass_of(stem: str, arch: int) -> dict[str, list[str]]:
-    """By kernel, the machine instructions of csrc/cuda/<stem>.cu."""
+    """By kernel, the machine instructions of csrc/cuda/<stem>_kernel.cu."""
     with TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled(source_of(stem), "-cubin", f"-arch=sm_{arch}"))

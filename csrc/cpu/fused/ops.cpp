@@ -1,3 +1,5 @@
+// The ops of fused networks on CPUs: arguments checked, rows handed out to threads, and the arithmetic chosen. So far
+// there is one, `tiles`.
 #include "../../ops.h"
 
 #include <ATen/Parallel.h>
@@ -7,28 +9,35 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "plan.h"
 #include "tiles/network.h"
+#include "tiles/pack.h"
+#include "tiles/program.h"
 
 namespace smoothfast {
 
 namespace {
 
-using fused_network::Plan, fused_network::Processor, fused_network::Shape;
+using namespace fused;
 
 constexpr int64_t kRowsPerTask = 8;
 constexpr int64_t kRowsDrawn = 32;  // 192 KiB of replicas: they stay in L2 beside the network
-constexpr int64_t kElements = 3 * 32 * 32;
 
 Shape shape_of(at::IntArrayRef shape) { return {{shape[0], shape[1], shape[2]}, shape[3], shape[4]}; }
 
-Processor processor_of(c10::string_view name) {
-  for (Processor one : fused_network::processors())
-    if (name == fused_network::processor_name(one)) return one;
+// Of weights whose number was checked.
+Shape shape_of(at::TensorList weights, const at::Tensor& linear) {
+  const int64_t blocks = (weights.size() - 3) / 6;
+  return {{weights[0].size(0), weights[2 * blocks + 1].size(0), linear.size(1)}, blocks, linear.size(0)};
+}
+
+tiles::Processor processor_of(c10::string_view name) {
+  for (tiles::Processor one : tiles::processors())
+    if (name == tiles::processor_name(one)) return one;
   TORCH_CHECK(false, "fused: processor is '", name, "', which this one is not");
 }
 
@@ -49,46 +58,35 @@ void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorLi
               weights.size());
   TORCH_CHECK(gains.size() == weights.size() && biases.size() == weights.size(), op, ": there must be ", weights.size(),
               " gains and biases, not ", gains.size(), " and ", biases.size());
-  const int64_t blocks = (weights.size() - 3) / 6;
   TORCH_CHECK(linear.dim() == 2 && linear.scalar_type() == at::kFloat, op, ": linear must be float32 [K, C], not ",
               linear.scalar_type(), " ", linear.sizes());
-  const auto check = [&](const at::Tensor& tensor, const char* name, int64_t index, at::ScalarType type,
-                         at::IntArrayRef sizes) {
-    TORCH_CHECK(tensor.scalar_type() == type && tensor.sizes() == sizes, op, ": ", name, "[", index, "] must be ", type,
-                " ", sizes, ", not ", tensor.scalar_type(), " ", tensor.sizes());
-  };
   TORCH_CHECK(linear_bias.scalar_type() == at::kFloat && (linear_bias.sizes() == at::IntArrayRef{linear.size(0)}), op,
               ": linear_bias must be float32 [", linear.size(0), "], not ", linear_bias.scalar_type(), " ",
               linear_bias.sizes());
-  const std::array<int64_t, 3> widths = {weights[0].size(0), weights[2 * blocks + 1].size(0), linear.size(1)};
-  const char* refused = fused_network::refusal({widths, blocks, linear.size(0)});
+  const Shape shape = shape_of(weights, linear);
+  const auto& widths = shape.widths;
+  const char* refused = tiles::refusal(shape);
   TORCH_CHECK(!*refused, op, ": ", refused, "; they are ", widths[0], ", ", widths[1], ", ", widths[2]);
-  int64_t index = 0, inputs = 3;
-  const auto next = [&](int64_t outputs, int64_t from, int64_t size) {
-    check(weights[index], "weights", index, at::kFloat, {outputs, from, size, size});
-    check(gains[index], "gains", index, at::kDouble, {outputs});
-    check(biases[index], "biases", index, at::kDouble, {outputs});
-    ++index;
-  };
-  next(widths[0], 3, 3);
-  inputs = widths[0];
-  for (int stage = 0; stage < 3; ++stage)
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t width = widths[stage];
-      if (stage > 0 && block == 0) next(width, inputs, 1);
-      next(width, inputs, 3);
-      next(width, width, 3);
-      inputs = width;
-    }
+  const Plan plan = plan_of(shape);
+  for (size_t i = 0; i < plan.size(); ++i) {
+    const Layer& layer = plan[i];
+    const auto check = [&](const at::Tensor& tensor, const char* name, at::ScalarType type, at::IntArrayRef sizes) {
+      TORCH_CHECK(tensor.scalar_type() == type && tensor.sizes() == sizes, op, ": ", name, "[", i, "] must be ", type,
+                  " ", sizes, ", not ", tensor.scalar_type(), " ", tensor.sizes());
+    };
+    check(weights[i], "weights", at::kFloat, {layer.outputs, layer.inputs, layer.size, layer.size});
+    check(gains[i], "gains", at::kDouble, {layer.outputs});
+    check(biases[i], "biases", at::kDouble, {layer.outputs});
+  }
 }
 
 void check_fused_network(const char* op, const at::Tensor& packed, at::IntArrayRef shape, bool gradients) {
   TORCH_CHECK(shape.size() == 5, op, ": shape must be three widths, blocks and classes, not ", shape);
   const Shape network = shape_of(shape);
-  const char* refused = fused_network::refusal(network);
+  const char* refused = tiles::refusal(network);
   TORCH_CHECK(!*refused, op, ": ", refused, "; shape is ", shape);
-  const Plan& plan = fused_network::planned(network);
-  const bool fits = packed.numel() == plan.packed_backward || (!gradients && packed.numel() == plan.packed);
+  const tiles::Program& program = tiles::program_of(network);
+  const bool fits = packed.numel() == program.packed_backward || (!gradients && packed.numel() == program.packed);
   TORCH_CHECK(packed.dim() == 1 && packed.scalar_type() == at::kByte && packed.is_contiguous() && fits, op,
               ": packed must come from fused_pack", gradients ? " with gradients" : "", ", for shape ", shape);
 }
@@ -113,23 +111,21 @@ std::vector<at::Tensor> contiguous(at::TensorList tensors) {
 at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList gains, at::TensorList biases, const at::Tensor& linear,
                           const at::Tensor& linear_bias, bool gradients) {
   check_fused_pack(weights, gains, biases, linear, linear_bias);
-  const Shape shape = {{weights.front().size(0), weights[(weights.size() - 3) / 3 + 1].size(0), linear.size(1)},
-                       static_cast<int64_t>(weights.size() - 3) / 6,
-                       linear.size(0)};
-  const Plan& plan = fused_network::planned(shape);
+  const tiles::Program& program = tiles::program_of(shape_of(weights, linear));
   const auto kernels = contiguous(weights), scales = contiguous(gains), shifts = contiguous(biases);
-  std::vector<fused_network::Layer> layers;
+  std::vector<Parameters> parameters;
   for (size_t i = 0; i < kernels.size(); ++i)
-    layers.push_back(
+    parameters.push_back(
         {kernels[i].const_data_ptr<float>(), scales[i].const_data_ptr<double>(), shifts[i].const_data_ptr<double>()});
   const at::Tensor last = linear.contiguous(), last_bias = linear_bias.contiguous();
-  at::Tensor packed = at::empty({gradients ? plan.packed_backward : plan.packed}, linear.options().dtype(at::kByte));
-  fused_network::pack(plan, layers, last.const_data_ptr<float>(), last_bias.const_data_ptr<float>(), gradients,
-                      reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
+  const int64_t bytes = gradients ? program.packed_backward : program.packed;
+  at::Tensor packed = at::empty({bytes}, linear.options().dtype(at::kByte));
+  tiles::pack(program, parameters, last.const_data_ptr<float>(), last_bias.const_data_ptr<float>(), gradients,
+              reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
   return packed;
 }
 
-void run(const at::Tensor& replicas, const at::Tensor& packed, const Shape& shape, Processor processor,
+void run(const at::Tensor& replicas, const at::Tensor& packed, const Shape& shape, tiles::Processor processor,
          at::Tensor& logits, const at::Tensor* classes, at::Tensor* gradients) {
   const at::Tensor pixels = replicas.contiguous(at::MemoryFormat::ChannelsLast);
   const auto* from = reinterpret_cast<const uint16_t*>(pixels.const_data_ptr<at::BFloat16>());
@@ -137,8 +133,8 @@ void run(const at::Tensor& replicas, const at::Tensor& packed, const Shape& shap
   const int64_t* labels = classes ? classes->const_data_ptr<int64_t>() : nullptr;
   float *to = logits.mutable_data_ptr<float>(), *by = gradients ? gradients->mutable_data_ptr<float>() : nullptr;
   at::parallel_for(0, replicas.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
-    fused_network::run(shape, network, from + begin * kElements, end - begin, to + begin * shape.classes,
-                       labels ? labels + begin : nullptr, by ? by + begin * kElements : nullptr, processor);
+    tiles::run(shape, network, from + begin * kImageElements, end - begin, to + begin * shape.classes,
+               labels ? labels + begin : nullptr, by ? by + begin * kImageElements : nullptr, processor);
   });
 }
 
@@ -163,7 +159,7 @@ at::Tensor fused_votes_cpu(const at::Tensor& images, const at::Tensor& slots, co
   check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, at::kBFloat16);
   check_fused_network("fused_votes", packed, shape, false);
   const Shape network = shape_of(shape);
-  const Processor on = processor_of(processor);
+  const tiles::Processor on = processor_of(processor);
   const at::Tensor live = at::nonzero(slots.ge(0)).squeeze(1);
   const int64_t rows = live.size(0);
   const at::Tensor slot = slots.index_select(0, live), image_id = image_ids.index_select(0, live),

@@ -87,20 +87,17 @@ struct Case {
 
   bool is(const char* mark) const { return std::strstr(head.kernel, mark) != nullptr; }
 
-  template <class Dtype>
-  Dtype dtype() const {
-    return is("bfloat16") ? Dtype::bf16 : is("half") ? Dtype::f16 : Dtype::f32;
-  }
+  Dtype dtype() const { return is("bfloat16") ? Dtype::bf16 : is("half") ? Dtype::f16 : Dtype::f32; }
 
   void run() const {
     const Launch launch = {0, static_cast<int32_t>(head.grid), static_cast<int32_t>(head.shared)};
     if (is("noisy_replicas")) {
-      noisy_replicas(as<ReplicaArgs>(), launch, is("LatticeLaw"), is("fEEv"), dtype<Output>(), nullptr);
+      noisy_replicas(as<ReplicaArgs>(), launch, is("LatticeLaw"), is("fEEv"), dtype(), nullptr);
     } else if (is("tally")) {
-      const Logits logits = is("FormatIlL")   ? Logits::f64
-                            : is("FormatIiL") ? Logits::f32
-                            : is("Ls32640")   ? Logits::bf16
-                                              : Logits::f16;
+      const Dtype logits = is("FormatIlL")   ? Dtype::f64
+                           : is("FormatIiL") ? Dtype::f32
+                           : is("Ls32640")   ? Dtype::bf16
+                                             : Dtype::f16;
       const Voting voting = is("Prediction") ? Voting::prediction
                             : is("Weighted") ? Voting::weighted
                             : is("Soft")     ? Voting::soft
@@ -109,9 +106,9 @@ struct Case {
     } else if (is("replica_sum")) {
       const auto args = as<SumArgs>();
       const auto width = static_cast<int32_t>(args.channels * args.plane / args.runs);
-      replica_sum(args, {launch, width}, dtype<Gradients>(), nullptr);
+      replica_sum(args, {launch, width}, dtype(), nullptr);
     } else if (is("perturb_weights")) {
-      perturb_weights(as<PerturbArgs>(), launch, dtype<Output>(), nullptr);
+      perturb_weights(as<PerturbArgs>(), launch, dtype(), nullptr);
     } else {
       attack_step(as<AttackArgs>(), launch, is("l2"), nullptr);
     }

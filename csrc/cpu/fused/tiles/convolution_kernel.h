@@ -1,19 +1,18 @@
-// A micro-batch through a network, forwards and backwards; included once, compiled for both kinds of tiles.
+// A convolution of a micro-batch, forwards or backwards, by products of tiles.
 //
 // A convolution runs in groups of four tiles of sums, [two parts][two tiles of weights]. The sums of a group are stored
 // one by one between the first products of the next (their last product is long done then: AMX takes 52 cycles for one,
 // and begins one every 16), and finished line by line between the others. Every second group takes its steps backwards,
 // so that the weights used last, still in L1, come first.
+#pragma once
+
 #include "registers.h"
 
 namespace smoothfast {
-namespace fused_network {
+namespace fused {
+namespace tiles {
 
 constexpr int kFloats = kLine / sizeof(float);
-
-inline double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // The sums of a group. Even and odd pixels are read with a distance of one, so there are lines around them.
 struct Sums {
@@ -117,7 +116,7 @@ void store_all(Tiles& tiles, Sums& sums) {
 
 // The part of a network that all micro-batches share, and the memory of one.
 struct Memory {
-  const Plan& plan;
+  const Program& program;
   const char* packed;
   char* arena;
 };
@@ -125,9 +124,9 @@ struct Memory {
 template <class Tiles, Finish finish, bool kAdds, bool kKeepsMask, bool kParities>
 void convolve(Tiles& tiles, const Convolution& c, const Memory& memory) {
   constexpr int64_t kWeights = 2 * kTileBytes;  // of a step
-  const int64_t last = static_cast<int64_t>(c.steps.size()) - 1, samples = memory.plan.samples / c.per_sample;
-  const char* const from = memory.arena + memory.plan.buffers[c.in.buffer] + c.in.start;
-  char* const buffer = memory.arena + memory.plan.buffers[c.out.buffer];
+  const int64_t last = static_cast<int64_t>(c.steps.size()) - 1, samples = memory.program.samples / c.per_sample;
+  const char* const from = memory.arena + memory.program.buffers[c.in.buffer] + c.in.start;
+  char* const buffer = memory.arena + memory.program.buffers[c.out.buffer];
   const Lines lines(c.out, kParities ? kTileRows + 1 : c.tile_rows, kParities);
   const int64_t pace = last > 0 ? (lines.count + 4 * last - 1) / (4 * last) : lines.count;
   Sums sums;
@@ -181,195 +180,6 @@ void convolve(Tiles& tiles, const Convolution& c, const Memory& memory) {
   }
 }
 
-// Rows of replicas, bf16 [32][32][3], into the image with its fourth channel and its halo, which are 0.
-inline void expand(const uint16_t* replica, char* image) {
-  alignas(kLine) static const uint16_t kFour[32] = {0,  1,  2,  31, 3,  4,  5,  31, 6,  7,  8,  31, 9,  10, 11, 31,
-                                                    12, 13, 14, 31, 15, 16, 17, 31, 18, 19, 20, 31, 21, 22, 23, 31};
-  const __m512i four = _mm512_load_si512(kFour);
-  for (int row = 0; row < 32; ++row)
-    for (int first = 0; first < 32; first += 8) {
-      const __m512i three = _mm512_maskz_loadu_epi16(0xFFFFFF, replica + (32 * row + first) * 3);
-      _mm512_storeu_si512(image + (row + 1) * kImageRow + (first + 1) * kImagePixel,
-                          _mm512_permutexvar_epi16(four, three));
-    }
-}
-
-// Of the last map, 8x8.
-inline char* last_pixel(const Memory& memory, int sample, int row, int column) {
-  const Plan& plan = memory.plan;
-  const int64_t pair = 10 * plan.last_row, half = plan.last_pixel / 2;
-  return memory.arena + plan.buffers[kX3] + sample / 2 * pair + (row + 1) * plan.last_row +
-         (column + 1) * plan.last_pixel + sample % 2 * half;
-}
-
-// Mean over pixels, and the linear layer.
-inline void head(const Memory& memory, int sample, float* logits) {
-  const Plan& plan = memory.plan;
-  const int64_t width = plan.shape.widths[2];
-  float means[1024] = {};
-  for (int row = 0; row < 8; ++row)
-    for (int column = 0; column < 8; ++column) {
-      const char* pixel = last_pixel(memory, sample, row, column);
-      for (int64_t c = 0; c < width; c += kFloats) {
-        const __m512 values = widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(pixel + 2 * c)));
-        _mm512_storeu_ps(means + c, _mm512_add_ps(_mm512_loadu_ps(means + c), values));
-      }
-    }
-  const auto* weights = reinterpret_cast<const float*>(memory.packed + plan.linear);
-  const auto* bias = reinterpret_cast<const float*>(memory.packed + plan.linear_bias);
-  for (int64_t k = 0; k < plan.shape.classes; ++k) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t c = 0; c < width; c += kFloats)
-      sum = _mm512_fmadd_ps(_mm512_loadu_ps(means + c), _mm512_loadu_ps(weights + k * width + c), sum);
-    logits[k] = _mm512_reduce_add_ps(sum) * (1.0f / 64) + bias[k];
-  }
-}
-
-// The gradient by the logits in place of the last map, where its ReLU let it through.
-inline void head_backwards(const Memory& memory, int sample, const float* by_logits) {
-  const Plan& plan = memory.plan;
-  const int64_t width = plan.shape.widths[2];
-  const auto* weights = reinterpret_cast<const float*>(memory.packed + plan.linear);
-  for (int64_t c = 0; c < width; c += 2 * kFloats) {
-    __m512 low = _mm512_setzero_ps(), high = low;
-    for (int64_t k = 0; k < plan.shape.classes; ++k) {
-      const __m512 by = _mm512_set1_ps(by_logits[k] * (1.0f / 64));
-      low = _mm512_fmadd_ps(by, _mm512_loadu_ps(weights + k * width + c), low);
-      high = _mm512_fmadd_ps(by, _mm512_loadu_ps(weights + k * width + c + kFloats), high);
-    }
-    const __m512i gradient = (__m512i)_mm512_cvtne2ps_pbh(high, low);
-    for (int row = 0; row < 8; ++row)
-      for (int column = 0; column < 8; ++column) {
-        char* pixel = last_pixel(memory, sample, row, column) + 2 * c;
-        const __mmask32 on = _mm512_cmpgt_epi16_mask(_mm512_loadu_si512(pixel), _mm512_setzero_si512());
-        _mm512_storeu_si512(pixel, _mm512_maskz_mov_epi16(on, gradient));
-      }
-  }
-}
-
-// The gradient of the cross-entropy of a class by the logits: softmax minus one, the class as minus the others.
-inline void by_logits(const float* logits, int64_t classes, int64_t label, float* gradient) {
-  float largest = logits[0], total = 0, others = 0;
-  for (int64_t k = 1; k < classes; ++k) largest = std::max(largest, logits[k]);
-  for (int64_t k = 0; k < classes; ++k) total += gradient[k] = std::exp(logits[k] - largest);
-  for (int64_t k = 0; k < classes; ++k) {
-    gradient[k] /= total;
-    if (k != label) others += gradient[k];
-  }
-  gradient[label] = -others;
-}
-
-// The first convolution backwards: sums of a tile are [16 rows][rows of the image][4 channels][pixels], to [3][32][32].
-template <int kPixels, class Tiles>
-void to_images(Tiles& tiles, const Convolution& c, const Memory& memory, int live, float* gradients) {
-  const int steps = static_cast<int>(c.steps.size());
-  constexpr int kRows = 4 / kPixels;
-  Sums sums;
-  tiles.use_rows(kTileRows);
-  for (int sample = 0; sample < live; ++sample)
-    for (int group = 0; group < c.groups; ++group) {
-      const char* in =
-          memory.arena + memory.plan.buffers[c.in.buffer] + c.in.start + sample * c.in.sample + group * c.in.group;
-      tiles.template zero<0>();
-      tiles.template zero<2>();
-      for (int step = 0; step < steps; ++step) {
-        tiles.template load<4>(in + c.steps[step].offset, c.in.odd);
-        tiles.template load<6>(memory.packed + c.tiles + step * kTileBytes, kLine);
-        tiles.template multiply<0, 4, 6>();
-        tiles.template load<5>(in + c.steps[step].offset + c.in.second, c.in.odd);
-        tiles.template multiply<2, 5, 6>();
-      }
-      tiles.template store<0>(sums.tile(0, 0));
-      tiles.template store<2>(sums.tile(1, 0));
-      for (int part = 0; part < 2; ++part)
-        for (int row = 0; row < kRows; ++row)
-          for (int channel = 0; channel < 3; ++channel) {
-            const int y = 4 * group + (kPixels == 2 ? 2 * part : 0) + row, x = kPixels == 2 ? 0 : 16 * part;
-            const float* from = sums.tile(part, 0) + (4 * row + channel) * kPixels;
-            float* to = gradients + ((sample * 3 + channel) * 32 + y) * 32 + x;
-            for (int i = 0; i < kTileRows; ++i) std::memcpy(to + i * kPixels, from + i * kFloats, kPixels * sizeof *to);
-          }
-    }
-}
-
-template <class Tiles, bool kKeepsMasks>
-void forwards(Tiles& tiles, const Convolution& c, const Memory& memory) {
-  const bool parities = c.columns == Columns::parities;
-  if (c.finish == Finish::linear)
-    convolve<Tiles, Finish::linear, false, false, false>(tiles, c, memory);
-  else if (c.adds)
-    parities ? convolve<Tiles, Finish::relu, true, kKeepsMasks, true>(tiles, c, memory)
-             : convolve<Tiles, Finish::relu, true, kKeepsMasks, false>(tiles, c, memory);
-  else
-    parities ? convolve<Tiles, Finish::relu, false, kKeepsMasks, true>(tiles, c, memory)
-             : convolve<Tiles, Finish::relu, false, kKeepsMasks, false>(tiles, c, memory);
-}
-
-template <class Tiles>
-void backwards(Tiles& tiles, const Convolution& c, const Memory& memory, int live, float* gradients) {
-  const bool parities = c.columns == Columns::parities;
-  if (c.columns == Columns::image)
-    c.channels_per_pixel == 16 ? to_images<2>(tiles, c, memory, live, gradients)
-                               : to_images<1>(tiles, c, memory, live, gradients);
-  else if (c.finish == Finish::linear)
-    parities ? convolve<Tiles, Finish::linear, false, false, true>(tiles, c, memory)
-             : convolve<Tiles, Finish::linear, false, false, false>(tiles, c, memory);
-  else if (c.adds)
-    parities ? convolve<Tiles, Finish::masked, true, false, true>(tiles, c, memory)
-             : convolve<Tiles, Finish::masked, true, false, false>(tiles, c, memory);
-  else
-    parities ? convolve<Tiles, Finish::masked, false, false, true>(tiles, c, memory)
-             : convolve<Tiles, Finish::masked, false, false, false>(tiles, c, memory);
-}
-
-// Replicas of a micro-batch, `live` of them, to logits; and to gradients where labels are given. `done` is told of each
-// convolution.
-template <class Tiles, class Done>
-void run(const Memory& memory, const uint16_t* replicas, int live, float* logits, const int64_t* labels,
-         float* gradients, const Done& done) {
-  const int64_t classes = memory.plan.shape.classes;
-  Tiles tiles;
-  for (int sample = 0; sample < live; ++sample)
-    expand(replicas + sample * 3 * 32 * 32, memory.arena + memory.plan.buffers[kImage] + sample * kImageBytes);
-  done(nullptr);
-  for (const Convolution& c : memory.plan.forward) {
-    labels ? forwards<Tiles, true>(tiles, c, memory) : forwards<Tiles, false>(tiles, c, memory);
-    done(&c);
-  }
-  std::vector<float> by(classes);
-  for (int sample = 0; sample < live; ++sample) {
-    head(memory, sample, logits + sample * classes);
-    if (!labels) continue;
-    by_logits(logits + sample * classes, classes, labels[sample], by.data());
-    head_backwards(memory, sample, by.data());
-  }
-  done(nullptr);
-  if (!labels) return;
-  for (const Convolution& c : memory.plan.backward) {
-    backwards(tiles, c, memory, live, gradients);
-    done(&c);
-  }
-}
-
-// Seconds of a product of tiles where nothing else is to do.
-template <class Tiles>
-double product_seconds(const char* weights) {
-  constexpr int kRounds = 1000;
-  Tiles tiles;
-  tiles.use_rows(kTileRows);
-  tiles.template load<4>(weights, kLine);
-  tiles.template load<5>(weights, kLine);
-  tiles.template load<6>(weights, kLine);
-  tiles.template load<7>(weights, kLine);
-  const double began = seconds();
-  for (int round = 0; round < kRounds; ++round) {
-    tiles.template multiply<0, 4, 6>();
-    tiles.template multiply<1, 4, 7>();
-    tiles.template multiply<2, 5, 6>();
-    tiles.template multiply<3, 5, 7>();
-  }
-  return (seconds() - began) / (4 * kRounds);
-}
-
-}  // namespace fused_network
+}  // namespace tiles
+}  // namespace fused
 }  // namespace smoothfast

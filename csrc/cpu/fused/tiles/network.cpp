@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../../isa.h"
+#include "program.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <immintrin.h>
@@ -25,7 +26,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi2,prefer-vector-width=512")
 #endif
-#include "convolution_kernel.h"
+#include "network_kernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -33,13 +34,13 @@
 #endif
 
 namespace smoothfast {
-namespace fused_network {
+namespace fused {
+namespace tiles {
 
 namespace {
 
 constexpr int kTileData = 18;  // the part of a thread's state that Linux gives only to those who ask
 constexpr int64_t kHugePage = 2 << 20;
-constexpr int64_t kElements = 3 * 32 * 32;
 
 bool amx_permitted() {
 #if defined(SMOOTHFAST_AMX)
@@ -59,17 +60,17 @@ struct Freed {
 
 // The memory of a thread, whose halos are 0 and stay so.
 struct Arena {
-  const Plan* plan = nullptr;
+  const Program* program = nullptr;
   std::unique_ptr<char, Freed> memory;
 
-  char* of(const Plan& wanted) {
-    if (plan == &wanted) return memory.get();
+  char* of(const Program& wanted) {
+    if (program == &wanted) return memory.get();
     const int64_t bytes = (wanted.arena + kHugePage - 1) / kHugePage * kHugePage;
     memory.reset(static_cast<char*>(std::aligned_alloc(kHugePage, bytes)));
     if (!memory) throw std::bad_alloc();
     madvise(memory.get(), bytes, MADV_HUGEPAGE);
     std::memset(memory.get(), 0, bytes);
-    plan = &wanted;
+    program = &wanted;
     return memory.get();
   }
 };
@@ -105,36 +106,37 @@ void dispatch(Processor on, const By& by) {
 
 void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64_t samples, float* logits,
          const int64_t* labels, float* gradients, Processor on) {
-  const Plan& plan = planned(shape);
-  const Memory memory = {plan, packed, arena.of(plan)};
+  const Program& program = program_of(shape);
+  const Memory memory = {program, packed, arena.of(program)};
   dispatch(on, [&](auto* tiles) {
     const auto ignore = [](const Convolution*) {};
-    for (int64_t first = 0; first < samples; first += plan.samples) {
-      const int live = static_cast<int>(std::min<int64_t>(plan.samples, samples - first));
-      run<std::remove_pointer_t<decltype(tiles)>>(memory, replicas + first * kElements, live,
+    for (int64_t first = 0; first < samples; first += program.samples) {
+      const int live = static_cast<int>(std::min<int64_t>(program.samples, samples - first));
+      run<std::remove_pointer_t<decltype(tiles)>>(memory, replicas + first * kImageElements, live,
                                                   logits + first * shape.classes, labels ? labels + first : nullptr,
-                                                  labels ? gradients + first * kElements : nullptr, ignore);
+                                                  labels ? gradients + first * kImageElements : nullptr, ignore);
     }
   });
 }
 
 Profile profile(const Shape& shape, const char* packed, Processor on, int repeats) {
-  const Plan& plan = planned(shape);
-  const Memory memory = {plan, packed, arena.of(plan)};
-  Profile found = {0.0, plan.samples, {}};
-  for (const auto* list : {&plan.forward, &plan.backward})
-    for (const Convolution& c : *list) found.layers.push_back({c.weight, c.transposed, products(c, plan.samples), 0.0});
-  std::vector<uint16_t> replicas(plan.samples * kElements);
+  const Program& program = program_of(shape);
+  const Memory memory = {program, packed, arena.of(program)};
+  Profile found = {0.0, program.samples, {}};
+  for (const auto* list : {&program.forward, &program.backward})
+    for (const Convolution& c : *list)
+      found.layers.push_back({c.weight, c.transposed, products(c, program.samples), 0.0});
+  std::vector<uint16_t> replicas(program.samples * kImageElements);
   for (size_t i = 0; i < replicas.size(); ++i)  // between 0.5 and 2, of both signs
     replicas[i] = static_cast<uint16_t>(0x3F00 + i * 40503 % 256 + (i * 2654435761 >> 9 & 1) * 0x8000);
-  std::vector<float> logits(plan.samples * shape.classes), gradients(plan.samples * kElements);
-  const std::vector<int64_t> labels(plan.samples, 0);
+  std::vector<float> logits(program.samples * shape.classes), gradients(program.samples * kImageElements);
+  const std::vector<int64_t> labels(program.samples, 0);
   dispatch(on, [&](auto* tiles) {
     using Tiles = std::remove_pointer_t<decltype(tiles)>;
     for (int repeat = 0; repeat < repeats; ++repeat) {
       size_t layer = 0;
       double began = seconds();
-      run<Tiles>(memory, replicas.data(), plan.samples, logits.data(), labels.data(), gradients.data(),
+      run<Tiles>(memory, replicas.data(), program.samples, logits.data(), labels.data(), gradients.data(),
                  [&](const Convolution* c) {
                    const double now = seconds();
                    if (c) found.layers[layer++].seconds += (now - began) / repeats;
@@ -146,12 +148,14 @@ Profile profile(const Shape& shape, const char* packed, Processor on, int repeat
   return found;
 }
 
-}  // namespace fused_network
+}  // namespace tiles
+}  // namespace fused
 }  // namespace smoothfast
 #else
 
 namespace smoothfast {
-namespace fused_network {
+namespace fused {
+namespace tiles {
 
 const std::vector<Processor>& processors() {
   static const std::vector<Processor> none;
@@ -162,14 +166,17 @@ void run(const Shape&, const char*, const uint16_t*, int64_t, float*, const int6
 
 Profile profile(const Shape&, const char*, Processor, int) { return {}; }
 
-}  // namespace fused_network
+}  // namespace tiles
+}  // namespace fused
 }  // namespace smoothfast
 #endif
 
 namespace smoothfast {
-namespace fused_network {
+namespace fused {
+namespace tiles {
 
 const char* processor_name(Processor processor) { return processor == Processor::amx ? "amx" : "avx512_bf16"; }
 
-}  // namespace fused_network
+}  // namespace tiles
+}  // namespace fused
 }  // namespace smoothfast

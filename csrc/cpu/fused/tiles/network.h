@@ -1,13 +1,15 @@
-// Forward passes of CIFAR ResNets and gradients by their images, with all activations in the L2 of a core.
+// Forward passes of CIFAR ResNets and gradients by their images in bf16, by products of tiles, with all activations in
+// the L2 of a core.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "program.h"
+#include "../plan.h"
 
 namespace smoothfast {
-namespace fused_network {
+namespace fused {
+namespace tiles {
 
 enum class Processor { amx, avx512_bf16 };
 
@@ -35,5 +37,6 @@ struct Profile {
 
 Profile profile(const Shape& shape, const char* packed, Processor on, int repeats);
 
-}  // namespace fused_network
+}  // namespace tiles
+}  // namespace fused
 }  // namespace smoothfast

@@ -1,17 +1,18 @@
 #include "program.h"
 
-#include <cstring>
+#include <array>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <utility>
 
 namespace smoothfast {
-namespace fused_network {
+namespace fused {
+namespace tiles {
 
 namespace {
 
-constexpr int64_t kLine = 64, kTile = 1024, kFloat = sizeof(float);
+constexpr int64_t kFloat = sizeof(float);
 constexpr Axis kAlong = {0, 1, -1}, kBack = {2, -1, 1};  // a 3x3, and its gradient
 
 int64_t lines(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
@@ -59,49 +60,50 @@ std::vector<Step> steps_over(const Map& map, int rows, int pixels) {
   return steps;
 }
 
-class Planner {
+// Makes the convolutions of a program, layer by layer of its plan.
+class Builder {
  public:
-  explicit Planner(Plan& plan) : plan_(plan) {
-    for (int stage = 0; stage < 3; ++stage) maps_[stage] = Map::of_stage(stage, plan.shape.widths[stage]);
+  explicit Builder(Program& program) : program_(program), plan_(plan_of(program.shape)), masks_(plan_.size(), -1) {
+    for (int stage = 0; stage < 3; ++stage) maps_[stage] = Map::of_stage(stage, program.shape.widths[stage]);
     place_buffers();
     forward();
-    plan_.linear = packed(plan.shape.classes * maps_[2].channels * kFloat);
-    plan_.linear_bias = packed(plan.shape.classes * kFloat);
-    plan_.packed = plan_.packed_backward;
+    program_.linear = packed(program.shape.classes * maps_[2].channels * kFloat);
+    program_.linear_bias = packed(program.shape.classes * kFloat);
+    program_.packed = program_.packed_backward;
     backward();
-    plan_.last_pixel = maps_[2].pixel;
-    plan_.last_row = maps_[2].row;
+    program_.last_pixel = maps_[2].pixel;
+    program_.last_row = maps_[2].row;
   }
 
  private:
   // ---- memory --------------------------------------------------------------------------------------------------
 
   void place_buffers() {
-    int64_t sizes[kBuffers] = {kImageBytes * plan_.samples};
-    for (const Map& map : maps_) sizes[map.x] = sizes[map.h] = map.image * plan_.samples / map.together;
+    int64_t sizes[kBuffers] = {kImageBytes * program_.samples};
+    for (const Map& map : maps_) sizes[map.x] = sizes[map.h] = map.image * program_.samples / map.together;
     for (int buffer = 0; buffer < kBuffers; ++buffer) {
-      plan_.buffers[buffer] = plan_.arena;
+      program_.buffers[buffer] = program_.arena;
       // Between them is room for what tiles read beyond the last pixel, times weights of 0.
-      plan_.arena += lines(sizes[buffer]) + 4 * kLine;
+      program_.arena += lines(sizes[buffer]) + 4 * kLine;
     }
-    plan_.buffers[kBuffers] = plan_.arena;
+    program_.buffers[kBuffers] = program_.arena;
   }
 
   int64_t mask_of(const Map& map) {  // a bit for each element of the buffer
-    const int64_t at = plan_.arena;
-    plan_.arena += lines(map.image * plan_.samples / map.together / 16);
+    const int64_t at = program_.arena;
+    program_.arena += lines(map.image * program_.samples / map.together / 16);
     return at;
   }
 
   int64_t packed(int64_t bytes) {
-    const int64_t at = plan_.packed_backward;
-    plan_.packed_backward += lines(bytes);
+    const int64_t at = program_.packed_backward;
+    program_.packed_backward += lines(bytes);
     return at;
   }
 
   void add(std::vector<Convolution>& list, Convolution convolution, bool bias) {
     const int64_t pairs = convolution.pairs_of_tiles, tiles = 2 * static_cast<int64_t>(convolution.steps.size());
-    convolution.tiles = packed(pairs * (convolution.columns == Columns::image ? tiles / 2 : tiles) * kTile);
+    convolution.tiles = packed(pairs * (convolution.columns == Columns::image ? tiles / 2 : tiles) * kTileBytes);
     convolution.bias = bias ? packed(pairs * 32 * kFloat) : -1;
     list.push_back(std::move(convolution));
   }
@@ -109,24 +111,19 @@ class Planner {
   // ---- forwards ------------------------------------------------------------------------------------------------
 
   void forward() {
-    const int64_t blocks = plan_.shape.blocks;
-    int weight = 0;
-    x_masks_.push_back(mask_of(maps_[0]));
-    add(plan_.forward, from_image(), true);
-    for (int stage = 0; stage < 3; ++stage)
-      for (int64_t block = 0; block < blocks; ++block) {
-        const Map& map = maps_[stage];
-        const bool changes = stage > 0 && block == 0;
-        h_masks_.push_back(mask_of(map));
-        x_masks_.push_back(mask_of(map));
-        if (changes) {
-          add_down(1, ++weight, Finish::linear, -1, stage);
-          add_down(3, ++weight, Finish::relu, h_masks_.back(), stage);
-        } else {
-          add(plan_.forward, same(map, map.x, map.h, ++weight, false, Finish::relu, false, h_masks_.back()), true);
-        }
-        add(plan_.forward, same(map, map.h, map.x, ++weight, false, Finish::relu, true, x_masks_.back()), true);
-      }
+    for (int weight = 0; weight < static_cast<int>(plan_.size()); ++weight) {
+      const Layer& layer = plan_[weight];
+      const Map& map = maps_[layer.stage];
+      if (layer.part != Part::shortcut) masks_[weight] = mask_of(map);
+      if (layer.part == Part::image)
+        add(program_.forward, from_image(), true);
+      else if (layer.stride == 2)
+        add_down(weight);
+      else if (layer.part == Part::first)
+        add(program_.forward, same(weight, map.x, map.h, false, Finish::relu, false, masks_[weight]), true);
+      else
+        add(program_.forward, same(weight, map.h, map.x, false, Finish::relu, true, masks_[weight]), true);
+    }
   }
 
   Convolution from_image() const {
@@ -138,13 +135,13 @@ class Planner {
     c.channels_per_pixel = 4;
     for (int row = 0; row < 3; ++row) c.steps.push_back({row * kImageRow, row, 0, 0});
     c.finish = Finish::relu;
-    c.mask = x_masks_.back();
+    c.mask = masks_[0];
     return c;
   }
 
   // 3x3 within a map, or its gradient.
-  Convolution same(const Map& map, Buffer from, Buffer to, int weight, bool transposed, Finish finish, bool adds,
-                   int64_t mask) const {
+  Convolution same(int weight, Buffer from, Buffer to, bool transposed, Finish finish, bool adds, int64_t mask) const {
+    const Map& map = maps_[plan_[weight].stage];
     Convolution c = blank(weight, transposed, map.channels, map.channels, 3, map);
     if (transposed) c.rows = c.pixels = kBack;
     c.in = map.inputs(from, 1);
@@ -158,8 +155,10 @@ class Planner {
 
   // 3x3 or 1x1 with a stride of 2 into the map of a stage. Where it holds pairs of samples, first the even samples,
   // then the odd ones, of which a tile has 8 rows.
-  void add_down(int size, int weight, Finish finish, int64_t mask, int stage) {
-    const Map &from = maps_[stage - 1], &to = maps_[stage];
+  void add_down(int weight) {
+    const Layer& layer = plan_[weight];
+    const int size = layer.size;
+    const Map &from = maps_[layer.stage - 1], &to = maps_[layer.stage];
     for (int sample = 0; sample < to.together; ++sample) {
       Convolution c = blank(weight, false, to.channels, from.channels, size, to);
       c.in = from.inputs(from.x, 2);
@@ -183,14 +182,14 @@ class Planner {
         c.out.even = 2 * to.pixel;
         c.out.odd = to.pixel;
       }
-      c.finish = finish;
-      c.mask = mask;
+      c.finish = size == 1 ? Finish::linear : Finish::relu;
+      c.mask = masks_[weight];
       if (sample == 0) {
-        add(plan_.forward, c, size == 3);
+        add(program_.forward, c, size == 3);
       } else {
-        c.tiles = plan_.forward.back().tiles;
-        c.bias = plan_.forward.back().bias;
-        plan_.forward.push_back(c);
+        c.tiles = program_.forward.back().tiles;
+        c.bias = program_.forward.back().bias;
+        program_.forward.push_back(c);
       }
     }
   }
@@ -217,28 +216,27 @@ class Planner {
   // The gradient by a sum before its ReLU takes the place of what came after it, halo included.
 
   void backward() {
-    const int64_t blocks = plan_.shape.blocks;
-    int weight = static_cast<int>(weights_of(plan_.shape));
-    for (int stage = 2; stage >= 0; --stage)
-      for (int64_t block = blocks - 1; block >= 0; --block) {
-        const Map& map = maps_[stage];
-        const int64_t of_h = h_masks_[stage * blocks + block], of_x = x_masks_[stage * blocks + block];
-        add(plan_.backward, same(map, map.x, map.h, --weight, true, Finish::masked, false, of_h), false);
-        if (stage > 0 && block == 0) {
-          const int spatial = --weight, shortcut = --weight;
-          add_up(1, shortcut, map.x, Finish::linear, -1, stage);
-          add_up(3, spatial, map.h, Finish::masked, of_x, stage);
-        } else {
-          add(plan_.backward, same(map, map.h, map.x, --weight, true, Finish::masked, true, of_x), false);
-        }
+    for (int weight = static_cast<int>(plan_.size()) - 1; weight > 0; --weight) {
+      const Layer& layer = plan_[weight];
+      const Map& map = maps_[layer.stage];
+      if (layer.part == Part::second) {
+        add(program_.backward, same(weight, map.x, map.h, true, Finish::masked, false, masks_[weight - 1]), false);
+      } else if (layer.stride == 1) {
+        add(program_.backward, same(weight, map.h, map.x, true, Finish::masked, true, masks_[weight - 1]), false);
+      } else if (layer.part == Part::first) {  // and the shortcut before it: the gradient of the 3x3 is added
+        add_up(weight - 1, map.x, Finish::linear, -1);
+        add_up(weight, map.h, Finish::masked, masks_[weight - 2]);
       }
-    add(plan_.backward, to_image(), false);
+    }
+    add(program_.backward, to_image(), false);
   }
 
   // The gradient of a stride of 2: rows of one parity after the other, and where pixels do not come in pairs, pixels
   // too. That of a 1x1 is 0 but in even rows and pixels, where that of the 3x3 is added to it.
-  void add_up(int size, int weight, Buffer buffer, Finish finish, int64_t mask, int stage) {
-    const Map &from = maps_[stage], &to = maps_[stage - 1];
+  void add_up(int weight, Buffer buffer, Finish finish, int64_t mask) {
+    const Layer& layer = plan_[weight];
+    const int size = layer.size;
+    const Map &from = maps_[layer.stage], &to = maps_[layer.stage - 1];
     for (int row = 0; row < (size == 1 ? 1 : 2); ++row)
       for (int pixel = 0; pixel < (size == 1 || to.pairs ? 1 : 2); ++pixel) {
         Convolution c = blank(weight, true, to.channels, from.channels, size, from);
@@ -262,7 +260,7 @@ class Planner {
         c.finish = finish;
         c.adds = size == 3 && row == 0 && pixel == 0;
         c.mask = mask;
-        add(plan_.backward, c, false);
+        add(program_.backward, c, false);
       }
   }
 
@@ -283,80 +281,11 @@ class Planner {
     return c;
   }
 
-  Plan& plan_;
+  Program& program_;
+  const Plan plan_;
   Map maps_[3];
-  std::vector<int64_t> x_masks_, h_masks_;  // of what goes into a block, and of what is in its middle
+  std::vector<int64_t> masks_;  // of the map that a layer makes; -1 for a shortcut
 };
-
-// ---- weights -----------------------------------------------------------------------------------------------------
-
-uint16_t bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7FFFFFFF) > 0x7F800000) return static_cast<uint16_t>(bits >> 16 | 0x40);  // NaN stays one
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-struct Column {
-  int output, row, part;
-};
-
-Column column_of(const Convolution& c, int pair, int tile, int n) {
-  switch (c.columns) {
-    case Columns::parities:
-      return {n, 0, tile};
-    case Columns::channels:
-      return {32 * pair + 16 * tile + n, 0, 0};
-    default:
-      return c.channels_per_pixel == 16 ? Column{n % 8 / 2, n / 8, n % 2} : Column{n % 4, n / 4, 0};
-  }
-}
-
-// Where the weight of an input of a step is, for a column; null where there is none.
-const float* weight_at(const Convolution& c, const float* weights, const Step& step, int k, const Column& column) {
-  const int input = step.channel + k % c.channels_per_pixel;
-  const int row = c.rows.tap(step.row, column.row);
-  const int pixel = c.pixels.tap(step.pixel + k / c.channels_per_pixel, column.part);
-  const bool there = row >= 0 && row < c.size && pixel >= 0 && pixel < c.size;
-  if (!there || input >= c.inputs || column.output >= c.outputs) return nullptr;
-  const int64_t place = c.transposed ? static_cast<int64_t>(input) * c.outputs + column.output
-                                     : static_cast<int64_t>(column.output) * c.inputs + input;
-  return weights + (place * c.size + row) * c.size + pixel;
-}
-
-// A row of a tile of weights, of which every second element belongs to one input.
-void pack_row(const Convolution& c, const float* weights, const Step& step, int k, int pair, int tile, uint16_t* to) {
-  if (c.columns == Columns::image) {
-    for (int n = 0; n < 16; ++n) {
-      const float* from = weight_at(c, weights, step, k, column_of(c, pair, tile, n));
-      to[2 * n] = from ? bfloat16(*from) : 0;
-    }
-    return;
-  }
-  // Columns are consecutive outputs.
-  const int64_t next = int64_t{c.size} * c.size * (c.transposed ? 1 : c.inputs);
-  const float* from = weight_at(c, weights, step, k, column_of(c, pair, tile, 0));
-  for (int n = 0; n < 16; ++n) to[2 * n] = from ? bfloat16(from[n * next]) : 0;
-}
-
-void pack_tiles(const Convolution& c, const float* weights, char* packed) {
-  auto* to = reinterpret_cast<uint16_t*>(packed + c.tiles);
-  const int tiles = c.columns == Columns::image ? 1 : 2;
-  for (int pair = 0; pair < c.pairs_of_tiles; ++pair)
-    for (const Step& step : c.steps)
-      for (int tile = 0; tile < tiles; ++tile, to += kTile / sizeof(uint16_t))
-        for (int k = 0; k < 32; ++k) pack_row(c, weights, step, k, pair, tile, to + k / 2 * 32 + k % 2);
-}
-
-// Batch norms folded into weights.
-std::vector<float> folded(const Convolution& c, const Layer& layer) {
-  const int64_t of_an_output = int64_t{c.inputs} * c.size * c.size;
-  std::vector<float> weights(c.outputs * of_an_output);
-  for (int64_t output = 0; output < c.outputs; ++output)
-    for (int64_t i = output * of_an_output; i < (output + 1) * of_an_output; ++i)
-      weights[i] = static_cast<float>(layer.weights[i] * layer.gain[output]);
-  return weights;
-}
 
 }  // namespace
 
@@ -376,39 +305,21 @@ int64_t products(const Convolution& c, int64_t samples) {
   return of_a_step * c.steps.size() * c.pairs_of_tiles * c.groups * (samples / c.per_sample);
 }
 
-int64_t weights_of(const Shape& shape) { return 1 + 3 * 2 * shape.blocks + 2; }
+Program::Program(const Shape& of, int many) : shape(of), samples(many), arena(0), packed_backward(0) { Builder{*this}; }
 
-Plan::Plan(const Shape& of, int many) : shape(of), samples(many), arena(0), packed_backward(0) { Planner{*this}; }
-
-const Plan& planned(const Shape& shape) {
+const Program& program_of(const Shape& shape) {
   constexpr int64_t kInL2 = 1 << 20;
   using Key = std::array<int64_t, 5>;
   static std::mutex mutex;
-  static std::map<Key, std::unique_ptr<const Plan>> plans;
+  static std::map<Key, std::unique_ptr<const Program>> programs;
   const Key key = {shape.widths[0], shape.widths[1], shape.widths[2], shape.blocks, shape.classes};
   const std::lock_guard<std::mutex> alone(mutex);
-  std::unique_ptr<const Plan>& plan = plans[key];
-  if (!plan) plan = std::make_unique<const Plan>(shape, 2);
-  if (plan->packed > kInL2 && plan->samples == 2) plan = std::make_unique<const Plan>(shape, 8);
-  return *plan;
+  std::unique_ptr<const Program>& program = programs[key];
+  if (!program) program = std::make_unique<const Program>(shape, 2);
+  if (program->packed > kInL2 && program->samples == 2) program = std::make_unique<const Program>(shape, 8);
+  return *program;
 }
 
-void pack(const Plan& plan, const std::vector<Layer>& layers, const float* linear, const float* linear_bias,
-          bool backward, char* packed) {
-  std::vector<std::vector<float>> weights(layers.size());
-  for (const Convolution& c : plan.forward) {
-    const Layer& layer = layers[c.weight];
-    weights[c.weight] = folded(c, layer);
-    pack_tiles(c, weights[c.weight].data(), packed);
-    if (c.bias < 0) continue;
-    auto* bias = reinterpret_cast<float*>(packed + c.bias);
-    for (int n = 0; n < 32 * c.pairs_of_tiles; ++n) bias[n] = static_cast<float>(layer.bias[n % c.outputs]);
-  }
-  std::memcpy(packed + plan.linear, linear, plan.shape.classes * plan.shape.widths[2] * kFloat);
-  std::memcpy(packed + plan.linear_bias, linear_bias, plan.shape.classes * kFloat);
-  if (!backward) return;
-  for (const Convolution& c : plan.backward) pack_tiles(c, weights[c.weight].data(), packed);
-}
-
-}  // namespace fused_network
+}  // namespace tiles
+}  // namespace fused
 }  // namespace smoothfast

@@ -1,4 +1,4 @@
-// What is computed where, of a CIFAR ResNet: geometry, without arithmetic.
+// A plan in terms of tiles: what is computed where, in which order.
 //
 // Maps are NHWC in bf16 with a halo of one pixel of zeros, in buffers that hold a micro-batch. A convolution multiplies
 // tiles: 16 rows of 32 inputs (consecutive in memory, a fixed stride from row to row) by 32 inputs of 16 outputs. What
@@ -13,23 +13,19 @@
 // differ in nothing but which tap a step of the sum takes: see `Axis`.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
+#include "../plan.h"
+
 namespace smoothfast {
-namespace fused_network {
+namespace fused {
+namespace tiles {
+
+constexpr int kTileRows = 16, kTileBytes = 1024, kLine = 64;  // kLine: bytes of a row
 
 // The image: four channels, of which the last is 0, and room for a tile beyond the last pixel.
 constexpr int64_t kImagePixel = 8, kImageRow = 40 * kImagePixel, kImageBytes = 34 * kImageRow;
-
-// A network: 3x3 to width[0], then three stages of basic blocks, the last two of which begin with a stride of 2; mean
-// over pixels, linear. Images are 3x32x32.
-struct Shape {
-  std::array<int64_t, 3> widths;
-  int64_t blocks;  // of a stage
-  int64_t classes;
-};
 
 // Empty, or why there are no kernels for this shape.
 const char* refusal(const Shape& shape);
@@ -61,7 +57,7 @@ enum class Columns { channels, parities, image };  // what the columns of tiles 
 enum class Finish { linear, relu, masked };        // what becomes of sums
 
 struct Convolution {
-  int weight;       // which of the weights [outputs, inputs, size, size]
+  int weight;       // which layer of the plan has its weights [outputs, inputs, size, size]
   bool transposed;  // the gradient: outputs are inputs
   int outputs, inputs, size;
   Axis rows, pixels;
@@ -77,7 +73,7 @@ struct Convolution {
   int64_t tiles, bias;  // bytes in the packed network; bias -1: none
 };
 
-struct Plan {
+struct Program {
   Shape shape;
   int samples;  // of a micro-batch
   std::vector<Convolution> forward, backward;
@@ -87,28 +83,15 @@ struct Plan {
   int64_t packed, packed_backward;  // bytes of the network without and with what gradients need
   int64_t last_pixel, last_row;     // of the last map
 
-  Plan(const Shape& shape, int samples);
+  Program(const Shape& shape, int samples);
 };
 
-// The plan of a shape, made once, for two samples; for eight where the weights do not stay in L2 beside them.
-const Plan& planned(const Shape& shape);
+// The program of a shape, made once, for two samples; for eight where the weights do not stay in L2 beside them.
+const Program& program_of(const Shape& shape);
 
 // How many products of tiles a convolution takes for so many samples.
 int64_t products(const Convolution& convolution, int64_t samples);
 
-// The number of weights [3x3 and, in blocks that change the shape, 1x1], in the order of the network; a 1x1 comes
-// before the two 3x3 of its block.
-int64_t weights_of(const Shape& shape);
-
-// A convolution and its batch norm: weights [outputs, inputs, size, size], by which outputs are multiplied, and what is
-// then added. The bias of a 1x1 is part of that of the 3x3 it is added to.
-struct Layer {
-  const float* weights;
-  const double *gain, *bias;
-};
-
-void pack(const Plan& plan, const std::vector<Layer>& layers, const float* linear, const float* linear_bias,
-          bool backward, char* packed);
-
-}  // namespace fused_network
+}  // namespace tiles
+}  // namespace fused
 }  // namespace smoothfast

@@ -1,8 +1,8 @@
-// Eight tiles of 16 rows of 64 bytes, as AMX has them: 0 to 3 hold float32 sums, 4 and 5 rows of activations in bf16
-// (pairs of consecutive inputs), 6 and 7 the weights of 32 inputs for 16 outputs: row k holds inputs 2k and 2k + 1 of
-// each output. A tile of activations may have fewer rows.
+// Eight registers that hold tiles of 16 rows of 64 bytes, as AMX has them: 0 to 3 hold float32 sums, 4 and 5 rows of
+// activations in bf16 (pairs of consecutive inputs), 6 and 7 the weights of 32 inputs for 16 outputs: row k holds
+// inputs 2k and 2k + 1 of each output. A tile of activations may have fewer rows.
 //
-// Two processors, one interface: AMX, and AVX512-BF16, where tiles are memory and a product is 256 instructions.
+// Two processors, one interface: AMX, and AVX512-BF16, where registers are memory and a product is 256 instructions.
 // Sums are rounded in another order by each, and always in the same one.
 #pragma once
 
@@ -11,13 +11,14 @@
 #include <cstdint>
 #include <cstring>
 
+#include "program.h"
+
 #define SMOOTHFAST_ALWAYS __attribute__((always_inline))
 #define SMOOTHFAST_FORCED inline SMOOTHFAST_ALWAYS
 
 namespace smoothfast {
-namespace fused_network {
-
-constexpr int kTileRows = 16, kTileBytes = 1024, kLine = 64;
+namespace fused {
+namespace tiles {
 
 #if defined(__GNUC__) && (defined(__clang__) || __GNUC__ >= 11)
 #define SMOOTHFAST_AMX 1  // assemblers of that age know the instructions
@@ -118,5 +119,6 @@ class MemoryTiles {
   int rows_ = kTileRows;
 };
 
-}  // namespace fused_network
+}  // namespace tiles
+}  // namespace fused
 }  // namespace smoothfast

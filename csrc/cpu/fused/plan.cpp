@@ -1,0 +1,20 @@
+#include "plan.h"
+
+namespace smoothfast {
+namespace fused {
+
+Plan plan_of(const Shape& shape) {
+  Plan plan = {{Part::image, 0, 3, shape.widths[0], 3, 1}};
+  for (int stage = 0; stage < 3; ++stage)
+    for (int64_t block = 0; block < shape.blocks; ++block) {
+      const int64_t inputs = plan.back().outputs, outputs = shape.widths[stage];
+      const bool changes = stage > 0 && block == 0;
+      if (changes) plan.push_back({Part::shortcut, stage, inputs, outputs, 1, 2});
+      plan.push_back({Part::first, stage, inputs, outputs, 3, changes ? 2 : 1});
+      plan.push_back({Part::second, stage, outputs, outputs, 3, 1});
+    }
+  return plan;
+}
+
+}  // namespace fused
+}  // namespace smoothfast

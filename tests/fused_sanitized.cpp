@@ -1,6 +1,6 @@
-// Networks of several shapes through the fused kernels, forwards and backwards, on AVX512-BF16 and on emulated AMX, for
-// sanitizers to watch. Replicas, packed networks and results are of exactly the size that they must have.
-// tests/test_fused.py compiles and runs it.
+// Networks of several shapes through the fused kernels, forwards and backwards, on AVX512-BF16 and on AMX, emulated
+// where there is none, for sanitizers to watch. Replicas, packed networks and results are of exactly the size that they
+// must have. tests/test_fused.py compiles and runs it.
 #include <cstdio>
 #include <random>
 #include <vector>
@@ -15,6 +15,7 @@ extern "C" void run_with_amx(const int64_t* shape, const char* packed, const uin
                              float* logits, const int64_t* labels, float* gradients, int64_t* executed);
 
 int main() {
+  processors();  // asks for leave to use AMX: where there is one, it is not emulated
   std::mt19937 generator(0);
   std::normal_distribution<float> normal(0.0f, 0.1f);
   const auto drawn = [&](int64_t count) {

@@ -16,7 +16,7 @@ help:  ## this list
 build: $(READY)  ## the environment, with the package in it (editable) and its extension compiled
 
 test: $(READY)  ## the tests, but for the slow ones; a file to a core
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 lint: $(READY)  ## style and types of Python, style of C++
 	$(BIN)/ruff check

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from smoothfast import data, fused, ops
 
+pytest_plugins = ["watchdog"]
 collect_ignore = ["ptx"]  # modules that tests import; test_cuda.py runs the one that is a program
 
 # A file keeps a core busy from its first test to its last: those that take longest begin, so that none ends alone.
@@ -25,6 +26,9 @@ LONGEST += ("passes", "attacks_black_box", "cli", "registration")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 BUILDS = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
@@ -117,4 +117,6 @@ def files(pattern):
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(pattern))
 
 
-setup(**extension())
+MAPPED = ["smoothfast.benchmarks", "smoothfast.kernels"]  # their folders stand beside smoothfast/: see pyproject.toml
+
+setup(packages=[*find_packages(include=["smoothfast", "smoothfast.*"]), *MAPPED], **extension())

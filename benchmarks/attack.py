@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from smoothfast import models
 from smoothfast.attacks import EPGD
-from smoothfast.fused import processors
+from smoothfast.runners.fused import processors
 
 from . import baselines, harness, peers
 
@@ -66,6 +66,7 @@ def by_samples(many: tuple[int, ...], device: torch.device) -> list[harness.Row]
 
 
 def ours(images: int, steps: int, samples: int, device: torch.device) -> Contenders:
+    """EPGD of the package on the embedded network, by its runner and precision."""
     pixels, labels, ids = harness.embedded_images(images)
     smoothed = harness.embedded(device)
     return {
@@ -81,7 +82,7 @@ FROZEN = "SIAM's loop, frozen weights"
 
 
 def theirs(images: int, steps: int, samples: int, device: torch.device) -> Contenders:
-    """The same network, noise and budget, in eager float32."""
+    """EPGD of others on the same network with the same noise and budget, in eager float32."""
     pixels, labels, _ = harness.embedded_images(images)
     pixels, labels = pixels.to(device) / 255, labels.to(device)
     base = harness.embedded(device).base

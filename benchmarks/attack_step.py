@@ -23,6 +23,7 @@ def main(out: Path | None) -> list[harness.Row]:
 
 
 def rows(size: int, images: int, norm: str, device: torch.device) -> list[harness.Row]:
+    """Rows in nanoseconds an element."""
     setting = f"{norm}, {images} images {size}x{size}"
     named = contenders(size, images, norm, device)
     per = images * 3 * size * size * 1e-9
@@ -32,7 +33,7 @@ def rows(size: int, images: int, norm: str, device: torch.device) -> list[harnes
 
 
 def contenders(size: int, images: int, norm: str, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """Each returns the attack after a step; those of the package go on from there."""
+    """Contenders that return the attack after a step; those of the package go on from there."""
     clean, start = torch.rand(2, images, 3, size, size, device=device)
     start = clean + (start - 0.5) / 100
     gradients = torch.randn_like(clean)

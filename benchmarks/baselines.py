@@ -1,4 +1,4 @@
-"""What people run today, re-written cleanly: the contenders of the benchmarks and references of the tests."""
+"""Contenders of the benchmarks and references of the tests: what people run today, re-written cleanly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def torch_votes(logits: Tensor) -> Tensor:
 
 
 def published_votes(logits: Tensor) -> NDArray[np.int64]:
-    """The same on the host, one by one, as in Cohen's loop."""
+    """Votes by class, counted on the host, one by one, as in Cohen's loop."""
     votes = np.zeros(logits.shape[1], dtype=np.int64)
     for vote in logits.argmax(1).cpu().numpy():
         votes[vote] += 1
@@ -59,7 +59,7 @@ def index_add_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) 
 
 
 def view_sum(gradients: Tensor, scale: Tensor, images: int) -> Tensor:
-    """The same where every image has as many rows, which lie side by side."""
+    """Sums of the rows of every image, where all images have as many, which lie side by side."""
     return gradients.unflatten(0, (images, -1)).sum(1, dtype=torch.float32) * scale
 
 
@@ -75,7 +75,8 @@ def linf_chain(
 def l2_chain(
     adversarial: Tensor, images: Tensor, gradients: Tensor, alpha: float, eps: float, low: float, high: float
 ) -> Tensor:
-    """The same in L2: normalise, add, scale back to the ball, clamp. The small number keeps 0 / 0 away."""
+    """A step of projected gradient descent in L2 as libraries of attacks write it: normalise, add, scale back to the
+    ball, clamp. The small number keeps 0 / 0 away."""
     norms = gradients.flatten(1).norm(dim=1) + 1e-10
     adversarial = adversarial + alpha * (gradients / norms.view(-1, 1, 1, 1))
     shift = adversarial - images
@@ -156,7 +157,7 @@ def siam_votes(base: nn.Module, images: Tensor, m: int, sigma: float | Tensor, n
 
 
 def siam_epgd(
-    base: nn.Module, images: Tensor, labels: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor,
+    base: nn.Module, images: Tensor, labels: Tensor, *, eps: Tensor, alpha: Tensor, sigma: Tensor,
     limits: tuple[Tensor, Tensor], steps: int, samples: int,
 ) -> Tensor:  # fmt: skip
     """EPGD as in the code of Nemcovsky et al. 2019 (SIAM): a backward pass for each sample of a step, one by one.
@@ -191,9 +192,11 @@ class FourLooks:
         self._p0, self._alpha, self._look, self._votes = p0, alpha, 0, np.zeros(1, np.int64)
 
     def begin(self) -> Draw:
+        """The first draw."""
         return Draw(Stream.ESTIMATE, 0, self.LOOKS[0])
 
     def update(self, votes: NDArray[np.int64]) -> Draw | Decision:
+        """Takes the votes of a look; the decision, or the draw that leads to the next look."""
         self._votes = self._votes + votes
         n, k, level = self.LOOKS[self._look], self._votes[0], self._alpha / len(self.LOOKS)
         certified = clopper_pearson_lower(k, n, level) > self._p0

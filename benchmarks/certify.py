@@ -19,11 +19,13 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from smoothfast import costs, models
+from smoothfast import models
 from smoothfast.engine import Engine
-from smoothfast.fused import processors
-from smoothfast.lanes import Lane, capture
-from smoothfast.runners import strict_arithmetic
+from smoothfast.engine.graphs import capture
+from smoothfast.engine.votes import VoteLane
+from smoothfast.runners import choice
+from smoothfast.runners.fused import processors
+from smoothfast.runners.precision import strict_arithmetic
 from smoothfast.smoothing import SmoothedClassifier
 from smoothfast.weights import DEMO, read_weights
 
@@ -86,13 +88,13 @@ CASES = {
 
 
 def main(out: Path | None) -> list[harness.Row]:
-    """On the CPU ResNet-20, ResNet-110 and WRN-34-10, on a GPU ResNet-50 in place of the last."""
+    """Times ResNet-20, ResNet-110 and WRN-34-10 on the CPU, and on a GPU ResNet-50 in place of the last."""
     devices = harness.devices()
     return harness.report((rows(case, device) for device in devices for case in CASES[device.type]), out)
 
 
 def rows(case: Case, device: torch.device) -> list[harness.Row]:
-    """Microseconds a sample of all; and TFLOP/s of the engine, beside a matrix product."""
+    """Rows in microseconds a sample, of all contenders, and in TFLOP/s, of the engine beside a matrix product."""
     network = _network(case).to(device)
     samplers = {**_ours(case, network), **_cohen(case, network), **_peers(case, network)}
     products: Contenders = {_product(precision): product(precision, device) for precision in case.precisions}
@@ -102,7 +104,7 @@ def rows(case: Case, device: torch.device) -> list[harness.Row]:
     times = {name: [seconds / case.n * 1e6 for seconds in took[name]] for name in samplers}
     loops = [name for name in samplers if name.startswith("Cohen")]
     found = harness.rows("certify", setting, times, "us/sample", loops, device, memory)
-    operations = costs.measure(network, (3, case.size, case.size)).operations * case.n
+    operations = choice.measure(network, (3, case.size, case.size)).operations * case.n
     for precision in case.precisions:
         work = {_product(precision): 2 * PRODUCT**3} | {
             name: operations for name in samplers if name.startswith("certify") and f" {precision}" in name
@@ -113,6 +115,7 @@ def rows(case: Case, device: torch.device) -> list[harness.Row]:
 
 
 def product(precision: str, device: torch.device) -> Callable[[], Tensor]:
+    """A call of the matrix product that shows what rate the hardware reaches."""
     left, right = torch.randn(2, PRODUCT, PRODUCT, device=device).to(harness.DTYPES[precision])
     return partial(torch.matmul, left, right)
 
@@ -129,7 +132,7 @@ def _network(case: Case) -> nn.Module:
 
 
 def _images(case: Case, count: int) -> Tensor:
-    """uint8 [count, 3, H, W]: embedded ones, or noise in their place."""
+    """Images uint8 [count, 3, H, W]: embedded ones, or noise in their place."""
     if case.size == 32:
         return harness.embedded_images(count)[0]
     return torch.randint(0, 256, (count, 3, case.size, case.size), dtype=torch.uint8)
@@ -140,7 +143,7 @@ def _statistics(case: Case) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _classifiers(case: Case, network: nn.Module) -> Iterator[tuple[tuple[str, str], SmoothedClassifier]]:
-    """By runner, and by precision and micro-batch."""
+    """Smoothed classifiers of a case, by runner, and by precision and micro-batch."""
     for precision in case.precisions:
         for runner in case.runners:
             if runner == "fused" and precision != "bf16":
@@ -154,20 +157,22 @@ def _classifiers(case: Case, network: nn.Module) -> Iterator[tuple[tuple[str, st
 
 
 def bare_forward(engine: Engine, n: int) -> Callable[[], None]:
-    """The engine's own runners, each on a stored micro-batch, as often as n samples need: no noise, no votes."""
-    replicas = torch.randn(engine.micro_batch, *engine.shape, device=engine.device).to(engine.dtype)
+    """A call of the engine's own runners, each on a stored micro-batch, as often as n samples need: no noise, no
+    votes."""
+    function = engine.function
+    replicas = torch.randn(function.micro_batch, *function.shape, device=function.device).to(function.dtype)
     replicas = replicas.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def forward(lane: Lane) -> Tensor:
-        with strict_arithmetic(engine.device):
+    def forward(lane: VoteLane) -> Tensor:
+        with strict_arithmetic(function.device):
             return lane.run_base(replicas)
 
-    steps = [lane.call(capture, partial(forward, lane), engine.device).result()[0] for lane in engine.lanes]
+    steps = [lane.call(capture, partial(forward, lane), function.device).result()[0] for lane in engine.lanes]
     lanes = list(zip(engine.lanes, steps, strict=True))
 
     def all_lanes() -> None:
-        batches = range(-(-n // engine.micro_batch))
+        batches = range(-(-n // function.micro_batch))
         for call in [lane.call(step) for _, (lane, step) in zip(batches, cycle(lanes), strict=False)]:
             call.result()
 
@@ -175,14 +180,15 @@ def bare_forward(engine: Engine, n: int) -> Callable[[], None]:
 
 
 def _ours(case: Case, network: nn.Module) -> Contenders:
-    """Each precision, runner and micro-batch: the engine, and its bare network on as many rows."""
+    """Contenders of the package, for each precision, runner and micro-batch: the engine, and its bare network on as
+    many rows."""
     image, found = _images(case, 1), Contenders()
     for (runner, form), smoothed in _classifiers(case, network):
         engine = smoothed.engine(image)
         found[f"certify {runner} {form}"] = partial(smoothed.certify, image, N0, case.n - N0)
         found[f"bare {runner} forward {form}"] = bare_forward(engine, case.n)
         graph = engine.meta.get("graph", "none")
-        print(f"{case.about}, {runner} {form}: micro-batch {engine.micro_batch}, graph {graph}", flush=True)
+        print(f"{case.about}, {runner} {form}: micro-batch {engine.function.micro_batch}, graph {graph}", flush=True)
     return found
 
 
@@ -197,7 +203,7 @@ def _cohen(case: Case, network: nn.Module) -> Contenders:
 
 
 def _peers(case: Case, network: nn.Module) -> Contenders:
-    """ART from image to radius; SIAM's prediction of a batch of images, n samples in all."""
+    """Contenders of others: ART from image to radius; SIAM's prediction of a batch of images, n samples in all."""
     found = Contenders()
     base, pixels = _published(case, network)
     for batch in case.art:

@@ -26,7 +26,7 @@ def main(out: Path | None, images: int = IMAGES) -> list[harness.Row]:
 
 
 def groups(count: int, sizes: Sequence[int], device: torch.device) -> Iterator[list[harness.Row]]:
-    """Per sample and per image, against one image at a time."""
+    """Rows in microseconds a sample and in seconds an image, against one image at a time."""
     images, _, ids = harness.embedded_images(count)
     smoothed = harness.embedded(device)
     predict = partial(smoothed.predict, n=N_PREDICT, method="sequential")
@@ -46,6 +46,6 @@ def groups(count: int, sizes: Sequence[int], device: torch.device) -> Iterator[l
 
 
 def _in_groups(decide: Decide, images: Tensor, ids: list[int], size: int) -> int:
-    """Samples drawn, which are the same in groups of any size."""
+    """Number of samples drawn, which is the same for groups of any size."""
     parts = zip(images.split(size), torch.tensor(ids).split(size), strict=True)
     return sum(int(decide(part, image_ids=numbers).samples.sum()) for part, numbers in parts)

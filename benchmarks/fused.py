@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from smoothfast import models, ops
-from smoothfast.differentiation import traced
-from smoothfast.fused import Fused, processors, recognised
 from smoothfast.losses import Differentiated, cross_entropy
 from smoothfast.noise import Stream, lattice_law, stream_key
 from smoothfast.runners import make_runners, micro_batch_of
+from smoothfast.runners.fused import Fused, processors
+from smoothfast.runners.gradient import traced
+from smoothfast.runners.resnets import recognised
 from smoothfast.voting import PREDICTION
 
 from . import harness
@@ -40,7 +41,7 @@ def main(out: Path | None) -> list[harness.Row]:
 
 
 def compared(depth: int, gradients: bool) -> list[harness.Row]:
-    """Of stored replicas: neither noise nor votes."""
+    """Rows of the runners of a network on stored replicas: neither noise nor votes."""
     setting = f"ResNet-{depth}, {'logits and gradients' if gradients else 'logits'}, {ROWS} rows, bf16"
     return harness.compare("fused", setting, contenders(depth, gradients), ROWS * 1e-6, "us/row", REPEATS)
 
@@ -66,7 +67,7 @@ def contenders(depth: int, gradients: bool) -> dict[str, Callable[[], Any]]:
 
 
 def voted(live: int) -> list[harness.Row]:
-    """From images to votes in one call, and by the operators of which it is made."""
+    """Rows from images to votes, in one call and by the operators of which it is made."""
     found = recognised(network(20), (torch.zeros(2, 3, 32, 32),))
     slots = torch.where(torch.arange(ROWS) < live, 0, -1)
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
@@ -121,6 +122,7 @@ def group(weight: int, backward: bool, blocks: int) -> str:
 
 
 def network(depth: int) -> nn.Module:
+    """A CIFAR ResNet with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return models.ResNet(depth).eval()

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from smoothfast import data, models, ops, runs
+from smoothfast import data, models, ops
+from smoothfast.environment import environment
 from smoothfast.smoothing import SmoothedClassifier
 from smoothfast.weights import DEMO, read_weights
 
@@ -92,9 +93,9 @@ def devices() -> list[torch.device]:
 
 
 def kernels(device: torch.device) -> str:
-    """What serves the ops of the package there."""
+    """The backend that serves the ops of the package on a device; on the CPU, the instruction set of its kernels."""
     if device.type == "cpu":
-        return str(runs.environment()["kernels"])
+        return str(environment()["kernels"])
     return ops.backends()[device.type].partition(" ")[0]
 
 
@@ -108,7 +109,7 @@ def implementations(op: str, device: torch.device) -> dict[str, Callable[..., An
 
 
 def calls_on(device: torch.device) -> int:
-    """How many calls of a short op are timed at once: on a GPU, so many that their launches overlap."""
+    """Number of calls of a short op that are timed at once: on a GPU, so many that their launches overlap."""
     return 1 if device.type == "cpu" else 50
 
 
@@ -123,7 +124,8 @@ def embedded(device: torch.device = CPU) -> SmoothedClassifier:
 
 
 def embedded_images(count: int) -> tuple[Tensor, Tensor, list[int]]:
-    """So many of the embedded images, their labels and ids: evenly spaced, since they lie in the order of classes."""
+    """The embedded images, `count` of them, with labels and ids: evenly spaced, since they lie in the order of
+    classes."""
     everything = data.demo()
     if not 1 <= count <= len(everything):
         raise ValueError(f"max is {count}; it must be 1 .. {len(everything)}, the number of embedded images")
@@ -166,7 +168,7 @@ def timed(
 
 
 def seconds(call: Callable[[], object], device: torch.device = CPU, calls: int = 1) -> float:
-    """Of all calls, from an idle device to an idle device."""
+    """Seconds that all calls take, from an idle device to an idle device."""
     synchronize = torch.get_device_module(device).synchronize
     synchronize()
     started = time.perf_counter()
@@ -177,7 +179,7 @@ def seconds(call: Callable[[], object], device: torch.device = CPU, calls: int =
 
 
 def forget_peak() -> None:
-    """`peak` counts from here on, where the system lets it."""
+    """Makes `peak` count from here on, where the system lets it."""
     if os.access(FORGET, os.W_OK):
         FORGET.write_text("5")
 
@@ -190,7 +192,7 @@ def peak() -> float:
 
 
 def whole_process(*words: str, **variables: str) -> str:
-    """What `python -m` words prints to stdout, in a process of its own with these environment variables.
+    """Output of `python -m` words to stdout, in a process of its own with these environment variables.
 
     Raises:
         RuntimeError: it failed.
@@ -212,6 +214,7 @@ def compare(
     per: float,
     unit: str,
     repeats: int,
+    *,
     device: torch.device = CPU,
     calls: int = 1,
 ) -> list[Row]:
@@ -278,13 +281,13 @@ def _row(
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    environment = runs.environment()
+    about = environment()
     return {
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
-        "processor": environment["processor"],
+        "processor": about["processor"],
         "kernels": kernels(device),
-        "torch": environment["torch"],
+        "torch": about["torch"],
         "date": date.today().isoformat(),
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from smoothfast.engine import Engine, Job
+from smoothfast.engine import BaseFunction, Engine, Job
 from smoothfast.noise import lattice_law
 from smoothfast.procedures import Count
 
@@ -30,6 +30,7 @@ class Cheap(nn.Module):
         self.linear = nn.Linear(3, 10)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 [N, 10]."""
         return self.linear(images.mean((2, 3)))
 
 
@@ -39,7 +40,7 @@ def main(out: Path | None) -> list[harness.Row]:
 
 
 def rows(sizes: Sequence[tuple[int, int]], repeats: int) -> list[harness.Row]:
-    """Each in fresh processes, against the first."""
+    """Rows of peak memory, each in fresh processes, against the first."""
     figures = {
         f"n = {samples:,}, images: {images:,}": [
             float(harness.whole_process("smoothfast.benchmarks.memory", str(samples), str(images)))
@@ -52,7 +53,7 @@ def rows(sizes: Sequence[tuple[int, int]], repeats: int) -> list[harness.Row]:
 
 def run(samples: int, images: int) -> int:
     """Votes of images that are made when the engine asks for them; how many there were."""
-    engine = Engine(Cheap().eval(), lattice_law(0.25), (3, 32, 32), torch.uint8, 10, seed=0)
+    engine = Engine(BaseFunction.resolved(Cheap().eval(), lattice_law(0.25), (3, 32, 32), torch.uint8), 10)
     jobs = (
         Job(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), image_id, Count(samples))
         for image_id in range(images)

@@ -21,7 +21,7 @@ METHODS = {
 
 
 def main(out: Path | None, images: int = IMAGES) -> list[harness.Row]:
-    """So many of the embedded images, n = 10,000 at most."""
+    """Certifies `images` of the embedded images, n = 10,000 at most."""
     return harness.report((group for device in harness.devices() for group in groups(images, N, device)), out)
 
 

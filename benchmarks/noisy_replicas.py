@@ -52,6 +52,7 @@ def _cpu_choices() -> Iterator[None]:
 def rows(
     size: int, count: int, dtype: str, memory_format: str, repeats: int, device: torch.device
 ) -> list[harness.Row]:
+    """Rows in nanoseconds an element."""
     setting = f"{size}x{size} {dtype} {memory_format} {harness.kernels(device)}, {count:,} rows"
     named = contenders(size, count, dtype, memory_format, device)
     per = count * 3 * size * size * 1e-9
@@ -63,7 +64,7 @@ def rows(
 def contenders(
     size: int, count: int, dtype: str, memory_format: str, device: torch.device
 ) -> dict[str, Callable[[], Any]]:
-    """Each returns what it wrote, `count` rows of `size` x `size` pixels."""
+    """Contenders that return what they wrote, `count` rows of `size` x `size` pixels."""
     image = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, device=device)
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in models.CIFAR10_STATISTICS)
     source, target = torch.ones(2, count, 3, size, size, dtype=DTYPES[dtype], device=device)

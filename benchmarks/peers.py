@@ -52,6 +52,7 @@ class NoisyModel(nn.Module):
         self.base, self.sigma = base, sigma
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits of the images with fresh noise."""
         return self.base(images + self.sigma * torch.randn_like(images))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from smoothfast.plots import tidy
+from smoothfast.runs.plots import tidy
 
 from . import scaling
 from .harness import Row
@@ -41,7 +41,7 @@ def bars(rows: Sequence[Row]) -> Figure:
 
 
 def _bars(axes: Axes, group: Sequence[Row]) -> None:
-    """The baseline is grey."""
+    """Draws a bar for each row of a panel; that of the baseline is grey."""
     values, spreads = np.array([row.value for row in group]), np.array([_spread(row) for row in group]).T
     colours = ["0.7" if row.contender == row.baseline else COLOURS[0] for row in group]
     axes.barh(range(len(group)), values, xerr=abs(spreads - values), color=colours, ecolor="0.2", height=0.7)
@@ -55,7 +55,8 @@ def _bars(axes: Axes, group: Sequence[Row]) -> None:
 
 
 def curves(rows: Sequence[Row]) -> Figure:
-    """What `scaling` found on the last of its devices, over the samples: predictions, certificates, seconds."""
+    """Curves of what `scaling` found on the last of its devices, over the samples: predictions, certificates,
+    seconds."""
     rows = [row for row in rows if row.device == rows[-1].device]
     figure = Figure(figsize=(7.8, 9.5), layout="constrained")
     about = "bands: one standard error over the images; dotted: at the most samples"
@@ -78,7 +79,7 @@ def curves(rows: Sequence[Row]) -> Figure:
 
 
 def _shares(axes: Axes, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
-    """Curves in 0 .. 1 by unit, labelled where they end."""
+    """Draws curves in 0 .. 1 by unit, labelled where they end."""
     ends = []
     for (unit, label), colour in zip(labels.items(), COLOURS, strict=True):
         end = _curve(axes, rows, unit, colour)
@@ -92,7 +93,7 @@ def _shares(axes: Axes, rows: Sequence[Row], labels: Mapping[str, str]) -> None:
 
 
 def _curve(axes: Axes, rows: Sequence[Row], unit: str, colour: str) -> float:
-    """One unit over n, with its spread; its last value."""
+    """Draws one unit over n, with its spread; returns its last value."""
     own = [row for row in rows if row.unit == unit]
     ns = [int(row.contender.removeprefix("n = ").replace(",", "")) for row in own]
     axes.plot(ns, [row.value for row in own], color=colour, marker="o", markersize=3, linewidth=1.6)
@@ -101,7 +102,7 @@ def _curve(axes: Axes, rows: Sequence[Row], unit: str, colour: str) -> float:
 
 
 def strengths(rows: Sequence[Row]) -> Figure:
-    """What `strength` found: a panel for each setting, a curve for each attack over the gradients of an image."""
+    """Panels of what `strength` found, one for each setting: a curve for each attack over the gradients of an image."""
     panels: dict[str, list[Row]] = {}
     for row in rows:
         panels.setdefault(f"{row.device}, {row.setting}", []).append(row)
@@ -126,7 +127,7 @@ def strengths(rows: Sequence[Row]) -> Figure:
 
 
 def _label(axes: Axes, height: float, text: str, colour: str) -> None:
-    """On the right of the axes."""
+    """Writes a text on the right of the axes."""
     axes.annotate(
         text, (1, height), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", color=colour,
         va="center", fontsize=9,

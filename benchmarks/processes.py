@@ -23,8 +23,8 @@ def main(out: Path | None, images: int = IMAGES) -> list[harness.Row]:
 
 
 def groups(images: int, n: int, counts: Sequence[int], runner: str, repeats: int) -> Iterator[list[harness.Row]]:
-    """Against a process without a launcher: seconds of the command; microseconds of sampling, by the times in the log,
-    in the mean over its processes; and the share of images whose rows differ in more than their time."""
+    """Rows against a process without a launcher: seconds of the command; microseconds of sampling, by the times in the
+    log, in the mean over its processes; and the share of images whose rows differ in more than their time."""
     processes = {ALONE: 1} | {f"launched, {count} process{'es' * (count > 1)}": count for count in counts}
     logs: dict[str, list[Log]] = {name: [] for name in processes}
     options = ["--max", str(images), "--n0", str(N0), "--n", str(n), "--runner", runner]

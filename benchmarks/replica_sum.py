@@ -21,6 +21,7 @@ def main(out: Path | None) -> list[harness.Row]:
 
 
 def rows(size: int, images: int, each: int, dtype: str, memory_format: str, device: torch.device) -> list[harness.Row]:
+    """Rows in nanoseconds an element of the replicas."""
     setting = f"{size}x{size} {dtype} {memory_format}, {images} images x {each} rows"
     named = contenders(size, images, each, dtype, memory_format, device)
     per = images * each * 3 * size * size * 1e-9
@@ -32,7 +33,7 @@ def rows(size: int, images: int, each: int, dtype: str, memory_format: str, devi
 def contenders(
     size: int, images: int, each: int, dtype: str, memory_format: str, device: torch.device
 ) -> dict[str, Callable[[], Any]]:
-    """Each returns the sums, float32 [images, 3, size, size]."""
+    """Contenders that return the sums, float32 [images, 3, size, size]."""
     gradients = torch.randn(images * each, 3, size, size, device=device).to(DTYPES[dtype])
     gradients = gradients.contiguous(memory_format=FORMATS[memory_format])
     slots = torch.arange(images, device=device).repeat_interleave(each)

@@ -36,18 +36,21 @@ TOLERANCE = (0.999, 0.99, 0.95, 0.9, 0.8, 0.6)
 
 
 def main(out: Path | None) -> list[harness.Row]:
-    """Each procedure on votes of each law."""
+    """Runs each procedure on votes of each law."""
     return harness.report(chain(certify(), predict(), tolerance()), out)
 
 
 def certify() -> Iterator[list[harness.Row]]:
-    """Is the radius at least r? With a single rival, and with what is left spread over ten."""
+    """Rows on the question whether the radius is at least r: with a single rival, and with what is left spread over
+    ten."""
     for z, probabilities in CERTIFY.items():
         for p in probabilities:
             for rivals in (1, 10):
                 contenders: dict[str, Callable[[], Procedure]] = {
-                    "sequential, Cohen's bound": partial(SequentialCertify, 1, N, ALPHA, 1.0, "cohen", z, 0),
-                    "sequential, multi-class bound": partial(SequentialCertify, 1, N, ALPHA, 1.0, "multiclass", z, 0),
+                    "sequential, Cohen's bound": partial(SequentialCertify, 1, N, ALPHA, 1.0, "cohen", z, label=0),
+                    "sequential, multi-class bound": partial(
+                        SequentialCertify, 1, N, ALPHA, 1.0, "multiclass", z, label=0
+                    ),
                     "four looks (Voracek 2024)": partial(FourLooks, float(norm.cdf(z)), ALPHA),
                 }
                 law = [p, *[(1 - p) / rivals] * rivals, 0.0]
@@ -56,7 +59,8 @@ def certify() -> Iterator[list[harness.Row]]:
 
 
 def predict() -> Iterator[list[harness.Row]]:
-    """The most probable class; the two largest probabilities, the rest spread evenly."""
+    """Rows on the question for the most probable class; the law has the two largest probabilities, the rest spread
+    evenly."""
     for classes in (10, 1000):
         for first, second in PREDICT:
             law = [first, second, *[(1 - first - second) / (classes - 2)] * (classes - 2), 0.0]
@@ -66,11 +70,11 @@ def predict() -> Iterator[list[harness.Row]]:
 
 
 def tolerance() -> Iterator[list[harness.Row]]:
-    """A radius at most 0.05 sigma below that of n samples."""
+    """Rows on the question for a radius at most 0.05 sigma below that of n samples."""
     for p in TOLERANCE:
         law = [p, 1 - p, 0.0]
         for bound in ("cohen", "multiclass"):
-            make = partial(ToleranceCertify, 1, N, ALPHA, 1.0, bound, 0.05, 0)
+            make = partial(ToleranceCertify, 1, N, ALPHA, 1.0, bound, 0.05, label=0)
             yield measured("tolerance", f"p = {p}", f"tolerance 0.05, {bound}", make, law)
 
 

@@ -1,4 +1,4 @@
-"""What more samples buy and cost: accuracy, abstention, radii and seconds by the number of samples.
+"""Gains and costs of more samples: accuracy, abstention, radii and seconds by the number of samples.
 
 Noise is a pure function of seed, image and sample, so the votes of n samples are the first of those of more: one pass
 over the images counts for every n. The time of n samples is that of one image, from image to votes.
@@ -40,12 +40,15 @@ class Recorder:
 
     @property
     def most(self) -> int:
+        """Samples that it draws."""
         return self._looks[-1]
 
     def begin(self) -> Draw:
+        """The draw that leads to the first look."""
         return Draw(self._stream, 0, self._looks[0])
 
     def update(self, votes: Votes) -> Draw | Decision:
+        """Records the votes of a look; the draw that leads to the next one, or a decision for no class."""
         self.votes.append(votes + self.votes[-1] if self.votes else votes.copy())
         look = len(self.votes)
         if look == len(self._looks):
@@ -55,22 +58,22 @@ class Recorder:
 
 
 def main(out: Path | None, images: int = IMAGES) -> list[harness.Row]:
-    """The embedded network on so many of the embedded images, n = 1 .. 100,000."""
+    """Runs the embedded network on `images` of the embedded images, n = 1 .. 100,000."""
     return harness.report((group for device in harness.devices() for group in groups(images, NS, device)), out)
 
 
 def groups(count: int, ns: Sequence[int], device: torch.device) -> Iterator[list[harness.Row]]:
-    """Each figure as rows by n: over `count` images, and the time of one."""
+    """Rows of each figure by n: over `count` images, and the time of one."""
     images, labels, ids = harness.embedded_images(count)
     smoothed = harness.embedded(device)
     engine = smoothed.engine(images)
     setting = f"{harness.described(smoothed, images)}, {count} embedded images, sigma {SIGMA}, alpha {ALPHA}"
     names = [f"n = {n:,}" for n in ns]
     votes = counted(engine, images, ids, ns)
-    for unit, figures in judged(votes, labels.numpy(), ns, engine.deviation).items():
+    for unit, figures in judged(votes, labels.numpy(), ns, engine.function.deviation).items():
         yield harness.means("scaling", setting, dict(zip(names, figures.T, strict=True)), unit, device)
     contenders = {name: partial(_sample, engine, images[0], n) for name, n in zip(names, ns, strict=True)}
-    yield harness.compare("scaling", setting, contenders, 1, TIME, 3, device)
+    yield harness.compare("scaling", setting, contenders, 1, TIME, 3, device=device)
 
 
 def counted(engine: Engine, images: Tensor, ids: list[int], ns: Sequence[int]) -> dict[Stream, Votes]:
@@ -87,8 +90,8 @@ def counted(engine: Engine, images: Tensor, ids: list[int], ns: Sequence[int]) -
 def judged(
     votes: dict[Stream, Votes], labels: NDArray[np.int64], ns: Sequence[int], deviation: float
 ) -> dict[str, NDArray[np.float64]]:
-    """Each figure [N, looks]: what PREDICT and CERTIFY make of the votes, CERTIFY with the multi-class bound; a wrong
-    class has radius 0."""
+    """Figures [N, looks] by name: what PREDICT and CERTIFY make of the votes, CERTIFY with the multi-class bound; a
+    wrong class has radius 0."""
     voted = votes[Stream.PREDICT][..., :-1].argmax(-1)
     predicted, _ = FixedPredict(ns[-1], ALPHA).judge(votes[Stream.PREDICT])
     selected = votes[Stream.SELECT][:, :, :-1].argmax(-1)

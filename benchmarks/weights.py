@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothfast.layers import Bank, WeightNoise, inject_noise, noisy_layers
+from smoothfast.layers import Bank, WeightNoise, bank_of, inject_noise, noisy_layers
 from smoothfast.models import resnet20b
 from smoothfast.noise import Stream, stream_key, within
 from smoothfast.smoothing import SmoothedClassifier
@@ -30,8 +30,8 @@ RUNNERS = ("eager", "compiled", *(("openvino",) if find_spec("openvino") else ()
 
 
 def main(out: Path | None) -> list[harness.Row]:
-    """All convolutions and the linear layer of a ResNet-20, for 1 and 64 passes, in float32 and bfloat16; and smoothed
-    predictions for 1 and 128 images by 64 passes."""
+    """Times all convolutions and the linear layer of a ResNet-20, for 1 and 64 passes, in float32 and bfloat16; and
+    smoothed predictions for 1 and 128 images by 64 passes."""
     forms = product(harness.devices(), REPEATS, DTYPES)
     kernels = (perturbed(passes, dtype, device) for device, passes, dtype in forms)
     predictions = (predicted(images, device) for device, images in product(harness.devices(), IMAGES))
@@ -46,7 +46,8 @@ def predicted(count: int, device: torch.device) -> list[harness.Row]:
 
 
 def predictors(count: int, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """Each returns votes of all images, by passes that are alike in law; the last is SIAM's loop as published."""
+    """Contenders that return votes of all images, by passes that are alike in law; the last is SIAM's loop as
+    published."""
     ours, published = (inject_noise(resnet20b(), "cni", rank=RANK).to(device).eval() for _ in range(2))
     baselines.draws_as_published(published)
     images = torch.rand(count, 3, 32, 32, device=device)
@@ -78,14 +79,14 @@ def perturbed(passes: int, dtype: str, device: torch.device) -> list[harness.Row
 
 @torch.no_grad()
 def coloured(device: torch.device) -> Bank:
-    """Of a network with random weights; shortcuts are convolutions."""
+    """The bank of a network with random weights; shortcuts are convolutions."""
     network = inject_noise(resnet20b(), "cni", linear="cni", rank=RANK).to(device)
-    return Bank.of([layer for layer in noisy_layers(network) if isinstance(layer, WeightNoise)])
+    return bank_of([layer for layer in noisy_layers(network) if isinstance(layer, WeightNoise)])
 
 
 def contenders(bank: Bank, passes: int, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
-    """Each returns weights of all passes: ours in tiles, [passes, T, 64], the published ones by pass and layer. Beside
-    them memory of the size of ours, fresh from the system where it is large, which takes its time too."""
+    """Contenders that return the weights of all passes: ours in tiles, [passes, T, 64], the published ones by pass and
+    layer. Beside them memory of the size of ours, fresh from the system where it is large, which takes its time too."""
     device, numbers = bank.weights.device, torch.arange(passes, device=bank.weights.device)
     key = within(stream_key(0, Stream.PREDICT, device), Stream.WEIGHT)
     arguments = (bank.weights, bank.scales, bank.factors, bank.tiles, numbers, key, dtype)
@@ -103,11 +104,11 @@ def contenders(bank: Bank, passes: int, dtype: torch.dtype) -> dict[str, Callabl
 
 
 def published(bank: Bank) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """By layer, the weights, diagonal and factors [*shape, rank] of a bank."""
+    """The weights, diagonal and factors [*shape, rank] of a bank, by layer."""
     counts = [int((bank.tiles[0] == layer).sum()) for layer in range(len(bank.shapes))]
 
     def by_layer(tiled: Tensor) -> list[Tensor]:
-        """[*shape, …] of tiles [T, 64, …]."""
+        """Tensors [*shape, …] of the layers, from tiles [T, 64, …]."""
         parts = zip(tiled.split(counts), bank.shapes, strict=True)
         return [part.flatten(0, 1)[: shape.numel()].unflatten(0, shape).contiguous() for part, shape in parts]
 

@@ -1,4 +1,4 @@
-// All schemas, and what their arguments must be. The Python twin of this page is smoothfast/ops.py.
+// All schemas, and what their arguments must be. The Python twin of this page is smoothfast/ops.
 #include "ops.h"
 
 #include <ATen/MemoryOverlap.h>

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smoothfast import arguments, reference
+from smoothfast.ops import arguments, reference
 
 from . import on_device_of
 
@@ -24,7 +24,7 @@ SHRINK = tl.constexpr(1 - reference.MARGIN)
 def attack_step(
     adversarial: Tensor, images: Tensor, gradients: Tensor, norm: str, alpha: float, eps: float, low: float, high: float
 ) -> None:
-    """`reference.attack_step`."""
+    """The op that `reference.attack_step` defines."""
     arguments.check_attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
     if adversarial.numel() == 0:
         return
@@ -56,6 +56,7 @@ def linf_step(
     elements: tl.tensor,
     block: tl.constexpr,
 ) -> None:
+    """Steps and projects a block of elements in Linf."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = at < elements
     here, image = tl.load(adversarial + at, inside), tl.load(images + at, inside)
@@ -88,7 +89,7 @@ def l2_step(
     high: tl.tensor,
     elements: tl.tensor,
 ) -> None:
-    """A program takes an image."""
+    """Steps and projects one image in L2."""
     elements = elements.to(tl.int64)
     begin = tl.program_id(0).to(tl.int64) * elements
     adversarial, images, gradients = adversarial + begin, images + begin, gradients + begin
@@ -117,8 +118,8 @@ def l2_step(
 
 @triton.jit
 def sum_lanes(lanes: tl.tensor) -> tl.tensor:
-    """[1]: halves are added, lane i + LANES / 2 to lane i and so on. A tl.sum of two promises an order, one of all
-    lanes does not."""
+    """Sum [1] of lanes: halves are added, lane i + LANES / 2 to lane i and so on. A tl.sum of two promises an order,
+    one of all lanes does not."""
     for _ in tl.static_range(8):
         lanes = tl.sum(tl.reshape(lanes, [2, lanes.numel // 2]), 0)
     return lanes
@@ -136,7 +137,7 @@ def shifts(
 
 @triton.jit
 def shifted(image: tl.tensor, shift: tl.tensor) -> tl.tensor:
-    """No further from the image than the shift."""
+    """The image after a shift, no further away than the shift leads."""
     near = (image.to(tl.float64) + shift).to(tl.float32)
     beyond = tl.abs(near.to(tl.float64) - image.to(tl.float64)) > tl.abs(shift)
     return tl.where(beyond, next_towards(near, image), near)
@@ -147,12 +148,14 @@ def shifted(image: tl.tensor, shift: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def clip(value: tl.tensor, low: tl.tensor, high: tl.tensor) -> tl.tensor:
+    """The value, but at least low and at most high; NaN stays NaN."""
     value = tl.where(value < low, low, value)
     return tl.where(value > high, high, value)
 
 
 @triton.jit
 def negative(value: tl.tensor) -> tl.tensor:
+    """The value with the other sign, 0 included."""
     return value * -1.0
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smoothfast import arguments
+from smoothfast.ops import arguments
 
 from . import on_device_of
 from .gaussian import box_muller
@@ -40,7 +40,7 @@ def noisy_replicas(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    """`reference.noisy_replicas`, but for the check of the ids, which would wait for the device."""
+    """The op that `reference.noisy_replicas` defines, but for the check of the ids, which would wait for the device."""
     arguments.check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, dtype)
     channels, plane = images.shape[1], math.prod(images.shape[2:])
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -93,6 +93,7 @@ def lattice_replicas(
     limit: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
+    """Writes a block of elements of a replica under lattice noise."""
     row, channel, element, pixel = place(channels, plane, strips, block)
     slot = tl.load(slots + row)
     value = tl.zeros([block], tl.float32)
@@ -167,6 +168,7 @@ def gaussian_replicas(
     limit: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
+    """Writes a block of elements of a replica under Gaussian noise."""
     row, channel, element, pixel = place(channels, plane, strips, block)
     slot = tl.load(slots + row)
     value = tl.zeros([block], tl.float32)
@@ -199,22 +201,26 @@ def place(channels: tl.tensor, plane: tl.tensor, strips: tl.tensor, block: tl.co
 
 @triton.jit
 def blocks_from(element: tl.tensor, block: tl.constexpr) -> tl.tensor:
+    """Numbers of the Philox blocks that a block of elements draws from."""
     return (element // 4).to(tl.uint32) + tl.arange(0, block // 4).to(tl.uint32)
 
 
 @triton.jit
 def inside(pixel: tl.tensor, plane: tl.tensor, block: tl.constexpr) -> tl.tensor:
+    """Whether elements of a block lie in the plane."""
     at = pixel.to(tl.int32) + tl.arange(0, block)
     return (at >= 0) & (at < plane)
 
 
 @triton.jit
 def load(first: tl.tensor, pixel: tl.tensor, plane: tl.tensor, block: tl.constexpr) -> tl.tensor:
+    """Pixels of a block of elements, where they lie in the plane."""
     return tl.load(first + tl.arange(0, block), inside(pixel, plane, block))
 
 
 @triton.jit
 def finish(noisy: tl.tensor, channel: tl.tensor, scale: tl.tensor, shift: tl.tensor, limit: tl.constexpr) -> tl.tensor:
+    """Noisy pixels, clipped to 0 .. limit if there is one, and normalised."""
     if limit is not None:  # NaN stays NaN
         noisy = tl.where(noisy < 0, 0.0, noisy)
         noisy = tl.where(noisy > limit, limit, noisy)
@@ -232,5 +238,6 @@ def store(
     pixel_stride: tl.tensor,
     block: tl.constexpr,
 ) -> None:
+    """Writes a block of elements by the strides of the replica."""
     first = image + channel.to(tl.int64) * channel_stride + pixel * pixel_stride
     tl.store(first + tl.arange(0, block) * pixel_stride, value, inside(pixel, plane, block))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smoothfast import arguments
+from smoothfast.ops import arguments
 
 from . import on_device_of
 from .gaussian import box_muller
@@ -24,7 +24,8 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 def perturb_weights(
     weights: Tensor, scales: Tensor, factors: Tensor, tiles: Tensor, passes: Tensor, key: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """`reference.perturb_weights`, but for the check of the numbers, which would wait for the device."""
+    """The op that `reference.perturb_weights` defines, but for the check of the numbers, which would wait for the
+    device."""
     arguments.check_perturb_weights(weights, scales, factors, tiles, passes, key, dtype)
     count, rank = len(weights), len(factors)
     out = torch.empty((len(passes), *weights.shape), dtype=dtype, device=weights.device)
@@ -51,6 +52,7 @@ def perturb_tiles(
     rank: tl.tensor,
     tiles: tl.constexpr,
 ) -> None:
+    """Writes some tiles of the weights of a pass."""
     at_pass = (tl.program_id(0) % pass_count).to(tl.int64)  # fastest, so that the passes of a tile read it together
     first = (tl.program_id(0) // pass_count).to(tl.int64) * tiles
     sample, tag = tl.load(passes + at_pass), tl.load(key + 1)
@@ -81,7 +83,7 @@ def perturb_tiles(
 def normals(
     block: tl.tensor, layer: tl.tensor, sample: tl.tensor, tag: tl.tensor, k0: tl.tensor, k1: tl.tensor
 ) -> tl.tensor:
-    """Those of tiles, [tiles, 64], from a Philox block a lane."""
+    """Normals of tiles, [tiles, 64], from a Philox block a lane."""
     c1, c2, c3 = make_row(layer, sample, tag)
     w0, w1, w2, w3 = philox(block, c1, c2, c3, k0, k1)
     z0, z1 = box_muller(w0, w1)

@@ -18,6 +18,7 @@ REFINE = tl.constexpr(3)  # low half of the tag byte of refining bits; the strea
 
 @triton.jit
 def high_word(bits: tl.tensor) -> tl.tensor:
+    """The upper 32 bits of 64."""
     return (bits >> 32).to(tl.uint32)
 
 
@@ -25,6 +26,7 @@ def high_word(bits: tl.tensor) -> tl.tensor:
 def philox(
     c0: tl.tensor, c1: tl.tensor, c2: tl.tensor, c3: tl.tensor, k0: tl.tensor, k1: tl.tensor
 ) -> tuple[tl.tensor, ...]:
+    """Philox4x32-10: four counter words and two key words to four random words."""
     for _ in tl.static_range(10):
         p0, p1 = c0.to(tl.uint64) * MULTIPLIER0, c2.to(tl.uint64) * MULTIPLIER1
         c0, c1 = high_word(p1) ^ c1 ^ k0, p1.to(tl.uint32)
@@ -36,12 +38,13 @@ def philox(
 
 @triton.jit
 def make_key(seed: tl.tensor) -> tuple[tl.tensor, ...]:
+    """The two key words of a seed."""
     return seed.to(tl.uint32), high_word(seed)
 
 
 @triton.jit
 def make_row(image_id: tl.tensor, sample_id: tl.tensor, tag: tl.tensor) -> tuple[tl.tensor, ...]:
-    """What the counters of one replica share: all words but the block."""
+    """Counter words 1, 2 and 3, which all blocks of one replica share."""
     c3 = high_word(image_id) << 20 | high_word(sample_id) << 12 | tag.to(tl.uint32) << 4 | VERSION
     return sample_id.to(tl.uint32), image_id.to(tl.uint32), c3
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smoothfast import arguments
+from smoothfast.ops import arguments
 
 from . import on_device_of
 
@@ -21,7 +21,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # the scale does not merg
 
 
 def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
-    """`reference.replica_sum`, but that the device does not check the slots."""
+    """The op that `reference.replica_sum` defines, but that the device does not check the slots."""
     arguments.check_replica_sum(gradients, slots, scale, images)
     channels, plane = gradients.shape[1], math.prod(gradients.shape[2:])
     out = torch.empty((images, *gradients.shape[1:]), dtype=torch.float32, device=gradients.device)
@@ -54,6 +54,7 @@ def sum_rows(
     channels_last: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
+    """Sums the rows of an image for a block of its elements."""
     image = (tl.program_id(0) // strips).to(tl.int64)
     at = tl.program_id(0) % strips * block + tl.arange(0, block)
     inside = at < elements

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smoothfast import arguments
+from smoothfast.ops import arguments
 
 from . import on_device_of
 
@@ -35,7 +35,7 @@ def tally(
     voting: str = "prediction",
     weights: Tensor | None = None,
 ) -> None:
-    """`reference.tally`."""
+    """The op that `reference.tally` defines."""
     arguments.check_tally(logits, slots, counts, invalid, voting, weights)
     rows, classes = logits.shape
     if rows == 0:
@@ -75,6 +75,7 @@ def tally_rows(
     row_block: tl.constexpr,
     class_block: tl.constexpr,
 ) -> None:
+    """Counts a block of rows."""
     row = tl.program_id(0).to(tl.int64) * row_block + tl.arange(0, row_block)
     lanes = tl.arange(0, class_block)[None, :]
     logits += row[:, None] * logits_row
@@ -123,6 +124,7 @@ def load(logits: tl.tensor, index: tl.tensor, logits_class: tl.tensor, inside: t
 
 @triton.jit
 def ordered(bits: tl.tensor) -> tl.tensor:
+    """Integers in the order of the floating numbers that have these bits."""
     magnitude = bits & 2 ** (bits.dtype.primitive_bitwidth - 1) - 1
     return tl.where(bits < 0, -magnitude, magnitude)
 
@@ -138,8 +140,8 @@ def best_of(
     best_before: tl.tensor,
     winner_before: tl.tensor,
 ) -> tuple[tl.tensor, ...]:
-    """Of each row the largest logit, the first class that has it, and whether a logit is not finite. Given the first
-    two of the rank before, not None, of the classes that rank after it."""
+    """The largest logit of each row, the first class that has it, and whether a logit is not finite. Given the first
+    two of the rank before, not None, those of the classes that rank after it."""
     integer: tl.constexpr = logits.dtype.element_ty
     # Every lane keeps the best of its classes, the first one on ties.
     best = tl.full([live.shape[0], lanes.shape[1]], -(2 ** (integer.primitive_bitwidth - 1)), integer)
@@ -175,6 +177,7 @@ def number(bits: tl.tensor, floats: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def clip(value: tl.tensor, most: tl.constexpr) -> tl.tensor:
+    """The value, but at least -most and at most most."""
     value = tl.where(value > -most, value, -most)
     return tl.where(value < most, value, most)
 
@@ -187,6 +190,7 @@ def fixed(value: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def exponential(x: tl.tensor) -> tl.tensor:
+    """exp(x) in float32, for x <= 0."""
     x = tl.where(x > LEAST_EXPONENT, x, LEAST_EXPONENT)
     shifted = tl.fma(x, 1.44269504, 12582912.0)
     octaves = shifted - 12582912.0

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from torchvision import datasets
-from torchvision.transforms import v2
 
-from .specs import resolve
+from .checks import imported
+from .specs import DATA_SPECS, require_data
 
 DEMO = Path(__file__).parent / "assets" / "cifar10-jpeg-test-200.safetensors"
-SPECS = "demo, cifar10:ROOT, cifar100:ROOT, imagenet:ROOT, folder:PATH or package.module:callable"
+SPECS = DATA_SPECS
 SPLITS = ("train", "test")
 
 
@@ -59,17 +59,16 @@ def load(spec: str, split: str = "test") -> Labelled:
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    require_data(spec)
     if spec == "demo":
         return demo()
-    kind, colon, rest = spec.partition(":")
-    if not colon or not rest:
-        raise ValueError(f"data is {spec!r}; it must be {SPECS}")
+    kind, _, rest = spec.partition(":")
     if kind in LOADERS:
         try:
             return LOADERS[kind](Path(rest), split)
         except (OSError, RuntimeError) as error:
             raise ValueError(f"data is {spec!r}, which cannot be read: {error}") from error
-    factory = resolve(spec, "data", SPECS)
+    factory = imported(spec, "data", SPECS)
     if not callable(factory):
         raise ValueError(f"data is {spec!r}, which is not callable; accepted: {SPECS}")
     source = factory(split)
@@ -96,23 +95,33 @@ def in_memory(source: Labelled, progress: Callable[[Iterable[int]], Iterable[int
 
 
 def _cifar10(root: Path, split: str) -> Labelled:
-    return datasets.CIFAR10(str(root), train=split == "train", transform=v2.PILToTensor())
+    datasets, transforms = _torchvision()
+    return datasets.CIFAR10(str(root), train=split == "train", transform=transforms.PILToTensor())
 
 
 def _cifar100(root: Path, split: str) -> Labelled:
-    return datasets.CIFAR100(str(root), train=split == "train", transform=v2.PILToTensor())
+    datasets, transforms = _torchvision()
+    return datasets.CIFAR100(str(root), train=split == "train", transform=transforms.PILToTensor())
 
 
 def _imagenet(root: Path, split: str) -> Labelled:
-    crop = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+    datasets, transforms = _torchvision()
+    crop = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
     return datasets.ImageNet(str(root), split="train" if split == "train" else "val", transform=crop)
 
 
 def _folder(path: Path, split: str) -> Labelled:
+    datasets, transforms = _torchvision()
     splits = [name for name in SPLITS if _holds_folders(path / name)]
     if splits and split not in splits:
         raise FileNotFoundError(f"it holds {splits[0]}/, but no {split}/ with a folder for each class")
-    return datasets.ImageFolder(str(path / split if splits else path), transform=v2.PILToTensor())
+    return datasets.ImageFolder(str(path / split if splits else path), transform=transforms.PILToTensor())
+
+
+def _torchvision() -> tuple[Any, Any]:
+    """Data sets and transforms of torchvision, which bring a second of CPU time along, wanted only where they are
+    used."""
+    return import_module("torchvision.datasets"), import_module("torchvision.transforms.v2")
 
 
 def _holds_folders(path: Path) -> bool:
@@ -129,6 +138,6 @@ LOADERS: dict[str, Callable[[Path, str], Labelled]] = {
 
 
 def batches(data: Images, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(index, images, labels) in order."""
+    """Batches (index, images, labels) of a data set, in order."""
     for index in torch.arange(len(data)).split(size):
         yield index, data.images[index], data.labels[index]

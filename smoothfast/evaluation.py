@@ -1,4 +1,4 @@
-"""What an attack has achieved: accuracies with exact confidence intervals, and how far images were moved.
+"""Evaluation of attacks: accuracies with exact confidence intervals, and how far images were moved.
 
 Votes decide, never a single noisy pass: `accuracy(model.votes(adversarial, 100), labels)`. Those of a smoothed
 classifier are of the stream PREDICT. No attack of this package draws from it, nor does one of another that calls the
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .noise import no_noise
-from .passes import Passes
-from .smoothing import SmoothedClassifier, elected, pixels
-from .specs import choice
+from .checks import choice
+from .engine import BaseFunction, Gradients
+from .images import pixels
+from .ops.laws import no_noise
+from .smoothing.classifier import SmoothedClassifier
+from .smoothing.results import winners
 from .statistics import clopper_pearson_lower, clopper_pearson_upper
 
 LEVEL = 0.95  # of confidence intervals
@@ -26,7 +28,7 @@ ORDERS = {"linf": math.inf, "l2": 2.0}
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many of `count` images are classified correctly.
+    """The share of images that are classified correctly, with its confidence interval.
 
     Attributes:
         correct, count: numbers of images.
@@ -40,6 +42,7 @@ class Accuracy:
 
     @property
     def share(self) -> float:
+        """The accuracy itself, in 0 .. 1."""
         return self.correct / self.count
 
     def __str__(self) -> str:
@@ -47,8 +50,8 @@ class Accuracy:
 
 
 def accuracy(votes: Tensor, labels: Sequence[int] | Tensor, level: float = LEVEL) -> Accuracy:
-    """Of votes by class [N, K], one or many an image: the share of the images whose label has most of them, with its
-    exact confidence interval (Clopper and Pearson 1934).
+    """The share of the images whose label has most of the votes by class [N, K], one or many an image, with its exact
+    confidence interval (Clopper and Pearson 1934).
 
     Args:
         votes: int [N, K], of `SmoothedClassifier.votes` or `base_votes`.
@@ -65,13 +68,13 @@ def accuracy(votes: Tensor, labels: Sequence[int] | Tensor, level: float = LEVEL
         raise ValueError("there are no images; an accuracy is of at least one")
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1")
-    correct = int((elected(votes) == truth.to(votes.device)).sum())
+    correct = int((winners(votes) == truth.to(votes.device)).sum())
     bounds = (bound(correct, len(votes), (1 - level) / 2) for bound in (clopper_pearson_lower, clopper_pearson_upper))
     return Accuracy(correct, len(votes), *map(float, bounds))
 
 
 def base_votes(model: nn.Module, images: Tensor, max_batch: int | None = None) -> Tensor:
-    """What the base classifier says to images without noise, computed in float32: int64 [N, K], one vote for each, and
+    """Votes int64 [N, K] of the base classifier for images without noise, computed in float32: one for each image, and
     none where its logits are not finite.
 
     Args:
@@ -81,17 +84,18 @@ def base_votes(model: nn.Module, images: Tensor, max_batch: int | None = None) -
         max_batch: rows per forward pass; by image size and device if not given.
     """
     base, normalize = (model.base, model.normalize) if isinstance(model, SmoothedClassifier) else (model, None)
-    channels, height, width = images.shape[1:]
-    passes = Passes(
-        base, no_noise(), (channels, height, width), 0, normalize=normalize, precision="fp32", micro_batch=max_batch
+    images = pixels(images)
+    function = BaseFunction.resolved(
+        base, no_noise(), images.shape[1:], normalize=normalize, precision="fp32", micro_batch=max_batch
     )
-    images = pixels(images.to(passes.device))
-    zeros = torch.zeros(len(images), dtype=torch.int64, device=passes.device)  # there is no loss, and no noise
-    return passes.outcomes(images, zeros, zeros, 0, 1).votes
+    images = images.to(function.device)
+    zeros = torch.zeros(len(images), dtype=torch.int64, device=function.device)  # there is no loss, and no noise
+    return Gradients(function).outcomes(images, zeros, zeros, 0, 1).votes
 
 
 def distances(images: Tensor, adversarial: Tensor, norm: str) -> Tensor:
-    """How far images were moved, float64 [N] in [0, 1] pixel units, by norm "linf" or "l2"; exact but for the sum."""
+    """Distances that images were moved by, float64 [N] in [0, 1] pixel units, by norm "linf" or "l2"; exact but for the
+    sum."""
     choice("norm", norm, ORDERS)
     moved = pixels(adversarial).double() - pixels(images).double().to(adversarial.device)
     return torch.linalg.vector_norm(moved.flatten(1), ORDERS[norm], dim=1)

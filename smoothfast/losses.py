@@ -68,7 +68,7 @@ def _own(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _others(logits: Tensor, classes: Tensor) -> Tensor:
-    """Without that of the class: below every other one."""
+    """Logits without that of the class, which is put below every other one."""
     return logits.masked_fill(_is_own(logits, classes), -1e30)
 
 
@@ -82,6 +82,7 @@ class Differentiated(nn.Module):
         self.base, self.loss = base, loss
 
     def forward(self, replicas: Tensor, classes: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 [B, K], and gradients of the loss with respect to the replicas."""
         replicas = replicas.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.base(replicas, *noise).float()

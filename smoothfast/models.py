@@ -11,21 +11,36 @@ from importlib import import_module
 from itertools import pairwise
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import KINDS, inject_noise
-from .specs import choice, resolve
+from .checks import imported
+from .layers import inject_noise
+from .normalization import CIFAR10_STATISTICS, CIFAR100_STATISTICS, IMAGENET_STATISTICS, STATISTICS
+from .specs import MODEL_SPECS, require_model
 
-CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
-IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-STATISTICS = {"cifar10": CIFAR10_STATISTICS, "cifar100": CIFAR100_STATISTICS, "imagenet": IMAGENET_STATISTICS}
+__all__ = [
+    "CIFAR10_STATISTICS",
+    "CIFAR100_STATISTICS",
+    "IMAGENET_STATISTICS",
+    "MODELS",
+    "SPECS",
+    "STATISTICS",
+    "Normalize",
+    "ResNet",
+    "WideResNet",
+    "load",
+    "resnet20",
+    "resnet20b",
+    "resnet32",
+    "resnet56",
+    "resnet110",
+    "wrn34_10",
+]
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, as the first layer of a network that is fed images in [0, 1]."""
+    """Normalisation (x - mean) / std per channel, as the first layer of a network that is fed images in [0, 1]."""
 
     mean: Tensor
     std: Tensor
@@ -36,6 +51,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Normalised images, of the shape of the images."""
         return (images - self.mean) / self.std
 
 
@@ -49,6 +65,7 @@ class PadShortcut(nn.Module):
         self.padding = (0, 0, 0, 0, before, out_channels - in_channels - before)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Every `stride`-th pixel of x [N, C, H, W], with channels of zeros on either side."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
 
 
@@ -62,7 +79,7 @@ SHORTCUTS = {"A": PadShortcut, "B": projection_shortcut}
 
 
 class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN, plus the shortcut, then ReLU."""
+    """Residual block: conv-BN-ReLU-conv-BN, plus the shortcut, then ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
         super().__init__()
@@ -76,6 +93,7 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Activations after the block."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
@@ -111,7 +129,7 @@ class ResNet(nn.Module):
         return nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [N, 3, H, W] to logits [N, num_classes]."""
+        """Logits [N, num_classes] of normalised images [N, 3, H, W]."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
         return self.fc(x.mean((2, 3)))
@@ -133,6 +151,7 @@ class WideBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Activations after the block."""
         active = F.relu(self.bn1(x))
         residual = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return residual + (x if self.shortcut is None else self.shortcut(active))
@@ -164,7 +183,7 @@ class WideResNet(nn.Module):
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [N, 3, H, W] to logits [N, num_classes]."""
+        """Logits [N, num_classes] of normalised images [N, 3, H, W]."""
         x = self.stage3(self.stage2(self.stage1(self.conv1(x))))
         return self.fc(F.relu(self.bn(x)).mean((2, 3)))
 
@@ -215,10 +234,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-SPECS = (
-    f"one of {', '.join(MODELS)}, torchvision:NAME, timm:NAME or package.module:callable; with +pni or +cni, noise in "
-    "its weights"
-)
+SPECS = MODEL_SPECS
 
 
 def load(spec: str, num_classes: int) -> nn.Module:
@@ -233,21 +249,21 @@ def load(spec: str, num_classes: int) -> nn.Module:
     Raises:
         ValueError: the spec names nothing that can be built.
     """
+    require_model(spec)
     plain, plus, noise = spec.rpartition("+")
     if plus:
-        choice("the noise in the weights of model", noise, KINDS)
         return inject_noise(load(plain, num_classes), noise)
     if spec in MODELS:
         return MODELS[spec](num_classes=num_classes)
     kind, _, name = spec.partition(":")
     try:
         if kind == "torchvision":
-            return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+            return import_module("torchvision").models.get_model(name, weights=None, num_classes=num_classes)
         if kind == "timm":
             return import_module("timm").create_model(name, num_classes=num_classes)
     except (ImportError, ValueError, RuntimeError) as error:
         raise ValueError(f"model is {spec!r}, which cannot be built: {error}") from error
-    factory = resolve(spec, "model", SPECS)
+    factory = imported(spec, "model", SPECS)
     try:
         network = factory(num_classes=num_classes)
     except TypeError as error:

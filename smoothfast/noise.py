@@ -1,110 +1,38 @@
-"""Noise laws, keys, and the numbering of images and samples.
+"""Noise as users ask for it: that of one image, by law, seed, image id, sample ids and stream.
 
-Noise is a pure function of (seed, stream, image id, sample id, element) and of nothing else: not of batch size, order,
-dtype, memory format, thread count, device, or whether a run was resumed. docs/noise.md states the contract.
-"""
+Noise is a pure function of these and of nothing else: not of batch size, order, dtype, memory format, thread count,
+device, or whether a run was resumed. docs/noise.md states the contract."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from fractions import Fraction
-from functools import lru_cache
 
-import numpy as np
 import torch
-from mpmath import mp
 from torch import Tensor
 
-MAX_IMAGE_ID = 2**44 - 1
-MAX_SAMPLE_ID = 2**40 - 1
+from . import ops
+from .ops.laws import Law, float_law, gaussian_law, lattice_law, lattice_thresholds, no_noise
+from .ops.philox import key_words, philox, row_words, stream_key, uniforms, within
+from .streams import MAX_IMAGE_ID, MAX_SAMPLE_ID, Stream
 
-
-class Stream(IntEnum):
-    """What a sample is drawn for; samples of two streams are independent by construction.
-
-    REFINE never stands alone: the bits that refine a lattice draw of stream s carry the tag s * 16 + REFINE. Nor do
-    WEIGHT and ACTIVATION: the noise in the network that a sample of stream s passes carries s * 16 + WEIGHT.
-    """
-
-    SELECT = 1
-    ESTIMATE = 2
-    REFINE = 3
-    ATTACK = 4
-    ATTACK_START = 5
-    WEIGHT = 6
-    ACTIVATION = 7
-    TRAIN = 8
-    PREDICT = 9
-    RANDOMIZE = 10
-    FORWARD = 11
-    AUGMENT = 12
-
-
-def stream_key(seed: int, stream: Stream, device: torch.device | str = "cpu") -> Tensor:
-    """The key of an op: int64 [2], the 64 bits of the seed and the stream."""
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; it must lie in 0 .. 2**64 - 1")
-    bits = seed - 2**64 if seed >= 2**63 else seed
-    return torch.tensor([bits, int(Stream(stream))], dtype=torch.int64, device=device)
-
-
-def within(key: Tensor, stream: Stream) -> Tensor:
-    """The key of the noise in a network that samples of a key pass: of its weights, WEIGHT, or of its activations. The
-    samples that select a class and those that estimate its probability must not share that either."""
-    return torch.stack([key[0], key[1] << 4 | int(stream)])
-
-
-@dataclass(frozen=True)
-class Law:
-    """A noise law with its constants, ready for `ops.noisy_replicas`.
-
-    Attributes:
-        name: "lattice" or "gaussian".
-        sigma: standard deviation per channel, in [0, 1] pixel units; one entry serves all channels.
-        table: the constants the kernels read. lattice: thresholds' upper words int64 [S, 2M], lower words
-            int64 [S, 2M], guide int32 [S, G]. gaussian: sigma in units of the image, float32 [S].
-    """
-
-    name: str
-    sigma: tuple[float, ...]
-    table: tuple[Tensor, ...]
-
-    def deviation(self, elements: int) -> float:
-        """How far (total variation) noise on so many elements is from the rounded Gaussian that certificates speak of.
-
-        Lattice noise keeps the mass beyond 6.5 sigma, 2 Phi(-6.5) = 8.03e-11 an element, in its end cells, and its
-        thresholds are cut off at 2^-96. For float noise nothing of the kind is known: 0.
-        """
-        return 8.1e-11 * elements if self.name == "lattice" else 0.0
-
-    def to(self, device: torch.device | str) -> Law:
-        return Law(self.name, self.sigma, tuple(part.to(device) for part in self.table))
-
-
-def lattice_law(sigma: float | Sequence[float]) -> Law:
-    """The exact law of round(255 sigma N(0, 1)), for uint8 images; the only law of a sound certificate."""
-    sigmas = _checked(sigma)
-    high, low, guide = _lattice_table(sigmas)
-    return Law("lattice", sigmas, (high, low, guide))
-
-
-def gaussian_law(sigma: float | Sequence[float], levels: int = 1) -> Law:
-    """sigma N(0, 1) in float32, for float images in [0, 1] (`levels=1`) or uint8 images (`levels=255`)."""
-    sigmas = _checked(sigma)
-    return Law("gaussian", sigmas, (torch.tensor([levels * s for s in sigmas], dtype=torch.float32),))
-
-
-def no_noise() -> Law:
-    """Images as they are, drawn by the same kernels: what an attack on a classifier without noise samples from."""
-    return Law("gaussian", (0.0,), (torch.zeros(1),))
-
-
-def float_law(sigma: float | Sequence[float]) -> Law:
-    """Of noise on float images in [0, 1]: Gaussian, and none for sigma 0."""
-    return gaussian_law(sigma) if np.any(sigma) else no_noise()
+__all__ = [
+    "MAX_IMAGE_ID",
+    "MAX_SAMPLE_ID",
+    "Law",
+    "Stream",
+    "float_law",
+    "gaussian",
+    "gaussian_law",
+    "lattice",
+    "lattice_law",
+    "lattice_thresholds",
+    "no_noise",
+    "stream_key",
+    "uniform",
+    "uniforms",
+    "within",
+]
 
 
 def lattice(
@@ -144,30 +72,17 @@ def gaussian(
 
 def uniform(seed: int, image_id: int) -> float:
     """A uniform number in (0, 1] for the randomized bounds of an image: the stream RANDOMIZE, rounded up to 2^-53."""
-    from . import reference  # stands above noise, as ops does
-
     if not 0 <= image_id <= MAX_IMAGE_ID:
         raise ValueError(f"image_id is {image_id}; it must lie in 0 .. 2**44 - 1")
     key, zero = stream_key(seed, Stream.RANDOMIZE), torch.tensor(0)
-    counter = [zero, *reference._row_words(torch.tensor(image_id), zero, key[1])]
-    high, low, *_ = reference.philox(counter, reference._key_words(key))
+    counter = [zero, *row_words(torch.tensor(image_id), zero, key[1])]
+    high, low, *_ = philox(counter, key_words(key))
     return ((int(high) << 21 | int(low) >> 11) + 1) / 2**53
-
-
-def uniforms(count: int, seed: int, image_ids: Tensor, sample_ids: Tensor, stream: Stream) -> Tensor:
-    """Uniform numbers in (-1, 1), float32 [R, count], of image and sample ids [R]: the words of a stream, whose upper
-    24 bits count, on a grid symmetric around 0."""
-    from . import reference
-
-    words = reference._words(count, image_ids, sample_ids, stream_key(seed, stream, image_ids.device))
-    return ((words >> 8).double() * 2.0**-23 + (2.0**-24 - 1)).float()
 
 
 def _draw(
     zeros: Tensor, law: Law, seed: int, image_id: int, sample_ids: Sequence[int] | Tensor, stream: Stream
 ) -> Tensor:
-    from . import ops  # ops stands above noise; only these two conveniences look up
-
     samples = torch.as_tensor(sample_ids, dtype=torch.int64).reshape(-1)
     return ops.noisy_replicas(
         zeros,
@@ -179,90 +94,3 @@ def _draw(
         scale=torch.ones(1),
         shift=torch.zeros(1),
     )
-
-
-def _checked(sigma: float | Sequence[float]) -> tuple[float, ...]:
-    sigmas = tuple(float(s) for s in np.atleast_1d(sigma))
-    if not sigmas or not all(s > 0 and math.isfinite(s) for s in sigmas):
-        raise ValueError(f"sigma is {sigma}; it must be positive and finite, in [0, 1] pixel units")
-    return sigmas
-
-
-# ---- the lattice law -------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=32)
-def lattice_thresholds(sigma: float) -> tuple[int, ...]:
-    """T[i] = floor(2^96 Phi((2i+1) / (510 sigma))) for i = -M .. M-1, M = ceil(6.5 * 255 sigma).
-
-    With a uniform 96-bit u, N = #{i: T[i] <= u} - M has the law of round(255 sigma Z); sigma is the exact value of
-    the float. Mass beyond M (8e-11) stays in the end cells.
-    """
-    reach = math.ceil(Fraction(13, 2) * 255 * Fraction(sigma))
-    with mp.workprec(320):
-        root = mp.sqrt(2)
-        lower = [
-            int(mp.floor(mp.ldexp(mp.erfc(-mp.mpf(2 * i + 1) / (510 * mp.mpf(sigma)) / root), 95)))
-            for i in range(-reach, 0)
-        ]
-    # Phi(z) is irrational, so floor(2^96 (1 - Phi(z))) = 2^96 - 1 - floor(2^96 Phi(z)): the upper half is the mirror.
-    return (*lower, *(2**96 - 1 - t for t in reversed(lower)))
-
-
-@lru_cache(maxsize=32)
-def _lattice_table(sigmas: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of `Law.table`, one per sigma, padded to one M: -1 is below every word, 2^32 above."""
-    rows = [lattice_thresholds(sigma) for sigma in sigmas]
-    width = max(map(len, rows))
-    high = np.empty((len(rows), width), np.int64)
-    low = np.zeros((len(rows), width), np.uint64)
-    for upper, lower, row in zip(high, low, rows, strict=True):
-        pad = (width - len(row)) // 2
-        upper[:pad], upper[width - pad :] = -1, 2**32
-        upper[pad : width - pad] = [t >> 64 for t in row]
-        lower[pad : width - pad] = [t & (2**64 - 1) for t in row]
-    guide = _guide(high)
-    return torch.from_numpy(high), torch.from_numpy(low.view(np.int64)), torch.from_numpy(guide)
-
-
-def _guide(high: np.ndarray) -> np.ndarray:
-    """One entry per bucket of float32 bits of the folded word; a single gather then decides almost every draw.
-
-    The folded word a = |int32(w | 1)| maps both tails to small a; the bits of float32(a) are monotone in a, and
-    their upper 8 + k bits number buckets that get finer towards the tail, as the thresholds do. An entry holds
-    -|N| at the low end of its bucket (upper bits) and the lower bits of the one threshold inside (all ones if none).
-    Words that share all float bits with a threshold are decided by the thresholds themselves.
-    """
-    for k in range(4, 16):
-        rows = [_guide_row(row, k) for row in high]
-        if all(row is not None for row in rows):
-            return np.stack(rows)  # type: ignore[arg-type]
-    raise ValueError("sigma is too large for a lattice table; use sigma up to 19")
-
-
-def _guide_row(high: np.ndarray, k: int) -> np.ndarray | None:
-    """The guide with 2^k buckets per octave, or None where a bucket would need two thresholds."""
-    shift = 23 - k
-    mask = (1 << shift) - 1
-    reach = high.size // 2
-    padding = int((high == -1).sum())
-    words = high[padding:reach] | 1
-    bits = _float_bits(words)
-    bucket = (bits >> shift) - (127 << k)
-    entries = (31 << k) + 1
-    inside = np.bincount(bucket, minlength=entries)
-    if inside.size > entries:
-        return None
-    crowded = inside[bucket] > 1
-    first_bits = bits[np.searchsorted(bucket, bucket)]
-    next_bucket = (_float_bits(words + 2) >> shift) - (127 << k)
-    if np.any(crowded & ((bits != first_bits) | (next_bucket == bucket))):
-        return None
-    magnitude = reach - padding - (np.cumsum(inside) - inside)
-    residual = np.full(entries, mask)
-    residual[bucket] = bits & mask
-    return ((-magnitude << shift) | residual).astype(np.int32)
-
-
-def _float_bits(words: np.ndarray) -> np.ndarray:
-    return words.astype(np.float32).view(np.int32).astype(np.int64)

@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-NAMES = ("prediction", "weighted", "soft", "logit")
+from .names import VOTINGS
+
 LARGEST = 2**32
 """Units that a copy gives a class at most, 2^31 - 1 copies together less than 2^63."""
 
@@ -38,10 +39,11 @@ class Voting:
 
     @property
     def differentiable(self) -> bool:
-        """Whether what a copy gives has a gradient."""
+        """Whether the share of a class has a gradient."""
         return self.name in ("soft", "logit")
 
     def to(self, device: torch.device | str) -> Voting:
+        """The rule with its weights on a device."""
         return self if self.weights is None else replace(self, weights=self.weights.to(device))
 
 
@@ -51,7 +53,7 @@ LOGIT = Voting("logit", 2.0**-20)
 
 
 def weighted(weights: Sequence[float]) -> Voting:
-    """A class gets a weight by its rank, 0 where there are more classes than weights.
+    """The rule that gives a class a weight by its rank, 0 where there are more classes than weights.
 
     Weights are rounded to 2^-32 of the power of 2 that is next to the first one, from above; what that makes 0 is left
     out. Equal logits rank in the order of their classes.
@@ -72,14 +74,14 @@ def weighted(weights: Sequence[float]) -> Voting:
     return Voting("weighted", unit, torch.tensor([count for count in units if count]))
 
 
-def resolve(spec: str | Sequence[float], num_classes: int) -> Voting:
+def voting_rule(spec: str | Sequence[float], num_classes: int) -> Voting:
     """The voting rule that users name, or give as weights by rank.
 
     "weighted" are the weights 2^-(k-1) of rank k, over all classes as in the code of Nemcovsky et al. (eq. 11 does not
     fix them); from rank 34 on less than half a unit.
 
     Args:
-        spec: one of `NAMES`, or numbers, one per rank, the most probable class first.
+        spec: one of `names.VOTINGS`, or numbers, one per rank, the most probable class first.
         num_classes: K.
 
     Raises:
@@ -93,7 +95,7 @@ def resolve(spec: str | Sequence[float], num_classes: int) -> Voting:
         return weighted([2.0**-rank for rank in range(min(num_classes, 64))])
     named = {voting.name: voting for voting in (PREDICTION, SOFT, LOGIT)}
     if spec not in named:
-        raise ValueError(f"voting is {spec!r}; it must be one of {', '.join(NAMES)}, or weights by rank")
+        raise ValueError(f"voting is {spec!r}; it must be one of {', '.join(VOTINGS)}, or weights by rank")
     return named[spec]
 
 

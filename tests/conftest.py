@@ -10,22 +10,26 @@ from zipfile import ZipFile
 
 import pytest
 import torch
-from amx import EmulatedAmx, compiler_version
+from helpers.amx import EmulatedAmx, compiler_version
 from torch import Tensor
 
-from smoothfast import data, fused, ops
+from smoothfast import data, ops
+from smoothfast.runners import fused
 
-pytest_plugins = ["watchdog"]
-collect_ignore = ["ptx"]  # modules that tests import; test_cuda.py runs the one that is a program
+HERE = Path(__file__).parent
+pytest_plugins = ["helpers.watchdog"]
+collect_ignore = ["gpu/ptx"]  # modules that tests import; test_cuda.py runs the one that is a program
 
 # A file keeps a core busy from its first test to its last: those that take longest begin, so that none ends alone.
-LONGEST = ("cuda", "readme", "triton_ptx", "triton", "runners", "distributed", "simulation", "cuda_on_cpu", "fused")
-LONGEST += ("passes", "attacks_black_box", "cli", "registration")
+LONGEST = ("gpu/test_cuda", "project/test_readme", "gpu/test_triton_ptx", "gpu/test_triton", "runners/test_runners")
+LONGEST += ("runs/test_shards", "procedures/test_simulation", "gpu/test_cuda_on_cpu", "runners/test_fused")
+LONGEST += ("engine/test_gradients", "attacks/test_black_box", "cli/test_certify", "cli/test_attack")
+LONGEST += ("ops/test_registration",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(HERE).with_suffix("").as_posix(), len(LONGEST)))
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))

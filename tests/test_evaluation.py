@@ -9,10 +9,10 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from smoothfast import ABSTAIN, SmoothedClassifier
+from smoothfast.engine import BaseFunction, Gradients
 from smoothfast.evaluation import accuracy, base_votes, distances
 from smoothfast.noise import gaussian_law
-from smoothfast.passes import Passes
-from smoothfast.smoothing import elected
+from smoothfast.smoothing.results import winners
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +57,7 @@ def test_the_level_is_095() -> None:
 
 def test_most_votes_elect() -> None:
     votes = torch.tensor([[3, 5, 4], [4, 1, 4], [0, 0, 0], [0, 0, 9]])
-    assert elected(votes).tolist() == [1, 0, ABSTAIN, 2]
+    assert winners(votes).tolist() == [1, 0, ABSTAIN, 2]
     assert accuracy(votes, [1, 0, 0, 2]).correct == 3  # what nothing has voted for is not correct
     assert accuracy(votes, [1, 2, 1, 0]).correct == 1
 
@@ -148,8 +148,8 @@ def test_votes_are_of_samples_that_no_attack_sees(images: Tensor) -> None:
 
     pixels = torch.full((5, 3, 6, 6), 0.5)
     zeros = torch.zeros(5, dtype=torch.int64)
-    passes = Passes(Sign(), gaussian_law(0.25), (3, 6, 6), seed=7, precision="fp32")
-    seen = passes.outcomes(pixels, zeros, torch.arange(5), 0, 40).votes
+    function = BaseFunction.resolved(Sign(), gaussian_law(0.25), (3, 6, 6), precision="fp32", seed=7)
+    seen = Gradients(function).outcomes(pixels, zeros, torch.arange(5), 0, 40).votes
     fresh = SmoothedClassifier(Sign().eval(), 0.25, 2, seed=7, precision="fp32").votes(pixels, 40)
     assert seen.sum(1).tolist() == fresh.sum(1).tolist() == [40] * 5
     assert (seen != fresh).any(1).sum() >= 3

@@ -19,8 +19,9 @@ from mpmath import mp
 from torch import Tensor
 
 import smoothfast as sf
-from smoothfast import ops, reference
+from smoothfast import ops
 from smoothfast.noise import Stream, gaussian_law, lattice_law, lattice_thresholds, stream_key
+from smoothfast.ops import reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIGMAS = (0.12, 0.25, 0.5, 1.0)
@@ -370,7 +371,7 @@ def test_gaussian_at_the_ends_of_the_radius(instruction_set: str) -> None:
 
 
 def test_gaussian_of_the_reference_at_the_largest_radius(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_words", lambda elements, *_: torch.zeros(1, elements, dtype=torch.int64))
+    monkeypatch.setattr(reference, "random_words", lambda elements, *_: torch.zeros(1, elements, dtype=torch.int64))
     key, ids = stream_key(0, Stream.ESTIMATE), torch.tensor([0])
     z = reference.LAWS["gaussian"](64, ids, ids, key, gaussian_law(1.0).table)
     assert z.max().item() == pytest.approx(6.6604, abs=1e-4)
@@ -439,7 +440,7 @@ def test_uniform_by_compiled_philox(instruction_set: str, extension: Any, seed: 
 
 @pytest.mark.parametrize(("word", "number"), [(0, 2.0**-53), (WORD, 1.0)])
 def test_uniform_at_its_ends(word: int, number: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "philox", lambda *_: [torch.tensor(word)] * 4)
+    monkeypatch.setattr(sf.noise, "philox", lambda *_: [torch.tensor(word)] * 4)
     assert sf.noise.uniform(0, 0) == number
 
 

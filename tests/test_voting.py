@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import smoothfast as sf
 from smoothfast import ops
-from smoothfast.engine import Job
+from smoothfast.engine import BaseFunction, Engine, Job
 from smoothfast.noise import Stream, gaussian_law, lattice_law, stream_key
 from smoothfast.procedures import Total
-from smoothfast.voting import LOGIT, PREDICTION, SOFT, log_scores, resolve
+from smoothfast.voting import LOGIT, PREDICTION, SOFT, log_scores, voting_rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES, SEED, SIGMA = 5, 11, 0.3
@@ -123,7 +123,7 @@ def test_a_scale_of_weights_changes_no_log_score() -> None:
 
 @by_rule
 def test_log_scores_are_finite_and_in_the_order_of_counts(voting: Any) -> None:
-    rule = resolve(voting, 3)
+    rule = voting_rule(voting, 3)
     counts = torch.tensor([[0, 0, 0], [0, 7, 2**40], [2**33 - 1, 1, 0]])
     scores = log_scores(rule, counts, 1000)
     assert scores.isfinite().all()
@@ -275,18 +275,11 @@ def test_one_pass_serves_every_rule() -> None:
     """Votes by rule in their order, and broken rows once."""
     smoothed = make(Pixels().eval(), "prediction")
     engine = smoothed.engine(PIXELS)
-    rules = [PREDICTION, SOFT, resolve("weighted", CLASSES), LOGIT]
-    several = type(engine)(
-        Pixels().eval(),
-        engine.law,
-        (3, 6, 6),
-        torch.uint8,
-        CLASSES,
-        SEED,
-        precision="fp32",
-        micro_batch=16,
-        votings=rules,
+    rules = [PREDICTION, SOFT, voting_rule("weighted", CLASSES), LOGIT]
+    function = BaseFunction.resolved(
+        Pixels().eval(), engine.function.law, (3, 6, 6), torch.uint8, precision="fp32", micro_batch=16, seed=SEED
     )
+    several = Engine(function, CLASSES, rules)
     jobs = [Job(image, i, Total(50)) for i, image in enumerate(PIXELS)]
     decisions = list(several.run(jobs))
     for place, (rule, name) in enumerate(zip(rules, ("prediction", "soft", "weighted", "logit"), strict=True)):

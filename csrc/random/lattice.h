@@ -1,6 +1,6 @@
 // The lattice law: N = #{i : T[i] <= u} - M for a 96-bit u, decided by one 32-bit word and one table entry in all but
-// a few draws in 100,000. The guide is built by smoothfast/noise.py and relies on the very mapping below. Host and
-// device.
+// a few draws in 100,000. The guide is built by smoothfast/ops/laws.py and relies on the very mapping below. Host
+// and device.
 #pragma once
 
 #include "../rules/arithmetic.h"

@@ -6,20 +6,20 @@ import json
 import sys
 from pathlib import Path
 
-from smoothfast.analysis import markdown
-from smoothfast.sweeps import means, read
+from smoothfast.runs.sweep_log import read
+from smoothfast.runs.tables import Spread, markdown, sweep_means
 
 HERE = Path(__file__).parent
 NETWORKS = ("adversarial", "pni-w", "cni-w", "cni-i+w", "epgd", "high-k")
 RULES = ("prediction", "soft", "weighted")
 NORMALISED = 4.05  # sigmas of the paper are of normalised images: 1 over the mean standard deviation of the channels
 
-Means = dict[tuple[str, float, str, int], tuple[float, float | None]]
+Means = dict[tuple[str, float, str, int], Spread]
 
 
 def found(network: str, what: str) -> Means:
     """Mean accuracy and its spread over seeds, by images, sigma, rule and samples."""
-    return means(read(HERE / "sweeps" / f"{network}-{what}.csv"))
+    return sweep_means(read(HERE / "sweeps" / f"{network}-{what}.csv"))
 
 
 def grid(network: str) -> Means:
@@ -35,11 +35,6 @@ def best_sigma(network: str) -> float:
         if (images, rule, samples) == ("pgd", "prediction", 32)
     }
     return max(under_attack, key=lambda sigma: under_attack[sigma])
-
-
-def percent(value: tuple[float, float | None]) -> str:
-    accuracy, spread = value
-    return f"{100 * accuracy:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
 
 def training() -> str:
@@ -73,12 +68,12 @@ def accuracies() -> str:
     for network in NETWORKS:
         single, long, legacy = (found(network, what) for what in ("single", "samples", "legacy"))
         sigma, most = best_sigma(network), max(samples for *_, samples in long)
-        alone = [percent(single[images, 0.0, "prediction", 1]) for images in ("clean", "pgd")]
+        alone = [str(single[images, 0.0, "prediction", 1]) for images in ("clean", "pgd")]
         rows.append([network, "none", "0", "1", *alone, ""])
         rows += [
             [network, rule, f"{sigma:g} ({NORMALISED * sigma:.2f})", str(most),
-             *(percent(long[images, sigma, rule, most]) for images in ("clean", "pgd")),
-             percent(legacy["pgd-legacy", sigma, rule, 64])]
+             *(str(long[images, sigma, rule, most]) for images in ("clean", "pgd")),
+             str(legacy["pgd-legacy", sigma, rule, 64])]
             for rule in RULES
         ]  # fmt: skip
     return markdown(["network", "smoothing", "sigma", "M", "clean", "PGD", "legacy PGD, M = 64"], rows)
@@ -91,7 +86,7 @@ def by_samples() -> str:
     for network in NETWORKS:
         long, sigma = found(network, "samples"), best_sigma(network)
         cells = [long.get(("pgd", sigma, "prediction", number)) for number in numbers]
-        rows.append([network, *("" if cell is None else percent(cell) for cell in cells)])
+        rows.append([network, *("" if cell is None else str(cell) for cell in cells)])
     return markdown(["network", *map(str, numbers)], rows)
 
 
@@ -106,7 +101,7 @@ def by_sigma() -> str:
                 most = {
                     sigma: max(n for i, s, r, n in rows_of if (i, s, r) == (images, sigma, rule)) for sigma in sigmas
                 }
-                cells = [percent(rows_of[images, sigma, rule, most[sigma]]) for sigma in sigmas]
+                cells = [str(rows_of[images, sigma, rule, most[sigma]]) for sigma in sigmas]
                 rows.append([network, images, rule, *cells])
     return markdown(["network", "images", "smoothing", *(f"{sigma:g}" for sigma in sigmas)], rows)
 
@@ -119,8 +114,8 @@ def robust() -> str:
         if (HERE / "sweeps" / f"{network}-eot.csv").exists():
             eot = found(network, "eot")
             keys = [("clean", "prediction"), *(("epgd", rule) for rule in RULES)]
-            cells = [percent(eot[images, sigma, rule, 64]) for images, rule in keys]
-        rows.append([network, f"{sigma:g}", percent(found(network, "samples")["pgd", sigma, "prediction", 64]), *cells])
+            cells = [str(eot[images, sigma, rule, 64]) for images, rule in keys]
+        rows.append([network, f"{sigma:g}", str(found(network, "samples")["pgd", sigma, "prediction", 64]), *cells])
     return markdown(["network", "sigma", "PGD, 1,000 images", "clean", *(f"EPGD, {rule}" for rule in RULES)], rows)
 
 
@@ -128,7 +123,7 @@ def strength() -> str:
     """Majority votes of CNI-W under attacks that spend so many gradients."""
     sigma = best_sigma("cni-w")
     rows = [
-        [about, percent(found("cni-w", what)[attack, sigma, "prediction", 64])]
+        [about, str(found("cni-w", what)[attack, sigma, "prediction", 64])]
         for what, attack, about in (
             ("pgd-7", "pgd", "PGD, k = 7: 7 gradients"),
             ("pgd-56", "pgd", "PGD, k = 56: 56"),

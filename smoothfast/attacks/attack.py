@@ -1,4 +1,4 @@
-"""What all attacks share: the model, the classes to go away from or to, noisy samples and their counts."""
+"""The base of all attacks: the model, the classes to go away from or to, noisy samples and their counts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from .. import ops
-from ..costs import AUTO, CORES, candidates, measure
-from ..engine import default_micro_batch, resolve_precision
+from .. import names, ops
+from ..checks import at_least, choice, seed_in_range
+from ..engine import BaseFunction, Gradients, default_micro_batch
+from ..engine.blocks import BLOCK
+from ..images import checked_ids, checked_labels, pixels
 from ..layers import draws_noise
 from ..losses import Loss, cross_entropy
-from ..noise import MAX_SAMPLE_ID, Stream, float_law, stream_key, uniforms
-from ..packing import BLOCK
-from ..passes import Passes
-from ..runners import Kept, device_of, fingerprint
-from ..smoothing import SmoothedClassifier, checked_ids, checked_labels, pixels
-from ..soft import SoftClassifier
-from ..specs import at_least, choice
+from ..modules import device_of
+from ..normalization import Normalization
+from ..ops.laws import float_law
+from ..ops.philox import uniforms
+from ..runners.choice import CORES, RunnerCache, candidates, measure
+from ..runners.precision import resolve_precision
+from ..smoothing import SmoothedClassifier, SoftClassifier
+from ..streams import MAX_SAMPLE_ID, Stream
 
 
 class Options(TypedDict, total=False):
-    """What every attack takes by keyword, beside its own arguments.
+    """Options that every attack takes by keyword, beside its own arguments.
 
     Attributes:
         sigma: noise on an image, in [0, 1] pixel units. If not given, that of a `SmoothedClassifier`, else none; 0 for
@@ -36,7 +39,8 @@ class Options(TypedDict, total=False):
             `SmoothedClassifier`, else "auto".
         max_batch: rows per forward and backward pass; bounds memory whatever `samples` is. If not given, by image size,
             and in eager mode no more than there are for 2 cores.
-        runner: "eager", "compiled", "openvino", or "auto": what takes least for one call of the attack (`costs`).
+        runner: "eager", "compiled", "openvino", or "auto": what takes least for one call of the attack
+            (`runners.choice`).
         replicas_per_forward: for models that draw noise of their own once in a forward pass: how many samples of an
             image share it. 1 draws anew for each sample; images beside each other share it still.
     """
@@ -49,10 +53,11 @@ class Options(TypedDict, total=False):
     replicas_per_forward: int | None
 
 
-ROOM = 2**24  # numbers that a draw has for the samples of an image: of PGD, steps times samples are in use
-DRAWS = (MAX_SAMPLE_ID + 1) // ROOM
+ROOM = 2**24  # numbers that a repetition has for the samples of an image: of PGD, steps times samples are in use
+REPETITIONS = (MAX_SAMPLE_ID + 1) // ROOM
 
-Targets = Callable[[Passes, Tensor, Tensor, Tensor], Tensor]  # of passes, images, labels and image ids
+Targets = Callable[[Gradients, Tensor, Tensor, Tensor], Tensor]
+"""The classes to be reached, of an engine, images, labels and image ids."""
 
 
 class Attack(ABC):
@@ -67,8 +72,8 @@ class Attack(ABC):
     The others are described in `Options`.
 
     Attributes:
-        draw: which repetition the next call is, 0 .. 65535; 0 unless set. Noise, random starts and random targets of
-            different draws are independent, and one draw repeats itself. Training counts epochs by it.
+        repetition: which one the next call is, 0 .. 65535; 0 unless set. Noise, random starts and random targets of
+            different repetitions are independent, and one gives the same results again. Training counts epochs by it.
         gradients: sample gradients that the last call took, over all images: backward passes of one noisy copy.
         forwards: noisy copies that it sent through the base classifier, those of the gradients included.
     """
@@ -76,9 +81,9 @@ class Attack(ABC):
     loss: Loss = staticmethod(cross_entropy)
     columns = 1  # of classes, that the loss takes
     average = "loss"
-    needs: tuple[str, ...] = ("backward",)  # kinds of passes, see `Passes.outcomes`
-    draws = 1  # of samples, by an image: what the choice of a runner is made by
-    draw = 0
+    needs: tuple[str, ...] = ("backward",)  # how it asks, see `Gradients.outcomes`
+    passes_per_image = 1  # of `samples` samples each: what the choice of a runner is made by
+    repetition = 0
 
     def __init__(
         self,
@@ -92,16 +97,16 @@ class Attack(ABC):
         runner: str = "auto",
         replicas_per_forward: int | None = None,
     ) -> None:
-        choice("runner", runner, AUTO)
+        choice("runner", runner, names.RUNNERS)
         if isinstance(model, SoftClassifier):
             raise ValueError("model is a SoftClassifier, which is for other packages; give the SmoothedClassifier")
-        stream_key(index(seed), Stream.ATTACK)  # checks it
+        seed_in_range(seed)
         at_least(1, samples=samples, max_batch=max_batch, replicas_per_forward=replicas_per_forward)
         self.model, self.samples, self.seed = model, samples, seed
         self.max_batch, self.runner = max_batch, runner
         self.replicas_per_forward = replicas_per_forward
         self.base: nn.Module = model
-        self.normalize: ops.Statistics | None = None
+        self.normalize: Normalization | None = None
         self.clip = False
         if isinstance(model, SmoothedClassifier):
             self.base, self.normalize, self.clip = model.base, model.normalize, model.clip
@@ -112,7 +117,7 @@ class Attack(ABC):
         self.gradients = self.forwards = 0
         self._takes_normalized = False
         self._targets: Targets | None = None
-        self._kept = Kept[Passes]()
+        self._engines: RunnerCache[BaseFunction, Gradients] = RunnerCache()
 
     def __call__(
         self, images: Tensor, labels: Sequence[int] | Tensor, image_ids: Sequence[int] | Tensor | None = None
@@ -131,71 +136,84 @@ class Attack(ABC):
         ids = torch.tensor(checked_ids(image_ids, len(images)), dtype=torch.int64, device=images.device)
         if not len(images):
             return images
-        passes = self.passes(images, len(images))
-        return self._normalized(self.craft(passes, images, self._classes(labels, passes, len(images)), ids))
+        engine = self.engine(images, len(images))
+        engine.refresh()
+        return self._normalized(self.craft(engine, images, self._classes(labels, engine, len(images)), ids))
 
-    def craft(self, passes: Passes, images: Tensor, labels: Tensor, image_ids: Tensor) -> Tensor:
-        """What a call returns, by passes that the caller keeps: for training, where eager passes see the weights of the
-        moment, and need not be made anew as long as the code of the model stays the same.
+    def craft(self, engine: Gradients, images: Tensor, labels: Tensor, image_ids: Tensor) -> Tensor:
+        """Adversarial images as of a call, by an engine that the caller keeps: for training, where an eager one sees
+        the weights of the moment, and need not be made anew as long as the code of the model stays the same.
 
         Args:
-            passes: of this attack, see `passes`.
+            engine: of this attack, see `engine`.
             images: float32 [N, C, H, W] in [0, 1]. This and the others, on the device of the model, are not checked.
             labels, image_ids: int64 [N].
         """
-        passes.forwards = passes.backwards = 0
-        passes.origin = self.origin
+        engine.forwards = engine.backwards = 0
+        engine.origin = self.origin
         if self._targets is not None:
-            labels = self._classes(self._targets(passes, images, labels, image_ids), passes, len(images))
-        adversarial = self._attack(passes, images, labels, image_ids)
-        self.gradients, self.forwards = passes.backwards, passes.forwards
+            labels = self._classes(self._targets(engine, images, labels, image_ids), engine, len(images))
+        adversarial = self._attack(engine, images, labels, image_ids)
+        self.gradients, self.forwards = engine.backwards, engine.forwards
         return adversarial
 
     @property
+    def draw(self) -> int:
+        """The name of `repetition` in version 0.1."""
+        return self.repetition
+
+    @draw.setter
+    def draw(self, repetition: int) -> None:
+        """Sets `repetition`."""
+        self.repetition = repetition
+
+    @property
     def origin(self) -> int:
-        """The number of the first sample of this draw."""
-        if not 0 <= index(self.draw) < DRAWS:
-            raise ValueError(f"draw is {self.draw}; it must lie in 0 .. {DRAWS - 1}")
-        return self.draw * ROOM
+        """The number of the first sample of this repetition."""
+        if not 0 <= index(self.repetition) < REPETITIONS:
+            raise ValueError(f"repetition is {self.repetition}; it must lie in 0 .. {REPETITIONS - 1}")
+        return self.repetition * ROOM
 
     @abstractmethod
-    def _attack(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
+    def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
         """Adversarial images of images [N, C, H, W], away from or towards classes [N]."""
 
     @property
     def sign(self) -> int:
-        """Of the gradients of the loss that the attack goes along: up, or down to a target."""
+        """Direction in which the attack goes along the gradients of the loss: 1 is up, -1 down to a target."""
         return 1 if self._targets is None else -1
 
     def _directed(self, classes: Tensor) -> Tensor:
-        """What `losses.capped_margin` takes: int64 [N, 2], classes and directions."""
+        """Classes and directions int64 [N, 2], as `losses.capped_margin` takes them."""
         return torch.stack([classes, torch.full_like(classes, self.sign)], 1)
 
     # ---- modes, named as in torchattacks ---------------------------------------------------------------------------
 
     def set_mode_default(self) -> None:
-        """Away from the true label."""
+        """Makes the attack go away from the true label."""
         self._targets = None
 
     def set_mode_targeted_by_label(self) -> None:
-        """`labels` are the classes to be reached."""
-        self._targets = lambda passes, images, labels, ids: labels
+        """Makes the attack go towards `labels`."""
+        self._targets = lambda engine, images, labels, ids: labels
 
     def set_mode_targeted_by_function(self, target_map_function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Towards the classes that a function makes of images and labels."""
-        self._targets = lambda passes, images, labels, ids: target_map_function(images, labels)
+        """Makes the attack go towards the classes that a function makes of images and labels."""
+        self._targets = lambda engine, images, labels, ids: target_map_function(images, labels)
 
     def set_mode_targeted_random(self) -> None:
-        """Towards a class other than the label, all equally likely; a function of seed and image id."""
+        """Makes the attack go towards a class other than the label, all equally likely; a function of seed and image
+        id."""
         self._targets = self._random_targets
 
     def set_mode_targeted_least_likely(self, kth_min: int = 1) -> None:
-        """Towards the class with the smallest mean logit over the samples (the second smallest, …), never the label."""
+        """Makes the attack go towards the class with the smallest mean logit over the samples (the second smallest, …),
+        never the label."""
         at_least(1, kth_min=kth_min)
         self._targets = partial(self._least_likely, kth_min)
 
     def set_normalization_used(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Images come and go normalised, for a model that takes them so; eps stays in [0, 1] pixel units."""
+        """Makes images come and go normalised, for a model that takes them so; eps stays in [0, 1] pixel units."""
         if isinstance(self.model, SmoothedClassifier):
             raise ValueError(
                 "the model is a SmoothedClassifier, which takes images in [0, 1] and has its own normalize"
@@ -203,18 +221,28 @@ class Attack(ABC):
         ops.affine((mean, std), len(mean), torch.float32)  # checks them
         self.normalize, self._takes_normalized = (tuple(mean), tuple(std)), True
 
-    def _random_targets(self, passes: Passes, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        draws = uniforms(1, self.seed, ids, torch.full_like(ids, MAX_SAMPLE_ID - self.draw), Stream.ATTACK_START)[:, 0]
-        others = passes.num_classes - 1
-        return (labels + 1 + ((draws.double() + 1) / 2 * others).long()) % passes.num_classes
+    def _random_targets(self, engine: Gradients, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        samples = torch.full_like(ids, MAX_SAMPLE_ID - self.repetition)
+        drawn = uniforms(1, self.seed, ids, samples, Stream.ATTACK_START)[:, 0]
+        others = engine.num_classes - 1
+        return (labels + 1 + ((drawn.double() + 1) / 2 * others).long()) % engine.num_classes
 
-    def _least_likely(self, kth_min: int, passes: Passes, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        if kth_min >= passes.num_classes:
-            raise ValueError(f"kth_min is {kth_min}; the model has {passes.num_classes} classes, one of them the label")
+    def _least_likely(self, kth_min: int, engine: Gradients, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        if kth_min >= engine.num_classes:
+            raise ValueError(f"kth_min is {kth_min}; the model has {engine.num_classes} classes, one of them the label")
         classes = labels[:, None].expand(-1, self.columns)  # of no account: the loss is not looked at
-        logits = passes.outcomes(images, classes, ids, 0, self.samples).logits
+        logits = engine.outcomes(images, classes, ids, 0, self.samples).logits
         logits.scatter_(1, labels[:, None], torch.inf)
         return logits.argsort(1)[:, kth_min - 1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes but for the engines, which are made anew where they are needed."""
+        return {name: value for name, value in self.__dict__.items() if name != "_engines"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        former = {"draw": "repetition", "draws": "passes_per_image"}  # names of version 0.1
+        self.__dict__.update({former.get(name, name): value for name, value in state.items() if name != "_kept"})
+        self._engines = RunnerCache()
 
     # ---- what goes in and out --------------------------------------------------------------------------------------
 
@@ -224,7 +252,7 @@ class Attack(ABC):
         return mean, std
 
     def _pixels(self, images: Tensor) -> Tensor:
-        """float32 in [0, 1], on the device of the model."""
+        """Images float32 in [0, 1], on the device of the model."""
         if self._takes_normalized:
             mean, std = self._statistics(images)
             images = (images * std + mean).clamp(0, 1)  # rounding may have left the range
@@ -236,53 +264,53 @@ class Attack(ABC):
         mean, std = self._statistics(adversarial)
         return (adversarial - mean) / std
 
-    def _classes(self, labels: Sequence[int] | Tensor, passes: Passes, count: int) -> Tensor:
-        checked = checked_labels(labels, count, passes.num_classes)
-        return torch.tensor(checked, dtype=torch.int64, device=passes.device)
+    def _classes(self, labels: Sequence[int] | Tensor, engine: Gradients, count: int) -> Tensor:
+        checked = checked_labels(labels, count, engine.num_classes)
+        return torch.tensor(checked, dtype=torch.int64, device=engine.function.device)
 
-    # ---- passes ----------------------------------------------------------------------------------------------------
+    # ---- the engine ------------------------------------------------------------------------------------------------
 
-    def passes(self, images: Tensor, count: int) -> Passes:
-        """What the attack asks about images [N, C, H, W] of this shape: by the runner that takes least, and the next
-        where it declines the model.
+    def engine(self, images: Tensor, count: int) -> Gradients:
+        """The engine for images [N, C, H, W] of this shape, by the runner that takes least, and by the next where it
+        declines the model.
 
         Args:
             count: images that are to come, in however many calls; runner "auto" chooses by them.
         """
-        return self._kept.first(
-            self._candidates(images, count), partial(self._key, images, count), partial(self._build, images, count)
-        )
+        others = self.loss, self.average, self.replicas_per_forward
+        return self._engines.first_accepted(self.functions(images, count), self._new_engine, *others)
+
+    def functions(self, images: Tensor, count: int) -> list[BaseFunction]:
+        """The base classifier for images of this shape by each runner to be tried, the preferred one first."""
+        runners = [self.runner]
+        if self.runner == "auto":
+            runners = self._candidates(images, count)
+        return [self._function(images, count, runner) for runner in runners]
 
     def _candidates(self, images: Tensor, count: int) -> list[str]:
-        device = device_of(self.base)
-        if self.runner != "auto":
-            return [self.runner]
         if self.replicas_per_forward is not None:
             return ["eager"]  # a model that draws noise itself is no fixed graph
-        network = measure(self.base, tuple(images.shape[1:]))
-        passes = count * self.draws * self.samples * (1 + ("backward" in self.needs))
-        return candidates(network, passes, resolve_precision(self.precision, device), device)
+        device = device_of(self.base)
+        passes = count * self.passes_per_image * self.samples * (1 + ("backward" in self.needs))
+        workload = measure(self.base, tuple(images.shape[1:]))
+        return candidates(workload, passes, resolve_precision(self.precision, device), device)
 
-    def _key(self, images: Tensor, count: int, runner: str) -> Any:
-        if runner == "eager":
-            return object()  # made anew: code of the model may have changed, which nobody sees
-        batch = self._micro_batch(images, count, runner)
-        return fingerprint(self.base, runner), images.shape[1:], batch, self.normalize, self.loss, self.average
-
-    def _build(self, images: Tensor, count: int, runner: str) -> Passes:
-        channels, height, width = images.shape[1:]
-        if len(self.law.sigma) not in (1, channels):
-            raise ValueError(f"sigma has {len(self.law.sigma)} entries; the images have {channels} channels")
-        passes = Passes(
-            self.base, self.law, (channels, height, width), self.seed, self.loss, self.average, self.normalize,
-            self.clip, self.precision, runner, self._micro_batch(images, count, runner), self.replicas_per_forward,
+    def _function(self, images: Tensor, count: int, runner: str) -> BaseFunction:
+        return BaseFunction.resolved(
+            self.base, self.law, images.shape[1:], normalize=self.normalize, clip=self.clip, precision=self.precision,
+            runner=runner, micro_batch=self._micro_batch(images, count, runner), seed=self.seed,
         )  # fmt: skip
-        for how in self.needs:
-            passes.prepare(how, self.columns)
-        return passes
+
+    def _new_engine(self, function: BaseFunction) -> Gradients:
+        engine = Gradients(function, self.loss, self.average, self.replicas_per_forward)
+        if function.runner != "eager":  # which declines nothing, and prepares when it is asked
+            for how in self.needs:
+                engine.prepare(how, self.columns)
+        return engine
 
     def _micro_batch(self, images: Tensor, count: int, runner: str) -> int | None:
-        """Where no shape is compiled in, nor asked for: no more than each of `CORES` cores has to do at a time."""
+        """Rows of a micro-batch. Where no shape is compiled in, nor asked for, they are no more than each of `CORES`
+        cores has to do at a time."""
         together = 1 if draws_noise(self.base) else self.replicas_per_forward
         if together is None and (runner != "eager" or self.max_batch is not None):
             return self.max_batch

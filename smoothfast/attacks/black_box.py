@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from .. import ops
+from ..checks import at_least, not_negative, positive
+from ..engine import Gradients
+from ..engine.gradients import Outcome
 from ..losses import capped_margin, margin
-from ..noise import Law, Stream, gaussian_law, stream_key, uniforms
-from ..passes import Outcome, Passes
-from ..specs import at_least, not_negative, positive
+from ..ops.laws import Law, gaussian_law
+from ..ops.philox import stream_key, uniforms
+from ..streams import Stream
 from . import tanh_space
 from .attack import Attack, Options
 
@@ -25,13 +28,14 @@ START = gaussian_law(1e-3)  # of the mean, in tanh space
 CHUNK = 2**22  # elements of the members of a population that are held at a time: 16 MiB
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""After so many of 10,000 queries of Square the share of the image that is changed at once becomes half of what it was
+"""Numbers of queries, of 10,000, after which the share of the image that Square changes at once is halved
 (Andriushchenko et al. 2020, section 5)."""
 
 
 class _BlackBox(Attack):
-    """In fp32 if not said otherwise: a search ends at the border of the model, which is elsewhere in bf16. Square ended
-    with 13 of 23 images adversarial to ResNet-20 (the embedded one) in bf16, and 11 of these were so in fp32."""
+    """An attack by forward passes alone, in fp32 if not said otherwise: a search ends at the border of the model, which
+    is elsewhere in bf16. Square ended with 13 of 23 images adversarial to ResNet-20 (the embedded one) in bf16, and 11
+    of these were so in fp32."""
 
     needs = ("forward",)
 
@@ -46,7 +50,7 @@ class _BlackBox(Attack):
         return points
 
     def _unanimous(self, votes: Tensor, classes: Tensor) -> Tensor:
-        """Where all samples are adversarial, bool [N]."""
+        """Whether all samples of an image are adversarial, bool [N]."""
         own = votes.gather(1, classes[:, None])[:, 0]
         return own == (0 if self.sign > 0 else self.samples)
 
@@ -91,12 +95,12 @@ class NAttack(_BlackBox):
         positive(search_sigma=search_sigma, lr=lr)
         self.steps, self.population, self.lr = steps, population, lr
         self.search_law = gaussian_law(search_sigma)
-        self.draws = steps * population
+        self.passes_per_image = steps * population
 
-    def _attack(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
-        """Image by image: the members of one fill micro-batches."""
+    def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
+        """Adversarial images, one by one: the members of one fill micro-batches."""
         each = zip(images.split(1), classes.split(1), ids.split(1), strict=True)
-        return torch.cat([self._search(_Evolution(self, passes, *one), one[1]) for one in each])
+        return torch.cat([self._search(_Evolution(self, engine, *one), one[1]) for one in each])
 
     def _search(self, evolution: _Evolution, label: Tensor) -> Tensor:
         for step in range(self.steps):
@@ -109,38 +113,40 @@ class NAttack(_BlackBox):
 class _Evolution:
     """The mean for one image, in tanh space, and its population at each step."""
 
-    def __init__(self, attack: NAttack, passes: Passes, image: Tensor, label: Tensor, image_id: Tensor) -> None:
-        self.attack, self.passes, self.image = attack, passes, image
+    def __init__(self, attack: NAttack, engine: Gradients, image: Tensor, label: Tensor, image_id: Tensor) -> None:
+        self.attack, self.engine, self.image = attack, engine, image
         self.directed, self.image_id = attack._directed(label), image_id
         self.key = stream_key(attack.seed, Stream.ATTACK_START, image.device)
         self.one = image.new_ones(image.shape[1])
         self.mean = tanh_space.from_pixels(image) + self.noise(START, torch.zeros_like(image_id))
 
     def noise(self, law: Law, members: Tensor) -> Tensor:
-        """float32 [B, C, H, W] of members [B], whose numbers take the place of sample ids."""
+        """Noise float32 [B, C, H, W] of members [B], whose numbers take the place of sample ids."""
         members = self.attack.origin + members
         slots, ids = torch.zeros_like(members), self.image_id.repeat(len(members))
         zeros, law = torch.zeros_like(self.image), law.to(self.image.device)
         return ops.noisy_replicas(zeros, slots, ids, members, self.key, law, self.one, torch.zeros_like(self.one))
 
     def points(self, numbers: Tensor) -> Tensor:
-        """Within the ball, of numbers [B, C, H, W] in tanh space."""
+        """Points in the ball, of numbers [B, C, H, W] in tanh space."""
         return self.attack._project(tanh_space.to_pixels(numbers), self.image.expand_as(numbers))
 
     def outcome(self, numbers: Tensor, first: int) -> Outcome:
+        """The outcome of samples from `first` on, at the points of numbers [B, C, H, W]."""
         directed, ids = self.directed.repeat(len(numbers), 1), self.image_id.repeat(len(numbers))
-        return self.passes.outcomes(self.points(numbers), directed, ids, first, self.attack.samples)
+        return self.engine.outcomes(self.points(numbers), directed, ids, first, self.attack.samples)
 
     def votes(self, step: int) -> Tensor:
-        """Of the mean, on samples that no population sees: int64 [1, K]."""
+        """Votes int64 [1, K] of the mean, on samples that no population sees."""
         return self.outcome(self.mean, (self.attack.steps + step) * self.attack.samples).votes
 
     def worth(self, members: Tensor, step: int) -> Tensor:
-        """Float64 [B], the more adversarial the larger."""
+        """Worth float64 [B] of members: the more adversarial, the larger."""
         numbers = self.mean + self.noise(self.attack.search_law, members)
         return self.attack.sign * self.outcome(numbers, step * self.attack.samples).losses.double()
 
     def move(self, step: int) -> None:
+        """Moves the mean towards the members that are worth more."""
         attack, size = self.attack, max(1, CHUNK // self.image.numel())
         members = 1 + step * attack.population + torch.arange(attack.population, device=self.image.device)
         worth = torch.cat([self.worth(some, step) for some in members.split(size)])
@@ -187,14 +193,14 @@ class Square(_BlackBox):
         if not 0 < p_init <= 1:
             raise ValueError(f"p_init is {p_init}; it must be positive and at most 1")
         self.queries, self.p_init = queries, p_init
-        self.draws = 2 * queries
+        self.passes_per_image = 2 * queries
 
-    def _attack(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
+    def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
         points, at = images.clone(), torch.arange(len(images), device=images.device)
         for query in range(self.queries):
             proposed = self._proposed(query, points[at], images[at], ids[at])
             both = torch.cat([points[at], proposed]), classes[at].repeat(2), ids[at].repeat(2)
-            outcome = passes.outcomes(*both, query * self.samples, self.samples)
+            outcome = engine.outcomes(*both, query * self.samples, self.samples)
             before, after = (self.sign * outcome.losses).chunk(2)
             better = after > before
             points[at[better]] = proposed[better]
@@ -222,7 +228,8 @@ class Square(_BlackBox):
 
 
 def _span(place: Tensor, side: int, size: int) -> Tensor:
-    """Which of `size` are the `side` that begin anywhere they fit, by numbers [N] in (-1, 1): bool [N, size]."""
+    """Whether positions 0 .. size - 1 are among `side` in a row, which begin anywhere they fit, by numbers [N] in (-1,
+    1): bool [N, size]."""
     first = ((place.double() + 1) / 2 * (size - side + 1)).long()[:, None]
     along = torch.arange(size, device=place.device)
     return (first <= along) & (along < first + side)

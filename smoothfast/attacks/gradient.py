@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from .. import ops
+from .. import names, ops
+from ..checks import at_least, choice, not_negative
+from ..engine import Gradients
 from ..losses import FEWEST, LOSSES, difference, margin
-from ..noise import Stream, gaussian, uniforms
-from ..passes import Passes
-from ..reference import NORMS
-from ..specs import at_least, choice, not_negative
+from ..noise import gaussian
+from ..ops.philox import uniforms
+from ..streams import Stream
 from .attack import Attack, Options
 
 
 class PGDOptions(Options, total=False):
-    """What attacks of this kind take by keyword, see `PGD`, and `Options`."""
+    """Options that attacks of this kind take by keyword, see `PGD`, and `Options`."""
 
     norm: str
     restarts: int
@@ -64,7 +65,7 @@ class PGD(Attack):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, samples=samples, **options)
-        choice("norm", norm, NORMS)
+        choice("norm", norm, names.NORMS)
         choice("loss", loss, LOSSES)
         self.eps, self.alpha = eps, eps / 4 if alpha is None else alpha
         not_negative(eps=eps, alpha=self.alpha)
@@ -72,48 +73,48 @@ class PGD(Attack):
         self.steps, self.random_start, self.norm, self.restarts = steps, random_start, norm, restarts
         self.loss, self.fewest = LOSSES[loss], FEWEST.get(loss, 2)
         self.legacy_accumulate = legacy_accumulate
-        self.draws = steps * restarts
+        self.passes_per_image = steps * restarts
 
-    def _attack(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
-        if passes.num_classes < self.fewest:
-            raise ValueError(f"loss is 'dlr', which needs {self.fewest} classes; the model has {passes.num_classes}")
-        runs = list(self._runs(passes, images, classes, ids))
+    def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
+        if engine.num_classes < self.fewest:
+            raise ValueError(f"loss is 'dlr', which needs {self.fewest} classes; the model has {engine.num_classes}")
+        runs = list(self._runs(engine, images, classes, ids))
         best, highest = images, classes.new_full((len(images),), -torch.inf, dtype=torch.float32)
         for run, pursued in enumerate(runs):
-            found = self._climb(passes, images, pursued, ids, run)
+            found = self._climb(engine, images, pursued, ids, run)
             if len(runs) == 1:
                 return found
-            reached = self._reached(passes, found, classes, ids, len(runs) * self.steps * self.samples)
+            reached = self._reached(engine, found, classes, ids, len(runs) * self.steps * self.samples)
             better = reached > highest
             best, highest = torch.where(better.view(-1, 1, 1, 1), found, best), torch.where(better, reached, highest)
         return best
 
-    def _runs(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Iterator[Tensor]:
-        """What the loss takes in each of the climbs, of which the best one counts."""
+    def _runs(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Iterator[Tensor]:
+        """Targets of the loss in each of the climbs, of which the best one counts."""
         for _ in range(self.restarts):
             yield classes
 
-    def _reached(self, passes: Passes, found: Tensor, classes: Tensor, ids: Tensor, first: int) -> Tensor:
-        return self.sign * passes.outcomes(found, classes, ids, first, self.samples).losses
+    def _reached(self, engine: Gradients, found: Tensor, classes: Tensor, ids: Tensor, first: int) -> Tensor:
+        return self.sign * engine.outcomes(found, classes, ids, first, self.samples).losses
 
-    def _climb(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor, run: int) -> Tensor:
+    def _climb(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor, run: int) -> Tensor:
         adversarial = self._start(images, ids, run)
         gradients = torch.zeros_like(images)
         for step in range(self.steps):
             drawn = run * self.steps + (step if self.fresh_noise else 0)
-            new = self.sign * self._gradients(passes, adversarial, classes, ids, drawn * self.samples)
+            new = self.sign * self._gradients(engine, adversarial, classes, ids, drawn * self.samples)
             gradients = gradients + new if self.legacy_accumulate else new
             self._step(adversarial, images, gradients, self.alpha)
         return adversarial
 
-    def _gradients(self, passes: Passes, adversarial: Tensor, classes: Tensor, ids: Tensor, first: int) -> Tensor:
-        return passes.outcomes(adversarial, classes, ids, first, self.samples, self.needs[0]).gradients
+    def _gradients(self, engine: Gradients, adversarial: Tensor, classes: Tensor, ids: Tensor, first: int) -> Tensor:
+        return engine.outcomes(adversarial, classes, ids, first, self.samples, self.needs[0]).gradients
 
     def _step(self, adversarial: Tensor, images: Tensor, gradients: Tensor, alpha: float) -> None:
         ops.attack_step(adversarial, images, gradients, self.norm, alpha, self.eps, 0.0, 1.0)
 
     def _start(self, images: Tensor, ids: Tensor, run: int) -> Tensor:
-        """A function of seed, image id, draw and run."""
+        """The points that a run starts from: a function of seed, image id, repetition and run."""
         adversarial = images.clone()
         if self.random_start:
             adversarial += self.eps * STARTS[self.norm](images, ids, self.seed, self.origin + run)
@@ -127,8 +128,8 @@ def _in_box(images: Tensor, ids: Tensor, seed: int, run: int) -> Tensor:
 
 
 def _in_ball(images: Tensor, ids: Tensor, seed: int, run: int) -> Tensor:
-    """The first d coordinates of a uniform point on the sphere in d + 2 dimensions are uniform in the ball (Voelker et
-    al. 2017)."""
+    """Uniform points of the L2 ball: the first d coordinates of a uniform point on the sphere in d + 2 dimensions are
+    uniform in the ball (Voelker et al. 2017)."""
     elements = images[0].numel()
     drawn = [gaussian((elements + 2,), 1.0, seed, image_id, [run], Stream.ATTACK_START) for image_id in ids.tolist()]
     points = torch.cat(drawn).to(images.device)
@@ -219,18 +220,18 @@ class MultiTargetedPGD(EPGD):
             raise ValueError(f"loss is {options['loss']!r}; multi-targeted attacks have their own")
         at_least(1, targets=targets)
         self.loss, self.targets = difference, targets
-        self.draws *= targets or 9
+        self.passes_per_image *= targets or 9
 
-    def _runs(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Iterator[Tensor]:
+    def _runs(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Iterator[Tensor]:
         if self.sign < 0:
             raise ValueError("the mode is targeted; a multi-targeted attack has targets of its own: set_mode_default()")
         own = torch.stack([classes, classes], 1)
-        logits = passes.outcomes(images, own, ids, 0, self.samples).logits.scatter(1, classes[:, None], -torch.inf)
+        logits = engine.outcomes(images, own, ids, 0, self.samples).logits.scatter(1, classes[:, None], -torch.inf)
         order = logits.argsort(stable=True, dim=1, descending=True)[:, :-1]
         for target in order[:, : self.targets].unbind(1):
             for _ in range(self.restarts):
                 yield torch.stack([classes, target], 1)
 
-    def _reached(self, passes: Passes, found: Tensor, classes: Tensor, ids: Tensor, first: int) -> Tensor:
+    def _reached(self, engine: Gradients, found: Tensor, classes: Tensor, ids: Tensor, first: int) -> Tensor:
         own = torch.stack([classes, classes], 1)
-        return margin(passes.outcomes(found, own, ids, first, self.samples).logits, classes)
+        return margin(engine.outcomes(found, own, ids, first, self.samples).logits, classes)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from .. import ops
+from ..checks import at_least, not_negative, positive
+from ..engine import Gradients
+from ..engine.gradients import Outcome
 from ..losses import capped_margin, margin
-from ..passes import Outcome, Passes
-from ..reference import norms
-from ..smoothing import elected
-from ..specs import at_least, not_negative, positive
+from ..ops.reference import norms
+from ..smoothing.results import winners
 from . import tanh_space
 from .attack import Attack, Options
 
@@ -52,17 +53,17 @@ class _Nearest:
 
 
 class _MinimumNorm(Attack):
-    """In fp32 if not said otherwise: what is just across the border of a model in bf16 is often not across it in fp32.
-    ResNet-20 (the embedded one) in fp32 was right about 23 of 30 images, about none after DDN in fp32, and about 15
-    after DDN in bf16."""
+    """An attack for the smallest perturbation, in fp32 if not said otherwise: what is just across the border of a model
+    in bf16 is often not across it in fp32. ResNet-20 (the embedded one) in fp32 was right about 23 of 30 images, about
+    none after DDN in fp32, and about 15 after DDN in bf16."""
 
     def __init__(self, model: nn.Module, samples: int, options: Options) -> None:
         options.setdefault("precision", "fp32")
         super().__init__(model, samples=samples, **options)
 
     def _fooled(self, outcome: Outcome, classes: Tensor) -> Tensor:
-        """Which images are adversarial, bool [N]."""
-        return (elected(outcome.votes) == classes) == (self.sign < 0)
+        """Whether images are adversarial, bool [N]."""
+        return (winners(outcome.votes) == classes) == (self.sign < 0)
 
 
 class DDN(_MinimumNorm):
@@ -109,16 +110,16 @@ class DDN(_MinimumNorm):
         if not 0 < gamma < 1:
             raise ValueError(f"gamma is {gamma}; it must lie between 0 and 1")
         self.steps, self.gamma, self.init_norm, self.levels, self.max_norm = steps, gamma, init_norm, levels, max_norm
-        self.draws = steps
+        self.passes_per_image = steps
 
-    def _attack(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
+    def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
         nearest, points = _Nearest(images), images.clone()
         radii = images.new_full((len(images), 1), self.init_norm, dtype=torch.float64)
         for step in range(self.steps):
             at = nearest.open()
             if not len(at):
                 break
-            outcome = passes.outcomes(points[at], classes[at], ids[at], 0, self.samples, "backward")
+            outcome = engine.outcomes(points[at], classes[at], ids[at], 0, self.samples, "backward")
             fooled = self._fooled(outcome, classes[at])
             nearest.offer(at, points[at], fooled)
             radii[at] *= torch.where(fooled, 1 - self.gamma, 1 + self.gamma)[:, None]
@@ -129,7 +130,8 @@ class DDN(_MinimumNorm):
         return nearest.points
 
     def _moved(self, points: Tensor, images: Tensor, gradients: Tensor, length: float, radii: Tensor) -> Tensor:
-        """One step, then onto the sphere of radius `radii` [N, 1] around the image, into [0, 1] and onto the grid."""
+        """Points after one step, then put onto the sphere of radius `radii` [N, 1] around the image, into [0, 1] and
+        onto the grid."""
         moves = (points.double() - images).flatten(1) + _rescaled(gradients.double().flatten(1), length)
         moved = (images + _rescaled(moves, radii).view(images.shape)).clamp(0, 1)
         if self.levels is not None:
@@ -138,7 +140,7 @@ class DDN(_MinimumNorm):
 
 
 def _rescaled(vectors: Tensor, wanted: Tensor | float) -> Tensor:
-    """float64 [N, E], of the norms wanted; 0 where the vector is 0 or not finite."""
+    """Vectors float64 [N, E] of the norms wanted; 0 where the vector is 0 or not finite."""
     lengths = norms(vectors)
     return torch.where((lengths > 0) & lengths.isfinite(), vectors / lengths * wanted, 0)
 
@@ -187,26 +189,26 @@ class CW(_MinimumNorm):
         at_least(1, steps=steps, search_steps=search_steps)
         self.c, self.kappa, self.steps, self.lr, self.search_steps = c, kappa, steps, lr, search_steps
         self.abort_early, self.loss = abort_early, capped_margin(kappa)
-        self.draws = steps * search_steps
+        self.passes_per_image = steps * search_steps
 
     def _fooled(self, outcome: Outcome, classes: Tensor) -> Tensor:
         fooled = super()._fooled(outcome, classes)
         return fooled & (self.sign * margin(outcome.logits, classes) >= self.kappa) if self.kappa else fooled
 
-    def _attack(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
+    def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
         nearest = _Nearest(images)
         weights = images.new_full((len(images),), self.c, dtype=torch.float64)
         low, high = torch.zeros_like(weights), torch.full_like(weights, torch.inf)
         for _ in range(self.search_steps):
             if not len(nearest.open()):
                 break
-            found = self._search(passes, nearest, weights, classes, ids)
+            found = self._search(engine, nearest, weights, classes, ids)
             low, high = torch.where(found, low, weights), torch.where(found, weights, high)
             weights = torch.where(high.isfinite(), (low + high) / 2, 10 * weights)
         return nearest.points
 
-    def _search(self, passes: Passes, nearest: _Nearest, weights: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
-        """With one c for each image: whether it became adversarial, bool [N]."""
+    def _search(self, engine: Gradients, nearest: _Nearest, weights: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
+        """Whether images became adversarial in a search with one c for each, bool [N]."""
         images = nearest.images
         found, before = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(weights, torch.inf)
         variables = [tanh_space.from_pixels(image) for image in images]
@@ -214,7 +216,7 @@ class CW(_MinimumNorm):
         at = nearest.open()
         points = images[at]  # tanh and its inverse would miss them by 5e-7
         for step in range(self.steps):
-            outcome = passes.outcomes(points, self._directed(classes[at]), ids[at], 0, self.samples, "backward")
+            outcome = engine.outcomes(points, self._directed(classes[at]), ids[at], 0, self.samples, "backward")
             fooled = self._fooled(outcome, classes[at])
             distances = nearest.offer(at, points, fooled)
             found[at] |= fooled

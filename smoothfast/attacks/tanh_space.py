@@ -12,14 +12,15 @@ SHRINK = 1 - 1e-6  # of [-1, 1]: tanh reaches neither end
 
 
 def from_pixels(image: Tensor) -> Tensor:
-    """Of the shape of the image; 0 and 1 become -7.25 and 7.25."""
+    """Numbers of an image, in its shape; 0 and 1 become -7.25 and 7.25."""
     return torch.atanh((2 * image - 1) * SHRINK)
 
 
 def to_pixels(numbers: Tensor) -> Tensor:
+    """Pixels in [0, 1] of numbers."""
     return (torch.tanh(numbers) + 1) / 2
 
 
 def derivative(numbers: Tensor) -> Tensor:
-    """Of the pixels, by their numbers."""
+    """The derivative of the pixels by their numbers."""
     return (1 - torch.tanh(numbers).square()) / 2

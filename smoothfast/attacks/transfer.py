@@ -1,4 +1,4 @@
-"""Crafted on one model, evaluated on another."""
+"""Transfer attacks: crafted on one model, evaluated on another."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..passes import count_classes
-from ..runners import device_of
-from ..smoothing import SmoothedClassifier
+from ..engine.gradients import count_classes
+from ..modules import device_of
+from ..smoothing.classifier import SmoothedClassifier
 from .attack import Attack
 
 

@@ -30,6 +30,7 @@ from .noisy import (
     PNIConv2d,
     PNILinear,
     WeightNoise,
+    bank_of,
 )
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "PNIConv2d",
     "PNILinear",
     "WeightNoise",
+    "bank_of",
     "draws_noise",
     "inject_noise",
     "noise_parameters",

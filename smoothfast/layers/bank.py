@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-
-if TYPE_CHECKING:
-    from .noisy import WeightNoise
 
 TILE = 64  # weights
 
@@ -34,17 +30,8 @@ class Bank:
     shapes: tuple[torch.Size, ...]
 
     @staticmethod
-    def of(layers: Sequence[WeightNoise], first: int = 0) -> Bank:
-        """Layers are numbered from `first` on, in their order. Autograd goes through."""
-        return Bank.made(
-            [layer.weight for layer in layers],
-            [layer.scales() for layer in layers],
-            [layer.low_rank() for layer in layers],
-            first,
-        )
-
-    @staticmethod
     def made(weights: Sequence[Tensor], scales: Sequence[Tensor], factors: Sequence[Tensor], first: int) -> Bank:
+        """The bank of layers that are numbered from `first` on, in their order. Autograd goes through."""
         rank = max(len(part) for part in factors)
         counts = [_tiles(len(weight.flatten())) for weight in weights]
         device = weights[0].device

@@ -1,4 +1,4 @@
-"""Noise into a whole network, out of it, on and off; and what in it is noise."""
+"""Noise put into a whole network, taken out of it, switched on and off; and what in a network is noise."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..noise import Stream, stream_key
-from ..runners import device_of, evaluating
-from ..specs import choice, not_negative
+from ..checks import choice, not_negative
+from ..modules import device_of, evaluating
+from ..ops.philox import stream_key
+from ..streams import Stream
 from .noisy import (
     GRANULARITIES,
     KINDS,
@@ -115,7 +116,7 @@ def draws_noise(model: nn.Module) -> bool:
 
 
 def noise_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What is learned about noise: alpha, diagonal and factors of all layers. Weight decay would drive them to 0 (He et
+    """The parameters of the noise: alpha, diagonal and factors of all layers. Weight decay would drive them to 0 (He et
     al. 2019)."""
     named = ("alpha", "diagonal", "factors")
     return [getattr(part, name) for part in noisy_layers(model) for name in named if hasattr(part, name)]
@@ -178,7 +179,7 @@ def _inject_activations(
 
 
 def _activation_shapes(model: nn.Module, where: str, shape: Sequence[int]) -> dict[nn.Conv2d, torch.Size]:
-    """Of what goes into the convolutions, or comes out, for one image."""
+    """Shapes of what goes into each convolution, or comes out of it, for one image."""
     shapes: dict[nn.Conv2d, torch.Size] = {}
 
     def note(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..noise import Stream, stream_key, within
-from ..specs import at_least, choice
+from ..checks import at_least, choice
+from ..ops.philox import stream_key, within
+from ..streams import Stream
 from .bank import TILE, Bank
 
 ALPHA = 0.25  # initial, of PNI
@@ -77,8 +78,18 @@ class WeightNoise(Drawn):
         if not self.noisy:
             return self.weight
         key, passes = self.numbers()
-        (weights,) = Bank.of([self], self.layer).draw(passes, key)
+        (weights,) = bank_of([self], self.layer).draw(passes, key)
         return weights[0]
+
+
+def bank_of(layers: Sequence[WeightNoise], first: int = 0) -> Bank:
+    """The weights of layers, numbered from `first` on in their order, with their noise. Autograd goes through."""
+    return Bank.made(
+        [layer.weight for layer in layers],
+        [layer.scales() for layer in layers],
+        [layer.low_rank() for layer in layers],
+        first,
+    )
 
 
 class _Convolution(nn.Conv2d):
@@ -92,8 +103,8 @@ class _Linear(nn.Linear):
 
 
 class PNI(WeightNoise):
-    """W + alpha std(W) xi. No gradient goes through std(W), so that of alpha is the gradient of the weights times
-    std(W) xi (He et al. 2019, eq. 6, 7).
+    """Noisy weights W + alpha std(W) xi. No gradient goes through std(W), so that of alpha is the gradient of the
+    weights times std(W) xi (He et al. 2019, eq. 6, 7).
 
     Attributes:
         alpha: of the shape of the weights, or one for each output channel, or one for the layer; of any sign.
@@ -102,6 +113,7 @@ class PNI(WeightNoise):
     alpha: nn.Parameter
 
     def add_noise(self, granularity: str = "element", layer: int = 0, seed: int = 0) -> None:
+        """Gives the layer its alpha, and the numbers that its noise is drawn under."""
         choice("granularity", granularity, GRANULARITIES)
         dims = self.weight.dim()
         shapes = {"element": self.weight.shape, "channel": (len(self.weight), *[1] * (dims - 1)), "layer": [1] * dims}
@@ -109,11 +121,12 @@ class PNI(WeightNoise):
         self.start(layer, seed)
 
     def scales(self) -> Tensor:
+        """Standard deviations alpha std(W), of the shape of the weights."""
         return (self.alpha * self.weight.detach().std()).expand_as(self.weight)
 
 
 class CNI(WeightNoise):
-    """W + sqrt(|std(W) d| + 1e-8) xi + V z, with covariance diag(|std(W) d|) + V^T V.
+    """Noisy weights W + sqrt(|std(W) d| + 1e-8) xi + V z, with covariance diag(|std(W) d|) + V^T V.
 
     Attributes:
         diagonal: d, of the shape of the weights.
@@ -124,15 +137,18 @@ class CNI(WeightNoise):
     factors: nn.Parameter
 
     def add_noise(self, rank: int = RANK, layer: int = 0, seed: int = 0) -> None:
+        """Gives the layer its diagonal and factors, and the numbers that its noise is drawn under."""
         check_rank(rank)
         self.diagonal = nn.Parameter(torch.full_like(self.weight, DIAGONAL))
         self.factors = nn.Parameter(self.weight.new_full((rank, self.weight.numel()), FACTOR))
         self.start(layer, seed)
 
     def scales(self) -> Tensor:
+        """Standard deviations sqrt(|std(W) d| + 1e-8), of the shape of the weights."""
         return ((self.weight.std() * self.diagonal).abs() + EPSILON).sqrt()
 
     def low_rank(self) -> Tensor:
+        """The factors V [rank, n]."""
         return self.factors
 
 
@@ -197,6 +213,7 @@ class ActivationNoise(Drawn):
         self.start(layer, seed)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Activations x [B, *shape] with the noise of this pass, or x itself where noise is switched off."""
         if not self.noisy:
             return x
         if x.shape[1:] != self.shape:
@@ -223,6 +240,7 @@ class ActivationNoise(Drawn):
 
 
 def check_rank(rank: int) -> None:
+    """Raises ValueError unless a rank of noise is in 0 .. 64, the most that a tile of normals serves."""
     at_least(0, rank=rank)
     if rank > TILE:
         raise ValueError(f"rank is {rank}; it must be at most {TILE}")

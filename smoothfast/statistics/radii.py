@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri
 
 from .checks import Floats, positive, probability, require
+from .special import ndtr, ndtri
 
 # `ndtri` errs by up to 5.1 ulp (just above exp(-2), where it changes formula), `ndtr` by less than 3 where it exceeds
 # 1e-30; 8 epsilon are at least 8 ulp.

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincc, betaln, ndtri
-from scipy.stats import binom
 
 from .bounds import complement, lowered, raised, top_level
 from .checks import Floats, positive, probability, require, require_level, successes, whole
 from .radii import gaussian_probability_lower, gaussian_probability_upper
+from .special import betaincc, betaln, ndtri
 
 Counts = NDArray[np.int64]
 
@@ -41,7 +40,7 @@ def geometric_looks(first: int, n: int, ratio: float) -> tuple[int, ...]:
 
 
 class Boundaries(NamedTuple):
-    """Where a sequential test of a binomial probability stops, by look.
+    """Boundaries at which a sequential test of a binomial probability stops, by look.
 
     Attributes:
         looks: [J] cumulative sample numbers.
@@ -216,19 +215,21 @@ def radius_test(
 
 
 def _corner_shifts(z: float, n: int, alpha: float) -> Floats:
-    """From the corner (Phi(z), Phi(-z)) down to where no votes of n samples show a rival to be below q."""
+    """Shifts of z from the corner (Phi(z), Phi(-z)) down to where no votes of n samples show a rival to be below q."""
     least: float = -ndtri(-math.log(alpha) / n) if n > -2 * math.log(alpha) else 0.0
     return np.arange(0, max(least - z, 0) + _CORNER_STEP, _CORNER_STEP)
 
 
 def _crossings(p: Floats, looks: tuple[int, ...], alpha: float) -> Counts:
-    """[J, I] the efficacy boundary of each probability."""
+    """Efficacy boundaries [J, I], one for each probability."""
     return np.stack([_crossing(float(each), looks, alpha) for each in p], 1)
 
 
 @lru_cache(maxsize=1024)
 def _crossing(p0: float, looks: tuple[int, ...], alpha: float) -> Counts:
-    """[J] the least counts that show a probability above p0, at level alpha over all looks; n + 1 if there is none."""
+    """Least counts [J] that show a probability above p0, at level alpha over all looks; n + 1 if there is none."""
+    from scipy.stats import binom  # brings 0.8 s of CPU time along, which others need not pay
+
     lowest, law = 0, np.ones(1)  # law[i]: probability of lowest + i successes, and of not having stopped
     spent, before = 0.0, 0
     boundary = []
@@ -247,14 +248,14 @@ def _crossing(p0: float, looks: tuple[int, ...], alpha: float) -> Counts:
 
 
 def _shared(values: NDArray[Any]) -> NDArray[Any]:
-    """What a cache hands out again and again must not be written to."""
+    """The array, read-only: a cache hands it out again and again."""
     values.setflags(write=False)
     return values
 
 
 def _window(n: int, p: float, alpha: float) -> tuple[int, int]:
-    """Counts outside have probability below 1e-13 alpha on either side (Bernstein's inequality): less than the margin
-    allows for, on thousands of looks."""
+    """The range of counts outside of which the probability is below 1e-13 alpha on either side (Bernstein's
+    inequality): less than the margin allows for, on thousands of looks."""
     bits = math.log(1e13 / alpha)
     reach = bits / 3 + math.sqrt(bits * bits / 9 + 2 * bits * n * p * (1 - p))
     return max(math.floor(n * p - reach), 0), min(math.ceil(n * p + reach), n)

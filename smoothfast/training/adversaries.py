@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +10,12 @@ from torch import Tensor, nn
 from .. import ops
 from ..attacks import EPGD, PGD, SmoothAdvPGD
 from ..attacks.attack import Options
-from ..noise import Stream, gaussian_law, stream_key
-from ..passes import Passes
-
-if TYPE_CHECKING:
-    from .settings import Settings
+from ..engine import Gradients
+from ..normalization import Normalization
+from ..ops.laws import gaussian_law
+from ..ops.philox import stream_key
+from ..streams import Stream
+from .settings import Settings
 
 NEAR = 0.001  # standard deviation of the starts of TRADES and MART, in [0, 1] pixel units
 
@@ -27,23 +27,24 @@ class Adversary:
         normalize: of the model, which takes normalised images.
     """
 
-    def __init__(self, attack: PGD, normalize: ops.Statistics | None) -> None:
+    def __init__(self, attack: PGD, normalize: Normalization | None) -> None:
         attack.normalize = normalize
         self.attack, self._full = attack, (attack.eps, attack.alpha)
-        self._passes: Passes | None = None
+        self._engine: Gradients | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor, ids: Tensor, draw: int, share: float = 1.0) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, ids: Tensor, repetition: int, share: float = 1.0) -> Tensor:
         """Adversarial images float32 [B, C, H, W] of images in [0, 1], in a ball of this share of eps."""
-        if self._passes is None:
-            self._passes = self.attack.passes(images, len(images))
-        self.attack.draw = draw
+        if self._engine is None:
+            self._engine = self.attack.engine(images, len(images))
+        self.attack.repetition = repetition
         self.attack.eps, self.attack.alpha = (share * length for length in self._full)
-        return self.attack.craft(self._passes, images, labels, ids)
+        return self.attack.craft(self._engine, images, labels, ids)
 
 
 def options(settings: Settings) -> Options:
-    """What all of them have in common. Weights change at every step, so there is nothing to compile; and a model that
-    draws noise once in a forward pass draws for each sample anew, which costs nothing: passes are full of images."""
+    """Options that all of these attacks have in common. Weights change at every step, so there is nothing to compile;
+    and a model that draws noise once in a forward pass draws for each sample anew, which costs nothing: passes are full
+    of images."""
     return {
         "sigma": settings.sigma, "seed": settings.seed, "precision": settings.precision, "runner": "eager",
         "replicas_per_forward": 1,
@@ -89,10 +90,10 @@ class DivergentPGD(NearPGD):
         super().__init__(model, settings)
         self.loss = divergence
 
-    def _runs(self, passes: Passes, images: Tensor, classes: Tensor, ids: Tensor) -> Iterator[Tensor]:
-        unasked = images.new_zeros(len(images), passes.num_classes)  # the loss of this pass, which nobody looks at
+    def _runs(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Iterator[Tensor]:
+        unasked = images.new_zeros(len(images), engine.num_classes)  # the loss of this pass, which nobody looks at
         first = self.steps * self.samples  # after those of the steps
-        yield passes.outcomes(images, unasked, ids, first, 1).logits.softmax(1)
+        yield engine.outcomes(images, unasked, ids, first, 1).logits.softmax(1)
 
 
 def divergence(logits: Tensor, *target: Tensor) -> Tensor:

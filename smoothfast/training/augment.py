@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..noise import Stream, uniforms
+from ..ops.philox import uniforms
+from ..streams import Stream
 
 PADDING = 4  # pixels, of all published recipes for CIFAR-10
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..models import CIFAR10_STATISTICS
+from ..normalization import CIFAR10_STATISTICS
 from .settings import Settings
 
 _SGD = Settings(

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attacks import PGD
-from ..noise import Stream
+from ..streams import Stream
 from . import adversaries
-
-if TYPE_CHECKING:
-    from .settings import Settings
-    from .trainer import Trainer
+from .settings import Settings
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a process has of one step.
+    """The part of a step that one process has.
 
     Attributes:
         images: uint8 [B, C, H, W], augmented.
@@ -40,58 +37,81 @@ Learned = tuple[Tensor, dict[str, Tensor]]
 """The loss, a scalar, and logits [B, K] by the accuracy that they count for: accuracy, adversarial_accuracy."""
 
 
+class Student(Protocol):
+    """The model in training as recipes see it; the `Trainer` answers."""
+
+    settings: Settings
+    adversary: adversaries.Adversary | None
+
+    def logits(self, images: Tensor, batch: Batch, which: int) -> Tensor:
+        """Logits float32 [B, K] of one noisy copy of each image, in pass `which` of the step."""
+
+    def pair(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits of the clean and of the adversarial images, by the accuracy that they count for."""
+
+    def attacked(self, batch: Batch) -> Tensor:
+        """Adversarial images float32 [B, C, H, W] in [0, 1]."""
+
+    def noisy(self, images: Tensor, ids: Tensor, sample: Tensor | int, stream: Stream = ...) -> Tensor:
+        """Noisy, normalised copies float32 of images [B, C, H, W], uint8 or float in [0, 1], one sample of each."""
+
+    def forward(self, images: Tensor, number: int) -> Tensor:
+        """Logits float32 [B, K] of normalised images, by the pass of this number."""
+
+    def pass_number(self, batch: Batch, which: int) -> int:
+        """The number of pass `which` of the step, which no other pass of the run has."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """A way to train: the loss of a batch, and the attacks behind it.
 
     Attributes:
         loss: of a batch.
-        noise: whether sigma must be positive (True) or 0 (False); None: it may be either.
         attack: on a model, with settings; None where the recipe has none.
         validation: what held-out images are attacked with, if there is an attack.
     """
 
-    loss: Callable[[Trainer, Batch], Learned]
-    noise: bool | None = None
+    loss: Callable[[Student, Batch], Learned]
     attack: Callable[[nn.Module, Settings], PGD] | None = None
     validation: Callable[[nn.Module, Settings], PGD] = adversaries.pgd
 
 
-def clean(trainer: Trainer, batch: Batch) -> Learned:
+def clean(student: Student, batch: Batch) -> Learned:
     """Cross-entropy. Under noise (recipe gaussian) that of one noisy copy of each image: Cohen et al. 2019, section
     3.3."""
-    logits = trainer.logits(batch.images, batch, 0)
+    logits = student.logits(batch.images, batch, 0)
     return F.cross_entropy(logits, batch.labels), {"accuracy": logits}
 
 
-def adversarial(trainer: Trainer, batch: Batch) -> Learned:
+def adversarial(student: Student, batch: Batch) -> Learned:
     """w CE(adversarial) + (1 - w) CE(clean), in two forward passes with noise of their own: Nemcovsky et al. 2019
     (arXiv 1911.07198, eq. 6, with their code; with noise on images, eq. 23)."""
-    weight = trainer.settings.adversarial_weight
-    logits = trainer.pair(batch)
+    weight = student.settings.adversarial_weight
+    logits = student.pair(batch)
     on_clean, on_adversarial = (F.cross_entropy(of, batch.labels) for of in logits.values())
     return weight * on_adversarial + (1 - weight) * on_clean, logits
 
 
-def trades(trainer: Trainer, batch: Batch) -> Learned:
+def trades(student: Student, batch: Batch) -> Learned:
     """CE(clean) + beta KL(clean || adversarial), where the attack makes the divergence larger: Zhang et al. 2019 (arXiv
     1901.08573); beta is their 1 / lambda."""
-    logits = trainer.pair(batch)
+    logits = student.pair(batch)
     loss = F.cross_entropy(logits["accuracy"], batch.labels)
-    return loss + trainer.settings.beta * _divergences(**logits).mean(), logits
+    return loss + student.settings.beta * _divergences(**logits).mean(), logits
 
 
-def mart(trainer: Trainer, batch: Batch) -> Learned:
+def mart(student: Student, batch: Batch) -> Learned:
     """BCE(adversarial) + beta KL(clean || adversarial) (1 - p_y(clean)), where BCE is the cross-entropy less
     log(1 - p) of the most probable other class: Wang et al. 2020 (ICLR, "Improving adversarial robustness requires
     revisiting misclassified examples"); beta is their lambda. The attack is PGD on the cross-entropy."""
-    logits = trainer.pair(batch)
+    logits = student.pair(batch)
     adversarial, own = logits["adversarial_accuracy"], batch.labels[:, None]
     other = adversarial.scatter(1, own, -torch.inf).argmax(1, keepdim=True)
     rest = adversarial.scatter(1, other, -torch.inf).logsumexp(1) - adversarial.logsumexp(1)  # log(1 - p)
     missed = 1 - logits["accuracy"].softmax(1).gather(1, own)[:, 0]
     loss = F.cross_entropy(adversarial, batch.labels) - rest.mean()
-    return loss + trainer.settings.beta * (_divergences(**logits) * missed).mean(), logits
+    return loss + student.settings.beta * (_divergences(**logits) * missed).mean(), logits
 
 
 def _divergences(accuracy: Tensor, adversarial_accuracy: Tensor) -> Tensor:
@@ -100,26 +120,26 @@ def _divergences(accuracy: Tensor, adversarial_accuracy: Tensor) -> Tensor:
     return F.kl_div(*logs, reduction="none", log_target=True).sum(1)
 
 
-def smoothadv(trainer: Trainer, batch: Batch) -> Learned:
+def smoothadv(student: Student, batch: Batch) -> Learned:
     """Cross-entropy of noisy copies of adversarial images, by the noise that those were made under: Salman et al. 2019
     (arXiv 1906.04584)."""
-    assert trainer.adversary is not None
-    copies = trainer.settings.train_samples
+    assert student.adversary is not None
+    copies = student.settings.train_samples
     adversarial, ids, labels = (
-        of.repeat_interleave(copies, 0) for of in (trainer.attacked(batch), batch.ids, batch.labels)
+        of.repeat_interleave(copies, 0) for of in (student.attacked(batch), batch.ids, batch.labels)
     )
-    samples = trainer.adversary.attack.origin + torch.arange(copies, device=ids.device).repeat(len(batch.ids))
-    logits = trainer.forward(trainer.noisy(adversarial, ids, samples, Stream.ATTACK), trainer.pass_number(batch, 0))
+    samples = student.adversary.attack.origin + torch.arange(copies, device=ids.device).repeat(len(batch.ids))
+    logits = student.forward(student.noisy(adversarial, ids, samples, Stream.ATTACK), student.pass_number(batch, 0))
     probabilities = logits.detach().softmax(1).view(len(batch.ids), copies, -1).mean(1)
     return F.cross_entropy(logits, labels), {"adversarial_accuracy": probabilities}
 
 
 RECIPES: dict[str, Recipe] = {
-    "clean": Recipe(clean, noise=False),
-    "gaussian": Recipe(clean, noise=True),
+    "clean": Recipe(clean),
+    "gaussian": Recipe(clean),
     "adversarial": Recipe(adversarial, attack=adversaries.pgd),
     "trades": Recipe(trades, attack=adversaries.DivergentPGD),
     "mart": Recipe(mart, attack=adversaries.NearPGD),
-    "smoothadv": Recipe(smoothadv, noise=True, attack=adversaries.smoothadv, validation=adversaries.smoothadv),
+    "smoothadv": Recipe(smoothadv, attack=adversaries.smoothadv, validation=adversaries.smoothadv),
     "epgd": Recipe(adversarial, attack=adversaries.epgd),
 }

@@ -1,35 +1,57 @@
-"""What a training run is a function of, and its learning rate at every step."""
+"""Settings of a training run, all that it is a function of, and its learning rate at every step."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-import torch
-
-from .. import ops
-from ..noise import Stream, stream_key
-from ..specs import at_least, choice, not_negative, positive
-from .recipes import RECIPES
+from ..checks import at_least, choice, not_negative, positive, seed_in_range
+from ..normalization import Normalization
 
 SCHEDULES = ("one-cycle", "cosine", "multi-step")
-LEARNED, NORMS = ("all", "noise"), ("batch", "running")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LEARNED, BATCH_STATISTICS = ("all", "noise"), ("batch", "running")
+PRECISIONS = ("fp32", "bf16")
 SELECTIONS = {
     "last": None,
     "best": ("validation_adversarial_accuracy", 1),
     "best-clean": ("validation_accuracy", 1),
     "worst-clean": ("validation_accuracy", -1),
 }
-"""Which weights are kept: those after the last epoch, or after the one where a metric, times the sign, is largest."""
+"""Rules by which the weights of an epoch are kept: those after the last one, or after the one where a metric, times the
+sign, is largest."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Needs of a recipe.
+
+    Attributes:
+        noise: whether sigma must be positive (True) or 0 (False); None: it may be either.
+        attack: whether it trains against one.
+    """
+
+    noise: bool | None
+    attack: bool
+
+
+NEEDS = {
+    "clean": Needs(noise=False, attack=False),
+    "gaussian": Needs(noise=True, attack=False),
+    "adversarial": Needs(noise=None, attack=True),
+    "trades": Needs(noise=None, attack=True),
+    "mart": Needs(noise=None, attack=True),
+    "smoothadv": Needs(noise=True, attack=True),
+    "epgd": Needs(noise=None, attack=True),
+}
+"""Needs of the recipes, by name; `recipes.RECIPES` has what they do."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training run is a function of, beside its model and data. Lengths are in [0, 1] pixel units.
+    """All that a training run is a function of, beside its model and data. Lengths are in [0, 1] pixel units.
 
     Attributes:
-        recipe: name of the recipe, see `RECIPES`.
+        recipe: name of the recipe, see `NEEDS`.
         sigma: standard deviation of the noise on images; 0 for none.
         normalize: (mean, std) per channel, applied after the noise; None leaves images in [0, 1].
         epochs: length of the run, which may end within an epoch. The last partial batch of each is left out.
@@ -61,7 +83,7 @@ class Settings:
 
     recipe: str = "gaussian"
     sigma: float = 0.25
-    normalize: ops.Statistics | None = None
+    normalize: Normalization | None = None
     epochs: float = 24
     batch: int = 256
     schedule: str = "one-cycle"
@@ -90,11 +112,11 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choice("recipe", self.recipe, RECIPES)
+        choice("recipe", self.recipe, NEEDS)
         choice("schedule", self.schedule, SCHEDULES)
         choice("select", self.select, SELECTIONS)
         choice("learn", self.learn, LEARNED)
-        choice("norms", self.norms, NORMS)
+        choice("norms", self.norms, BATCH_STATISTICS)
         choice("precision", self.precision, PRECISIONS)
         positive(epochs=self.epochs, learning_rate=self.learning_rate, clip_norm=self.clip_norm, gamma=self.gamma)
         at_least(1, batch=self.batch, steps=self.steps, samples=self.samples, train_samples=self.train_samples)
@@ -111,10 +133,10 @@ class Settings:
             raise ValueError(f"milestones is {self.milestones}; schedule 'multi-step' needs some")
         self._check_noise()
         self._check_selection()
-        stream_key(self.seed, Stream.TRAIN)
+        seed_in_range(self.seed)
 
     def _check_noise(self) -> None:
-        takes = RECIPES[self.recipe].noise
+        takes = NEEDS[self.recipe].noise
         if takes is not None and takes != (self.sigma > 0):
             wanted = "positive" if takes else "0: recipe 'gaussian' is the one with noise"
             raise ValueError(f"sigma is {self.sigma}; for recipe {self.recipe!r} it must be {wanted}")
@@ -124,7 +146,7 @@ class Settings:
     def _check_selection(self) -> None:
         if self.select != "last" and not self.validation:
             raise ValueError(f"select is {self.select!r}, which needs validation images; validation is 0")
-        if self.select == "best" and RECIPES[self.recipe].attack is None:
+        if self.select == "best" and not NEEDS[self.recipe].attack:
             raise ValueError(f"select is 'best', of recipes with an attack; for {self.recipe!r} it may be 'best-clean'")
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
@@ -143,5 +165,5 @@ class Settings:
         return min(1.0, (step + 1) / rising) if rising else 1.0
 
     def total(self, steps_per_epoch: int) -> int:
-        """Steps of the run."""
+        """Number of steps of the run."""
         return max(1, round(self.epochs * steps_per_epoch))

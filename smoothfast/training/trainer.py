@@ -1,38 +1,33 @@
-"""The Trainer: steps, epochs, held-out accuracies, checkpoints."""
+"""The Trainer: steps, epochs, held-out accuracies, and which weights are kept."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import ops
 from ..data import Images
-from ..distributed import Alone
-from ..layers import noise_parameters
-from ..noise import Law, Stream, gaussian_law, lattice_law, no_noise, stream_key
-from ..noisy_network import NoisyNetwork
-from ..runners import device_of, evaluating
-from ..smoothing import pixels
-from ..specs import same_settings
-from ..version import __version__
+from ..engine.noisy_network import NoisyNetwork
+from ..images import pixels
+from ..modules import device_of, evaluating
+from ..ops.laws import Law, gaussian_law, lattice_law, no_noise
+from ..ops.philox import stream_key
+from ..processes import SingleProcess
+from ..streams import Stream
 from .adversaries import Adversary
 from .augment import crop_and_flip
+from .checkpoints import Best, RunFolder, State
+from .order import order, split, torch_seed
+from .parameters import keep_running_statistics, learn_noise_alone, parameter_groups
 from .recipes import RECIPES, Batch, Learned
-from .settings import PRECISIONS, SELECTIONS, Settings
+from .settings import SELECTIONS, Settings
 
 PASSES = 2  # of a step through the model, at most: of clean images and of adversarial ones
-SPLIT = 2019  # seed of the permutation that begins with the held-out images
-CHECKPOINT, METRICS, WEIGHTS = "checkpoint.pt", "metrics.jsonl", "model.safetensors"
 
 
 class Trainer:
@@ -48,7 +43,7 @@ class Trainer:
         out: folder of the run.
         test: images on which accuracies are recorded after every epoch; nothing is selected by them.
         metadata: strings to keep beside the weights.
-        group: the processes of the run, see `distributed.joined`; each takes its part of every batch.
+        group: the processes of the run, see `processes.joined`; each takes its part of every batch.
         checkpoint_every: seconds between checkpoints within an epoch; there is one at the end of each.
 
     Attributes:
@@ -68,13 +63,14 @@ class Trainer:
         settings: Settings,
         out: Path,
         test: Images | None = None,
+        *,
         metadata: dict[str, str] | None = None,
-        group: Alone | None = None,
+        group: SingleProcess | None = None,
         checkpoint_every: float = 300.0,
     ) -> None:
         self.model = model.to(memory_format=torch.channels_last)
-        self.settings, self.out, self.metadata = settings, out, metadata or {}
-        self.group, self.checkpoint_every = group or Alone(), checkpoint_every
+        self.settings, self.folder = settings, RunFolder(out, settings, metadata or {})
+        self.group, self.checkpoint_every = group or SingleProcess(), checkpoint_every
         self.device = device_of(model)
         self.net = NoisyNetwork(self.model)
         self._key = stream_key(settings.seed, Stream.TRAIN, self.device)
@@ -106,7 +102,7 @@ class Trainer:
         self._sums: dict[str, Tensor] = {}  # over the images of this epoch so far
         self._seconds, self._started = 0.0, time.monotonic()  # of this epoch in earlier runs; of what this run adds
         self._saved = self._started
-        self._best: dict[str, Any] | None = None
+        self._best: Best | None = None
 
     def fit(self, progress: Callable[[range], Any] = iter, resume: bool = False) -> dict[str, float]:
         """Runs the steps that are left; returns the metrics of the epoch whose weights were selected.
@@ -119,10 +115,13 @@ class Trainer:
             FileExistsError: there is a run, and it is not to be gone on with.
             ValueError: it was made with other settings.
         """
-        resume = self.group.begin(resume, self.out / CHECKPOINT, self.out / WEIGHTS)
-        self.group.agree(self._about() | {"images": len(self.data)})
-        if not (resume and self._restore()):
-            self._begin()
+        resume = self.group.begin(resume, self.folder.checkpoint, self.folder.weights)
+        self.group.agree(self.folder.about | {"images": len(self.data)})
+        state = self.group.first(self.folder.restore) if resume else None
+        if state is not None:
+            self._take_up(state)
+        elif self.group.rank == 0:
+            self.folder.begin()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # for layers that draw, as dropout does
             objective = self.group.averaging(Objective(self))
@@ -132,7 +131,8 @@ class Trainer:
         if self._best is not None:
             self.model.load_state_dict(self._best["model"])
             self.metrics = self._best["metrics"]
-        self._save_weights()
+        if self.group.rank == 0:
+            self.folder.save_weights(self.model.state_dict(), self.metrics)
         self.model.eval()
         return self.metrics
 
@@ -148,7 +148,7 @@ class Trainer:
         return self.forward(self.noisy(images, batch.ids, sample), self.pass_number(batch, which))
 
     def pass_number(self, batch: Batch, which: int) -> int:
-        """What no other pass of the model in training has."""
+        """The number of a pass of the model in training, which no other pass has."""
         return PASSES * batch.step + which
 
     def attacked(self, batch: Batch) -> Tensor:
@@ -189,7 +189,7 @@ class Trainer:
     # ---- steps -----------------------------------------------------------------------------------------------------
 
     def batch(self, step: int) -> Batch:
-        """What this process has of a step: a function of step and seed."""
+        """The part of a step that this process has: a function of step and seed."""
         epoch, at = divmod(step, self.steps_per_epoch)
         size, seed = self.settings.batch, self.settings.seed
         whole = order(len(self.indices), torch_seed(seed, epoch))[at * size : (at + 1) * size]
@@ -227,7 +227,8 @@ class Trainer:
         self._end_epoch()
 
     def _require_finite(self) -> None:
-        """Before anything is kept: the last checkpoint is one of weights that can be gone on with."""
+        """Raises FloatingPointError where the loss is not finite, before anything is kept: the last checkpoint is one
+        of weights that can be gone on with."""
         if not self._sums["loss"].isfinite():
             raise FloatingPointError(
                 f"the loss is {float(self._sums['loss'])} in epoch {self.epoch}, by step {self.step}: the run has "
@@ -258,15 +259,14 @@ class Trainer:
             self._sums[name] = self._sums.get(name, 0) + total
 
     def _autocast(self) -> torch.autocast:
-        dtype = PRECISIONS[self.settings.precision]
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=dtype != torch.float32)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     # ---- held-out images -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def accuracies(self, data: Images, ids: Tensor) -> dict[str, float]:
         """Shares of the images `ids` [N] of which a single noisy copy is classified correctly: as they are, and where
-        the recipe has an attack, after one in draw 0. The noise is the same after every epoch, and no recipe's."""
+        the recipe has an attack, after one in repetition 0. The noise is the same after each epoch, and no recipe's."""
         self.group.alike(list(self.model.buffers()))
         torch.manual_seed(torch_seed(self.settings.seed))
         part = self.group.part(len(ids))
@@ -296,23 +296,11 @@ class Trainer:
             weights = {name: value.cpu().clone() for name, value in self.model.state_dict().items()}
             self._best = {"score": score, "metrics": self.metrics, "model": weights}
 
-    # ---- files -----------------------------------------------------------------------------------------------------
-
-    def _about(self) -> dict[str, Any]:
-        return asdict(self.settings) | self.metadata
-
-    def _seconds_so_far(self) -> float:
-        return self._seconds + time.monotonic() - self._started
-
-    def _begin(self) -> None:
-        if self.group.rank == 0:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / METRICS).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def _end_epoch(self) -> None:
         if self.group.rank == 0:
-            with (self.out / METRICS).open("a") as file:
-                file.write(json.dumps(self.metrics) + "\n")
+            self.folder.append(self.metrics)
         self.epoch += 1
         self._sums.clear()
         self._seconds, self._started = 0.0, time.monotonic()
@@ -320,10 +308,11 @@ class Trainer:
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        if self.group.rank > 0:
-            return
-        state = {
-            "settings": json.dumps(self._about()),
+        if self.group.rank == 0:
+            self.folder.save(self._state())
+
+    def _state(self) -> State:
+        return {
             "epoch": self.epoch,
             "step": self.step,
             "metrics": self.metrics,
@@ -333,46 +322,18 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        partial = self.out / "checkpoint.partial"
-        torch.save(state, partial)
-        partial.replace(self.out / CHECKPOINT)  # a kill leaves the last whole checkpoint
 
-    def _restore(self) -> bool:
-        """Takes up the run from its last checkpoint; False if there is none."""
-        state = self.group.first(self._kept)
-        if state is None:
-            return False
+    def _take_up(self, state: State) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step, self.metrics, self._best = (state[name] for name in ("epoch", "step", "metrics", "best"))
+        self.epoch, self.step, self.metrics, self._best = state["epoch"], state["step"], state["metrics"], state["best"]
         self._sums = {
             name: torch.tensor(total, dtype=torch.float64, device=self.device) for name, total in state["sums"].items()
         }
         self._seconds = state["seconds"]
-        return True
 
-    def _kept(self) -> dict[str, Any] | None:
-        path = self.out / CHECKPOINT
-        if not path.exists():
-            return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        same_settings(path, json.loads(state["settings"]), self._about())
-        metrics = self.out / METRICS
-        lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-        if len(lines) > state["epoch"]:  # of an epoch whose checkpoint a kill has cut off
-            partial = self.out / "metrics.partial"
-            partial.write_text("".join(lines[: state["epoch"]]))
-            partial.replace(metrics)
-        return state
-
-    def _save_weights(self) -> None:
-        path = self.out / WEIGHTS
-        if self.group.rank == 0 and not path.exists():  # as it may where a run is resumed at its end
-            weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-            about = {"settings": json.dumps(asdict(self.settings)), "metrics": json.dumps(self.metrics)}
-            about["smoothfast"] = __version__  # not of the settings: a newer version may resume
-            save_file(weights, path.with_suffix(".partial"), self.metadata | about)
-            path.with_suffix(".partial").replace(path)
+    def _seconds_so_far(self) -> float:
+        return self._seconds + time.monotonic() - self._started
 
 
 class Objective(nn.Module):
@@ -383,61 +344,10 @@ class Objective(nn.Module):
         self.model, self.trainer = trainer.model, trainer
 
     def forward(self, batch: Batch) -> Learned:
+        """Loss and logits of a batch, by the recipe; by `clean` in the epochs before it."""
         settings = self.trainer.settings
         begun = batch.step >= settings.clean_epochs * self.trainer.steps_per_epoch
         return RECIPES[settings.recipe if begun else "clean"].loss(self.trainer, batch)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters of a model for an optimizer: those that decay, which are matrices and kernels, and those that do
-    not, which are biases, what batch norms learn, and strengths of noise."""
-    noise = {id(p) for p in noise_parameters(model)}
-    learned = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in learned if p.dim() > 1 and id(p) not in noise]
-    plain = [p for p in learned if p.dim() <= 1 or id(p) in noise]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def learn_noise_alone(model: nn.Module) -> None:
-    """Leaves gradients to the strengths of noise.
-
-    Raises:
-        ValueError: there are none.
-    """
-    strengths = noise_parameters(model)
-    if not strengths:
-        raise ValueError("learn is 'noise'; the model has no noise in it (as resnet20+cni has)")
-    model.requires_grad_(False)
-    for strength in strengths:
-        strength.requires_grad_()
-
-
-def keep_running_statistics(network: nn.Module) -> None:
-    """Puts batch norms in eval mode, and leaves the rest of a network in train mode."""
-    for part in network.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.eval()
-
-
-def split(count: int, held_out: int) -> tuple[Tensor, Tensor]:
-    """Indices int64 of the images to train on, and of so many that are held out, each in order.
-
-    A larger held-out part contains a smaller one, and no seed changes it: no run, and no fine-tune of its weights, is
-    validated on images that the other was trained on.
-    """
-    mixed = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT))
-    return mixed[held_out:].sort().values, mixed[:held_out].sort().values
-
-
-@lru_cache(maxsize=2)
-def order(count: int, seed: int) -> Tensor:
-    """A permutation int64 [count]."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-
-
-def torch_seed(*numbers: int) -> int:
-    """A seed for generators of torch, of which neighbouring numbers give unrelated ones."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def kernels(settings: Settings, channels: int, device: torch.device) -> dict[torch.dtype, tuple[Law, Tensor, Tensor]]:

@@ -29,7 +29,7 @@ def make_test(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
     (options,) = re.findall(r"\$\(BIN\)/pytest (.*) \$\(ARGS\)", (ROOT / "Makefile").read_text())
     options = options.replace("-n auto", "-n 2").split()  # the same on any machine
     options += ["-c", ROOT / "pyproject.toml", "--rootdir", folder, "-p", "no:cacheprovider", "--timeout", "2"]
-    for plugin in ("xdist.plugin", "pytest_timeout", "watchdog"):  # others take seconds to import
+    for plugin in ("xdist.plugin", "pytest_timeout", "helpers.watchdog"):  # others take seconds to import
         options += ["-p", plugin]
     path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -1,0 +1,137 @@
+"""`smoothfast attack`: images through an attack, judged by base and smoothed classifier before and after."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import files, launch, names
+from ..checks import at_least, choice
+from ..runs import attack_options
+from . import display
+from .display import console
+from .options import JsonOptions, NoiseOptions, StepOptions, command, named
+
+if TYPE_CHECKING:
+    from ..runs.attack_files import Attacked
+    from .prepare import Prepared
+
+PICTURED = 8  # images in the picture of an attack
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AttackOptions(NoiseOptions, StepOptions, JsonOptions):
+    """Options of `attack`."""
+
+    attack: Annotated[str, named("--attack", names.ATTACKS)]
+    out: Annotated[Path, typer.Option("--out", help="safetensors file of the adversarial images and the votes.")]
+    source: Annotated[str, named("--source", names.SOURCES, "What images are crafted on. {} base: without noise.")] = (
+        "smoothed"
+    )
+    samples: Annotated[int | None, typer.Option("--samples", help="Noisy copies behind each gradient or loss.")] = None
+    norm: Annotated[str | None, named("--norm", names.NORMS, "Of the ball. {}")] = None
+    restarts: Annotated[int | None, typer.Option("--restarts", help="From other starts; the best counts.")] = None
+    loss: Annotated[str | None, named("--loss", names.LOSSES)] = None
+    targeted: Annotated[
+        str | None, named("--targeted", names.TARGETS, "The class to be reached. {} none: any but the label.")
+    ] = None
+    votes: Annotated[
+        int, typer.Option("--votes", help="Fresh samples by which the smoothed classifier judges an image.")
+    ] = 100
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help=f"PNG or PDF of the first {PICTURED} images and what was done to them."),
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run if there is one.")] = False
+
+    def check(self) -> None:
+        launch.require_one("attack")
+        self.chosen()
+        choice("source", self.source, names.SOURCES)
+        at_least(1, votes=self.votes)
+        super().check()
+        files.require_picture("picture", self.picture)
+        attack_options.check_out(self.out, self.resume)
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that the attack is made with."""
+        given = ("steps", "samples", "norm", "restarts", "loss", "targeted")
+        return attack_options.options(self.attack, self.lengths | {name: getattr(self, name) for name in given})
+
+
+@command(AttackOptions)
+def attack(options: AttackOptions) -> None:
+    """Attack images: accuracy of base and smoothed classifier before and after, decided by fresh votes.
+
+    Options that are not given are as the attack has them; one that it does not take is an error.
+    """
+    from ..runs import attack as runs
+    from ..runs import attack_files
+    from .prepare import prepare
+
+    prepared = prepare(options, options.sigma)
+    picture = nullcontext() if options.picture is None else files.whole(options.picture)
+    with picture as drawing:
+        with files.whole(options.out) as tensors:
+            attacked, settings = _attacked(options, prepared)
+            if not options.as_json:
+                print(runs.tables(attacked, options.attack))  # also where the disk is full
+            attack_files.save(attacked, settings, tensors)
+        attack_files.discard_parts(options.out)
+        if drawing is not None:
+            _draw(prepared, attacked, drawing)
+    if options.as_json:
+        display.print_json({"settings": settings} | runs.figures(attacked) | {"path": str(options.out)})
+    display.written(options.out, options.picture)
+
+
+def _attacked(options: AttackOptions, prepared: Prepared) -> tuple[Attacked, dict[str, Any]]:
+    """Attacks the images, but for those that an earlier run has attacked; says with which settings."""
+    from ..runs import attack as runs
+    from ..runs import attack_files
+    from .prepare import described
+
+    smoothed, indices, chosen = prepared.smoothed, prepared.indices, options.chosen()
+    crafted = runs.make(options.attack, smoothed, options.source, chosen)
+    console().print(
+        f"{len(indices):,} images, {options.attack} on the {options.source} classifier: {json.dumps(chosen)}"
+    )
+    with console().status("preparing the base classifier"):
+        gradients, engine = runs.settle(crafted, smoothed, prepared.first, len(indices), options.votes)
+    by = {name: getattr(gradients.function, name) for name in ("runner", "precision", "micro_batch")}
+    console().print(f"attack: {by['runner']} base classifier, precision {by['precision']}")
+    passes = 2 * len(indices) * options.votes
+    console().print(f"votes: {described(smoothed, engine, prepared.first, passes)}")
+    settings = prepared.about | {
+        "command": "attack", "attack": options.attack, "source": options.source, "votes": options.votes, **chosen,
+        "crafted_by": by, "judged_by": engine.meta,
+    }  # fmt: skip
+    size = runs.at_once(gradients, crafted.samples)
+    attacked = runs.run(
+        crafted, smoothed, prepared.source, indices, options.votes, size,
+        progress=display.bar(f"batches of {min(size, len(indices)):,} images"),
+        done=attack_files.kept(options.out, settings, indices),
+        keep=partial(attack_files.keep, options.out, settings),
+    )  # fmt: skip
+    return attacked, settings
+
+
+def _draw(prepared: Prepared, attacked: Attacked, path: Path) -> None:
+    """Draws the first images, their perturbations and the class that they end with."""
+    import torch
+
+    from ..images import pixels
+    from ..runs.plots import perturbation_gallery
+    from ..smoothing.results import winners
+
+    columns = {name: values[:PICTURED] for name, values in attacked.columns.items()}
+    clean = pixels(torch.stack([prepared.source[index][0] for index in columns["indices"].tolist()]))
+    ends = zip(columns["labels"].tolist(), winners(columns["smoothed_adversarial"]).tolist(), strict=True)
+    titles = [f"label {label}\nvoted {vote}" for label, vote in ends]
+    perturbation_gallery(clean, columns["adversarial"], titles, path)

@@ -1,0 +1,218 @@
+"""`smoothfast certify`, `predict` and `demo`: images through a smoothed classifier into a log."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import launch, names
+from ..checks import at_least, choice
+from ..files import require_new
+from . import display
+from .display import console
+from .options import JsonOptions, NoiseOptions, Options, command, named
+
+if TYPE_CHECKING:
+    from ..procedures import Procedure
+
+DEMO_SIGMA = 0.25  # of the noise that the embedded weights were trained under
+DEMO_SECONDS = 120.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
+DEMO_PASSES = 500_000  # about what that time is enough for: n is not known before the runner is
+DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LogOptions(NoiseOptions, JsonOptions, ABC):
+    """Options of commands that write a log."""
+
+    out: Annotated[Path, typer.Option("--out", help="The log to write.")]
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run if there is one.")] = False
+    alpha: Annotated[float, typer.Option("--alpha", help="Error level per image.")] = 0.001
+    noise: Annotated[str | None, named("--noise", names.NOISES, "{} By the images if not given.")] = None
+    shard: Annotated[str, named("--shard", names.SHARDS, "{} What processes share out that torchrun starts.")] = (
+        "images"
+    )
+
+    def check(self) -> None:
+        self.procedure(0, 0.0)  # checks its arguments
+        super().check()
+        if self.noise is not None:
+            choice("noise", self.noise, names.NOISES)
+        choice("shard", self.shard, names.SHARDS)
+        if not self.resume and not launch.launched():  # torchrun may start a run again, which then goes on
+            require_new(self.out)
+
+    @abstractmethod
+    def procedure(self, label: int, deviation: float) -> Procedure:
+        """Makes the procedure of an image, from its label and the deviation of the noise (`noise.Law`)."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The settings of the procedure, for the log."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CertifyOptions(LogOptions):
+    """Options of `certify`."""
+
+    n0: Annotated[int, typer.Option("--n0", help="Samples that select the class.")] = 100
+    n: Annotated[int, typer.Option("--n", help="Samples that bound its probability.")] = 100_000
+    method: Annotated[str, named("--method", names.CERTIFY_METHODS, "{} All but fixed stop early.")] = "fixed"
+    radius: Annotated[
+        float | None,
+        typer.Option("--radius", help="For sequential: is it certified at this radius, in [0, 1] pixel units?"),
+    ] = None
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", help="For tolerance: how far below the radius of n samples, in units of sigma."),
+    ] = None
+    bound: Annotated[str, named("--bound", names.BOUNDS)] = "multiclass"
+    labels_known: Annotated[
+        bool, typer.Option("--labels-known", help="Certify the label of the data; no samples select a class.")
+    ] = False
+
+    def procedure(self, label: int, deviation: float) -> Procedure:
+        from ..procedures import certify_procedure
+
+        return certify_procedure(
+            self.method, self.n0, self.n, self.alpha, self.sigma, self.bound, radius=self.radius,
+            tolerance=self.tolerance, label=label if self.labels_known else None, deviation=deviation,
+        )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "command": "certify", "n0": self.n0, "n": self.n, "alpha": self.alpha, "method": self.method,
+            "radius": self.radius, "tolerance": self.tolerance, "bound": self.bound,
+            "labels_known": self.labels_known,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class PredictOptions(LogOptions):
+    """Options of `predict`."""
+
+    n: Annotated[int, typer.Option("--n", help="Samples per image.")] = 1000
+    method: Annotated[str, named("--method", names.PREDICT_METHODS, "{} sequential stops early.")] = "fixed"
+
+    def procedure(self, label: int, deviation: float) -> Procedure:
+        from ..procedures import predict_procedure
+
+        return predict_procedure(self.method, self.n, self.alpha)
+
+    def settings(self) -> dict[str, Any]:
+        return {"command": "predict", "n": self.n, "alpha": self.alpha, "method": self.method}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class DemoOptions(Options):
+    """Options of `demo`."""
+
+    out: Annotated[Path, typer.Option("--out", help="Folder for the log and the picture.")] = Path("smoothfast-demo")
+    n: Annotated[
+        int | None, typer.Option("--n", help="Samples per image; as many as three minutes allow if not given.")
+    ] = None
+    limit: Annotated[int, typer.Option("--max", help="Take at most this many of the 200 images.")] = 200
+    runner: Annotated[str, named("--runner", names.RUNNERS, "{} auto: what takes least for this run.")] = "auto"
+
+    def check(self) -> None:
+        at_least(1, max=self.limit)
+        choice("runner", self.runner, names.RUNNERS)
+        if self.n is not None:
+            self.certificates(self.n).check()
+
+    def certificates(self, n: int) -> CertifyOptions:
+        """The options of `certify` that make the log of the demonstration."""
+        log = self.out / "certify.tsv"
+        return CertifyOptions(
+            out=log, n=n, sigma=DEMO_SIGMA, runner=self.runner, limit=self.limit, classes=10, resume=True
+        )  # fmt: skip
+
+
+@command(CertifyOptions)
+def certify(options: CertifyOptions) -> None:
+    """Certify images: a class and an L2 radius for each, and the table of certified accuracy."""
+    _run(options)
+
+
+@command(PredictOptions)
+def predict(options: PredictOptions) -> None:
+    """Predict images with the smoothed classifier, abstaining where the votes do not decide."""
+    _run(options)
+
+
+@command(DemoOptions)
+def demo(options: DemoOptions) -> None:
+    """Certify the embedded images with the embedded model: a table, a log and a picture."""
+    from ..data import demo as embedded_images
+    from ..runs.certify import log_run
+    from .prepare import described, prepare, seconds_per_sample
+
+    prepared = prepare(options.certificates(DEMO_SAMPLES[0]), DEMO_SIGMA)
+    smoothed, indices = prepared.smoothed, prepared.indices
+    console().print(f"ResNet-20 trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
+    with console().status("preparing the base classifier"):
+        engine = smoothed.engine(prepared.first, DEMO_PASSES)
+    console().print(described(smoothed, engine, prepared.first, DEMO_PASSES))
+    n = options.n
+    if n is None:
+        speed = seconds_per_sample(engine, embedded_images().images)
+        n = max(m for m in DEMO_SAMPLES if m == DEMO_SAMPLES[0] or speed * len(indices) * (m + 100) < DEMO_SECONDS)
+        console().print(
+            f"{speed * 1e6:.0f} microseconds per noisy copy here, so n = {n:,} samples per image (--n changes it)"
+        )
+    chosen = options.certificates(n)
+    for old in (chosen.out, chosen.out.with_name(chosen.out.name + ".json")):
+        old.unlink(missing_ok=True)
+    settings = {"command": "demo", "n0": 100, "n": n, "alpha": 0.001, "bound": "multiclass", "sigma": [0.25], "seed": 0}
+    log_run(
+        engine, prepared.source, indices, chosen.procedure, settings, chosen.out, progress=display.progress
+    )  # fmt: skip
+    display.show_log(chosen.out, options.out / "certify.png")
+
+
+def _run(options: LogOptions) -> None:
+    # What computes is imported by the commands that do: it brings torch, two seconds for which neither help nor an
+    # error of usage is to wait.
+    from ..processes import joined
+    from ..runs.certify import log_run
+    from .prepare import described, prepare
+
+    samples = options.procedure(0, 0.0).most
+    with joined() as group:
+        resume = group.begin(options.resume, options.out)
+        prepared = prepare(options, options.sigma, options.noise, group.device(options.device))
+        passes = _expected(options, samples) * len(prepared.indices)
+        engine = prepared.smoothed.engine(prepared.first, passes)
+        leads = group.rank == 0
+        if leads:
+            console().print(f"{len(prepared.indices):,} images, {samples:,} samples each at most")
+            console().print(described(prepared.smoothed, engine, prepared.first, passes))
+        log_run(
+            engine, prepared.source, prepared.indices, options.procedure, options.settings() | prepared.about,
+            options.out, resume=resume, progress=display.progress, group=group, shard=options.shard,
+        )  # fmt: skip
+        if leads and options.as_json:
+            display.print_json(_figures(options.out, engine.meta))
+        elif leads:
+            display.show_log(options.out)
+
+
+def _expected(options: LogOptions, samples: int) -> int:
+    """Guesses the forward passes an image takes in the mean: stopping early saves most of them."""
+    return samples if options.settings()["method"] == "fixed" else max(samples // 20, 200)
+
+
+def _figures(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a log, for programs."""
+    from ..runs import tables
+    from ..runs.logs import read_log
+
+    logs = tables.named([read_log(path)])
+    found = display.figures(tables.summary(logs), logs)
+    (row,) = found["rows"]
+    settings = {name: value for name, value in row.pop("settings").items() if name not in meta}
+    return {"settings": settings, "meta": meta, "radii": found["radii"], **row, "log": row.pop("path")}

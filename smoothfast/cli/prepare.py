@@ -1,0 +1,123 @@
+"""Preparation of what commands compute with: weights, data, networks, the smoothed classifier."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import data, models
+from ..engine import Engine, Job
+from ..images import checked_images
+from ..procedures import Count
+from ..runners.choice import installed, seconds
+from ..runs.certify import chosen
+from ..smoothing import SmoothedClassifier
+from ..streams import Stream
+from ..weights import DEMO, Weights, read_weights
+from .options import ModelOptions, SmoothedOptions
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A smoothed classifier and the images that are put through it.
+
+    Attributes:
+        smoothed: the classifier.
+        source: the data set.
+        indices: which images of it.
+        about: what the record of a run says of these.
+    """
+
+    smoothed: SmoothedClassifier
+    source: data.Labelled
+    indices: list[int]
+    about: dict[str, Any]
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The first of the images, [1, C, H, W], which all others are like."""
+        return checked_images(self.source[self.indices[0]][0][None])
+
+
+def prepare(options: SmoothedOptions, sigma: float, noise: str | None = None, device: str | None = None) -> Prepared:
+    """Loads weights, data and network, and smooths it.
+
+    Args:
+        options: of the command.
+        sigma: of the noise on images.
+        noise: the law of it; by the images if not given.
+        device: that of this process, where there are several; else as the options say.
+
+    Raises:
+        ValueError: something that is named cannot be loaded, or does not fit the rest.
+    """
+    weights = trained_weights(options)
+    source = data.load(options.data)
+    if not len(source):
+        raise ValueError(f"data is {options.data!r}, which holds no images")
+    indices = chosen(len(source), options.skip, options.limit)
+    num_classes = number_of_classes(options, weights, source)
+    network = models.load(options.model, num_classes)
+    if weights.tensors:
+        weights.load_into(network)
+    smoothed = SmoothedClassifier(
+        moved(network.eval(), device or options.device), sigma, num_classes, noise=noise, seed=options.seed,
+        normalize=weights.settings.get("normalize") if options.normalize is None else options.statistics,
+        precision=options.precision, max_batch=options.batch, runner=options.runner,
+    )  # fmt: skip
+    about = {
+        "data": options.data, "model": options.model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
+        "normalize": smoothed.normalize, "seed": options.seed, "skip": options.skip, "max": options.limit,
+    }  # fmt: skip
+    return Prepared(smoothed, source, indices, about)
+
+
+def trained_weights(options: ModelOptions) -> Weights:
+    """Reads the weights of a file; the embedded ones of resnet20, and none for a model of the user's, if not given."""
+    if options.weights is None and options.model != "resnet20":
+        return Weights({})
+    return read_weights(options.weights or DEMO)
+
+
+def number_of_classes(options: ModelOptions, weights: Weights, source: data.Labelled) -> int:
+    """Takes the number of classes from the command line, else from the weights file, else from the data set."""
+    known = options.classes or int(weights.about.get("num_classes", 0)) or len(getattr(source, "classes", ()))
+    if not known:
+        raise ValueError("classes is not given, and neither the weights nor the data tell it; pass --classes")
+    return known
+
+
+def moved(network: nn.Module, device: str) -> nn.Module:
+    """Moves a network to a device that users name."""
+    try:
+        return network.to(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}, which cannot be used: {error}") from error
+
+
+def described(smoothed: SmoothedClassifier, engine: Engine, image: Tensor, passes: int) -> str:
+    """Says how the base classifier is run, and what so many forward passes were expected to take by each runner."""
+    function = engine.function
+    normalization = "none" if smoothed.normalize is None else smoothed.normalize
+    how = f"{function.runner} base classifier, precision {function.precision}, normalisation {normalization}"
+    if smoothed.runner != "auto" or function.device.type != "cpu":
+        return how
+    workload, cores = smoothed.workload(image), len(engine.lanes)
+    expected = ", ".join(
+        f"{runner} {seconds(runner, workload, passes, function.precision, cores):,.0f} s"
+        for runner in installed(workload, function.precision)
+    )
+    return f"{how}\nexpected for {passes:,} forward passes: {expected}"
+
+
+def seconds_per_sample(engine: Engine, images: Tensor) -> float:
+    """Measures 8 micro-batches after one to warm up, of samples that no certificate uses."""
+    rows = engine.function.micro_batch
+    list(engine.run([Job(images[0], 0, Count(rows, stream=Stream.TRAIN))]))
+    started = time.perf_counter()
+    list(engine.run([Job(images[0], 0, Count(8 * rows, stream=Stream.TRAIN))]))
+    return (time.perf_counter() - started) / (8 * rows)

@@ -1,0 +1,107 @@
+"""`smoothfast sweep`: accuracy by noise, voting rule and number of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import files, launch, names
+from ..checks import at_least, choice, not_negative
+from ..runs import attack_options
+from . import display
+from .options import SmoothedOptions, StepOptions, command, integers, named, numbers, one_of
+
+PLACEHOLDER = 0.25  # sigma of a classifier of which a sweep uses all but that
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SweepOptions(SmoothedOptions, StepOptions):
+    """Options of `sweep`."""
+
+    out: Annotated[Path, typer.Option("--out", help="CSV file of the rows; those that are in it are not made again.")]
+    sigmas: Annotated[
+        str,
+        typer.Option("--sigmas", help="Of the noise on images, separated by commas; 0: none but the network's own."),
+    ] = "0,0.06,0.12,0.25"
+    samples: Annotated[str, typer.Option("--samples", help="Rising numbers, separated by commas.")] = "1,4,16,64"
+    voting: Annotated[str, typer.Option("--voting", help=f"Rules, separated by commas. {one_of(names.VOTINGS)}")] = (
+        ",".join(names.VOTINGS[:3])
+    )
+    attack: Annotated[str | None, named("--attack", names.ATTACKS, "{} None if not given: clean images alone.")] = None
+    attack_sigma: Annotated[
+        float,
+        typer.Option("--attack-sigma", help="Noise on images that the attack sees; 0: none but the network's own."),
+    ] = 0.0
+    attack_seeds: Annotated[
+        int, typer.Option("--attack-seeds", help="The attack is made by so many seeds; their spread is shown.")
+    ] = 1
+    attack_samples: Annotated[
+        int | None, typer.Option("--attack-samples", help="Noisy copies or passes behind each gradient.")
+    ] = None
+    restarts: Annotated[int | None, typer.Option("--restarts", help="From other starts; the best counts.")] = None
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="PNG or PDF of accuracy against samples and against sigma.")
+    ] = None
+
+    def check(self) -> None:
+        from ..runs.sweep_log import check_plan  # brings NumPy along
+
+        launch.require_one("sweep")
+        files.require_picture("plot", self.plot)
+        self.chosen()
+        at_least(1, attack_seeds=self.attack_seeds)
+        not_negative(attack_sigma=self.attack_sigma)
+        super().check()
+        for rule in self.voting.split(","):
+            choice("voting", rule, names.VOTINGS)
+        sigmas = numbers("sigmas", self.sigmas) or ()
+        check_plan(sigmas, self.voting.split(","), integers("samples", self.samples))
+
+    def chosen(self) -> dict[str, Any]:
+        """The options that the attack is made with: away from the labels."""
+        if self.attack is None:
+            return {}
+        given = {"steps": self.steps, "samples": self.attack_samples, "restarts": self.restarts}
+        options = attack_options.options(self.attack, self.lengths | given)
+        return {name: value for name, value in options.items() if name != "targeted"}
+
+
+@command(SweepOptions)
+def sweep(options: SweepOptions) -> None:
+    """Accuracy by noise, voting rule and number of samples, on clean images and on those of one attack."""
+    import torch
+
+    from ..data import in_memory
+    from ..images import pixels
+    from ..runs.sweep import Sweep
+    from ..runs.sweep_log import SweepLog, put_in_order, read
+    from ..runs.tables import sweep_table
+    from .prepare import prepare
+
+    prepared = prepare(options, options.attack_sigma or PLACEHOLDER)
+    plan = Sweep(
+        prepared.smoothed, numbers("sigmas", options.sigmas) or (), options.voting.split(","),
+        integers("samples", options.samples), options.attack, options.chosen() | {"sigma": options.attack_sigma},
+        range(options.attack_seeds),
+    )  # fmt: skip
+    settings = prepared.about | {
+        "command": "sweep", "sigma": None, "attack": options.attack, **plan.options, "samples": plan.samples,
+        "sigmas": plan.sigmas, "voting": plan.votings,
+    }  # fmt: skip
+    with SweepLog(options.out, settings) as log:
+        subset: Any = torch.utils.data.Subset(prepared.source, prepared.indices)  # type: ignore[arg-type]
+        chosen = in_memory(subset, display.bar("images"))
+        ids, bar = torch.tensor(prepared.indices), display.bar("sigmas and attacks")
+        for block in plan.rows(pixels(chosen.images), chosen.labels, ids, log.done, bar):
+            log.append(block)
+    put_in_order(options.out, plan.settings)
+    rows = read(options.out)
+    print(sweep_table(rows))
+    if options.plot is not None:
+        from ..runs import plots
+
+        plots.sweep(rows, options.plot)
+    display.written(options.out, options.plot)

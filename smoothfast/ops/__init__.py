@@ -1,0 +1,284 @@
+"""The kernels as typed functions.
+
+Their schemas live in csrc/ops.cpp. Where the extension is absent, or `SMOOTHFAST_BACKEND=reference`, the same schemas
+are inferred from the signatures in `reference`. `backend` chooses what serves a device, `registration` tells torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..checks import choice
+from ..normalization import Normalization
+from ..voting import PREDICTION, Voting
+from . import reference, registration
+from .backend import GPUS, OPS, backends, extension
+from .laws import Law
+
+__all__ = [
+    "GPUS",
+    "OPS",
+    "Noisy",
+    "affine",
+    "attack_step",
+    "backends",
+    "extension",
+    "fused_gradients",
+    "fused_logits",
+    "fused_pack",
+    "fused_votes",
+    "noisy_replicas",
+    "perturb_weights",
+    "reference",
+    "registration",
+    "replica_sum",
+    "tally",
+]
+
+Noisy = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Law, Tensor, Tensor, bool]
+"""Arguments of `noisy_replicas`, but for those that say in what form it returns the replicas."""
+
+
+def noisy_replicas(
+    images: Tensor,
+    slots: Tensor,
+    image_ids: Tensor,
+    sample_ids: Tensor,
+    key: Tensor,
+    law: Law,
+    scale: Tensor,
+    shift: Tensor,
+    clip: bool = False,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Noisy, normalised copies of images, one write per element.
+
+    Row r is `cast(fma(images[slots[r]] + noise, scale, shift))` with the noise of image id `image_ids[r]` and sample id
+    `sample_ids[r]`; rows with `slots[r] < 0` are padding and hold zeros.
+
+    Args:
+        images: uint8 (0..255) or float32 (0..1) [S, C, H, W]. The lattice law needs uint8.
+        slots: int64 [R], which image a row copies.
+        image_ids: int64 [R], below 2**44.
+        sample_ids: int64 [R], below 2**40.
+        key: int64 [2] from `noise.stream_key`.
+        law: from `noise.lattice_law` or `noise.gaussian_law`, its sigma in units of these images.
+        scale, shift: float32 [C], from `affine`.
+        clip: clamp to the range of the images after the noise; then part of the base classifier.
+        dtype: float32, bfloat16 or float16.
+        memory_format: contiguous or channels_last. Neither changes the noise.
+
+    Returns:
+        [R, C, H, W]. Differentiable with respect to float images: the gradient of an image is the sum over its rows.
+    """
+    return torch.ops.smoothfast.noisy_replicas(
+        images,
+        slots,
+        image_ids,
+        sample_ids,
+        key,
+        law.name,
+        law.table,
+        scale,
+        shift,
+        clip,
+        dtype,
+        memory_format == torch.channels_last,
+    )
+
+
+def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor, voting: Voting = PREDICTION) -> None:
+    """Adds what rows of logits give each class to the counts of their slots, in place.
+
+    Args:
+        logits: floating [R, K].
+        slots: int64 [R]; rows with a negative slot are padding and count nowhere.
+        counts: int64 [S, K], by class, in units of `voting.unit`; with the voting rules of this package 2^31 - 1 rows
+            cannot overflow a count.
+        invalid: int64 [S], rows with a logit that is not finite; they give no class anything.
+        voting: the rule. By default a row votes for its argmax, the lowest index on ties. Every backend ranks classes
+            alike, in the dtype of the logits. For "soft" and "logit" those of float64 are rounded to float32, and the
+            compiled and the Triton kernels give the same bits; `reference` does for "logit", while its probabilities
+            are those of float64, rounded.
+    """
+    torch.ops.smoothfast.tally(logits, slots, counts, invalid, voting.name, voting.weights)
+
+
+def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> Tensor:
+    """Sums the rows of every image: the backward pass of `noisy_replicas`.
+
+    Rows are added one by one in their order, in float32, so that every backend and every number of threads gives the
+    same bits.
+
+    Args:
+        gradients: float32, bfloat16 or float16 [R, C, H, W].
+        slots: int64 [R], the image of a row, below `images`; rows with a negative slot are padding and count nowhere.
+        scale: float32 [C], what the sums are multiplied by.
+        images: how many images there are.
+
+    Returns:
+        float32 [images, C, H, W], contiguous. Differentiable with respect to the gradients.
+    """
+    return torch.ops.smoothfast.replica_sum(gradients, slots, scale, images)
+
+
+def attack_step(
+    adversarial: Tensor, images: Tensor, gradients: Tensor, norm: str, alpha: float, eps: float, low: float, high: float
+) -> None:
+    """A step of an attack and its projection, in place: no result leaves the ball or the range of pixels.
+
+    That holds in real arithmetic, for any finite adversarial and any gradients: every rounding goes towards the image.
+    Autograd does not see the step.
+
+    Args:
+        adversarial: float32 [N, C, H, W], the attack so far, written. It shares no memory with the others.
+        images: float32 [N, C, H, W], the centres of the balls; they must lie in [low, high], which nobody checks.
+        gradients: float32 [N, C, H, W], of what the attack makes larger. With linf, NaN counts as 0; with l2, an image
+            whose gradient is zero or not finite makes no step.
+        norm: "linf" (a step is alpha times the sign) or "l2" (alpha times the gradient of unit norm).
+        alpha: length of the step, at least 0, in units of the images.
+        eps: radius of the ball, at least 0, in units of the images; rounded down to float32. With l2, 2**-28 of it
+            stays free for the roundings of the norm.
+        low, high: the range of pixels.
+
+    Raises:
+        ValueError: norm is neither "linf" nor "l2".
+    """
+    choice("norm", norm, reference.NORMS)
+    torch.ops.smoothfast.attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
+
+
+def perturb_weights(
+    weights: Tensor,
+    scales: Tensor,
+    factors: Tensor,
+    tiles: Tensor,
+    passes: Tensor,
+    key: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Noisy weights of all layers of a network, for several of its passes.
+
+    The weights of a layer, in their logical order, fill whole tiles of 64 of which the last one is padded. Those of
+    pass p are `weights + scales * xi + sum(factors[k] * z[k])`: xi has a standard normal number for each weight, z has
+    one for each k that all weights of a layer share, and all are drawn anew in each pass, as a pure function of key,
+    layer, pass and place. So the weights of a layer have covariance diag(scales^2) + factors^T factors.
+
+    Args:
+        weights: float32 [T, 64].
+        scales: float32 [T, 64], standard deviations.
+        factors: float32 [r, T, 64], r at most 64.
+        tiles: int64 [2, T], the layer of each tile, below 2**32, and its number within the layer, below 2**28.
+        passes: int64 [P], below 2**40.
+        key: int64 [2] from `noise.within`.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        [P, T, 64]. Differentiable with respect to weights, scales and factors.
+    """
+    return torch.ops.smoothfast.perturb_weights(weights, scales, factors, tiles, passes, key, dtype)
+
+
+def fused_pack(
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    linear: Tensor,
+    linear_bias: Tensor,
+    gradients: bool,
+) -> Tensor:
+    """A CIFAR ResNet as `fused_logits` and `fused_gradients` take it: weights in bf16, in the tiles of matrix units.
+
+    Args:
+        weights: float32 [outputs, inputs, 3, 3] of the convolutions in their order, and [outputs, inputs, 1, 1] of the
+            two shortcuts, each before those of its block: 3 + 6 n of them.
+        gains, biases: float64 [outputs] of each, as batch norms have them: what outputs are multiplied by, and what is
+            then added. The bias of a shortcut is not read; it is part of that of the block's last convolution.
+        linear, linear_bias: float32 [K, C], [K].
+        gradients: whether gradients are wanted too.
+
+    Returns:
+        uint8 [bytes].
+    """
+    return torch.ops.smoothfast.fused_pack(weights, gains, biases, linear, linear_bias, gradients)
+
+
+def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], processor: str) -> Tensor:
+    """Logits of a CIFAR ResNet, all of whose activations stay in the L2 of a core.
+
+    Those of a row do not depend on the rows beside it, on where it is among them, or on threads.
+
+    Args:
+        replicas: bfloat16 [R, 3, 32, 32].
+        packed: from `fused_pack`.
+        shape: three widths, multiples of 32 (the first may be 16), the blocks of a stage, and K.
+        processor: one of those that `fused.processors` names; sums are rounded in another order by each.
+
+    Returns:
+        float32 [R, K].
+    """
+    return torch.ops.smoothfast.fused_logits(replicas, packed, shape, processor)
+
+
+def fused_votes(
+    noisy: Noisy,
+    packed: Tensor,
+    shape: Sequence[int],
+    processor: str,
+    counts: Tensor,
+    invalid: Tensor,
+    voting: Voting = PREDICTION,
+) -> Tensor:
+    """Votes of images by a CIFAR ResNet: `noisy_replicas` in bfloat16, `fused_logits` and `tally` in one call, bit for
+    bit.
+
+    Replicas and activations stay in the L2 of a core. Rows of padding are not computed; their logits are 0.
+
+    Args:
+        noisy: of images [S, 3, 32, 32].
+        packed, shape, processor: as of `fused_logits`.
+        counts, invalid, voting: as of `tally`.
+
+    Returns:
+        float32 [R, K].
+    """
+    *rows, law, scale, shift, clip = noisy
+    return torch.ops.smoothfast.fused_votes(
+        *rows, law.name, law.table, scale, shift, clip, packed, shape, processor, counts, invalid, voting.name,
+        voting.weights,
+    )  # fmt: skip
+
+
+def fused_gradients(
+    replicas: Tensor, classes: Tensor, packed: Tensor, shape: Sequence[int], processor: str
+) -> tuple[Tensor, Tensor]:
+    """Logits as of `fused_logits`, and the gradients of the cross-entropy of each row by its replica.
+
+    Args:
+        classes: int64 [R].
+        packed: from `fused_pack` with gradients.
+
+    Returns:
+        float32 [R, K] and [R, 3, 32, 32].
+    """
+    return torch.ops.smoothfast.fused_gradients(replicas, classes, packed, shape, processor)
+
+
+def affine(normalize: Normalization | None, channels: int, image_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`scale` and `shift` of `noisy_replicas`, float32 [C]: (x - mean) / std on images in [0, 1], or x as it is."""
+    mean, std = normalize if normalize is not None else ([0.0] * channels, [1.0] * channels)
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"normalize has {len(mean)} means and {len(std)} stds; the images have {channels} channels")
+    if not all(s > 0 and math.isfinite(s) for s in std):
+        raise ValueError(f"normalize has std {list(std)}; every std must be positive")
+    if not all(map(math.isfinite, mean)):
+        raise ValueError(f"normalize has mean {list(mean)}; every mean must be finite")
+    levels = 1 if image_dtype.is_floating_point else 255
+    scale = torch.tensor([1 / (levels * s) for s in std], dtype=torch.float32)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32)
+    return scale, shift

@@ -1,0 +1,95 @@
+"""Procedures: how many votes to draw for one image, and what they decide.
+
+A procedure is handed the votes of one draw after another and answers with the next draw or with its decision. It knows
+no devices, batches or models, so an engine can drive one procedure per image and pack the draws of many images into
+full batches. Votes are looked at when a number of samples is reached that was fixed beforehand, and at no other time.
+
+Sources: PREDICT and CERTIFY of Cohen et al. 2019, arXiv 1902.02918; `statistics` for the tests.
+"""
+
+from __future__ import annotations
+
+from ..checks import choice
+from ..names import CERTIFY_METHODS, PREDICT_METHODS
+from .certify import PILOT, FixedCertify, SequentialCertify, ToleranceCertify
+from .predict import FixedPredict, SequentialPredict
+from .votes import (
+    ABSTAIN,
+    CERTIFIED,
+    NOT_CERTIFIED,
+    PREDICTED,
+    UNDECIDED,
+    Count,
+    Decision,
+    Draw,
+    Procedure,
+    Total,
+    Votes,
+)
+
+__all__ = [
+    "ABSTAIN",
+    "CERTIFIED",
+    "CERTIFY_METHODS",
+    "NOT_CERTIFIED",
+    "PILOT",
+    "PREDICTED",
+    "PREDICT_METHODS",
+    "UNDECIDED",
+    "Count",
+    "Decision",
+    "Draw",
+    "FixedCertify",
+    "FixedPredict",
+    "Procedure",
+    "SequentialCertify",
+    "SequentialPredict",
+    "ToleranceCertify",
+    "Total",
+    "Votes",
+    "certify_procedure",
+    "predict_procedure",
+]
+
+
+def predict_procedure(method: str, n: int, alpha: float) -> Procedure:
+    """The procedure of PREDICT of a method, "fixed" or "sequential".
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    choice("method", method, PREDICT_METHODS)
+    return (FixedPredict if method == "fixed" else SequentialPredict)(n, alpha)
+
+
+def certify_procedure(
+    method: str,
+    n0: int,
+    n: int,
+    alpha: float,
+    sigma: float,
+    bound: str,
+    *,
+    radius: float | None = None,
+    tolerance: float | None = None,
+    label: int | None = None,
+    u: float = 1.0,
+    deviation: float = 0.0,
+) -> Procedure:
+    """The procedure of CERTIFY of a method: "fixed", "sequential" (takes `radius`) or "tolerance" (takes `tolerance`).
+
+    Raises:
+        ValueError: an argument is out of its range, is missing, or is of another method.
+    """
+    choice("method", method, CERTIFY_METHODS)
+    for name, value, needing in (("radius", radius, "sequential"), ("tolerance", tolerance, "tolerance")):
+        if (value is None) == (method == needing):
+            wanted = "needs one" if method == needing else f"takes none; {needing!r} does"
+            raise ValueError(f"{name} is {value}; method {method!r} {wanted}")
+    if radius is not None:
+        if u != 1:
+            raise ValueError("randomize is True; method 'sequential' has no randomized bounds, the others have")
+        return SequentialCertify(n0, n, alpha, sigma, bound, radius, label=label, deviation=deviation)
+    if tolerance is not None:
+        return ToleranceCertify(n0, n, alpha, sigma, bound, tolerance, label=label, u=u, deviation=deviation)
+    return FixedCertify(n0, n, alpha, sigma, bound, label=label, u=u, deviation=deviation)

@@ -1,0 +1,181 @@
+"""The choice of a runner: what each takes to make ready, and what it then computes; and what was made by those chosen.
+
+The choice depends on the network, the number of forward passes and what is installed, and on no clock and no number of
+cores: so a run that is repeated, resumed or shared out is computed by the same function.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from ..layers import without_noise
+from ..modules import device_of, evaluating, warn
+from .declined import DeclinedError
+from .fused import processors, resembles
+
+CORES = 2  # that the choice is made for, however many there are
+GPU_PASSES = 100_000  # from which a compiler pays on a GPU; not measured
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a runner: seconds to make ready, once and for each layer; then 10^9 operations a second and core.
+
+    An operation is a multiplication or an addition. Of ResNet-20 on an AMD EPYC (family 25; AVX512-BF16) with torch
+    2.14.1 and OpenVINO 2026.4, first run; rough for anything else: OpenVINO is ready with ResNet-110 after 6 s, where
+    this says 8. fp16 is not measured.
+    """
+
+    ready: float
+    layer: float
+    speed: dict[str, float]  # by precision
+
+
+COSTS = {
+    "eager": Cost(0.0, 0.0, {"fp32": 65, "bf16": 110, "fp16": 110}),
+    "openvino": Cost(1.5, 0.03, {"fp32": 95, "bf16": 180}),
+    "compiled": Cost(5.0, 0.3, {"fp32": 95, "bf16": 175, "fp16": 175}),
+}
+
+
+FUSED = {  # by what it runs on
+    # Of Granite Rapids by a prototype of the kernels; the kernels themselves were not measured there.
+    "amx": Cost(0.7, 0.0125, {"bf16": 1800}),
+    "avx512_bf16": Cost(0.7, 0.0125, {"bf16": 160}),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The work of a network: operations for one image, and layers with weights.
+
+    The gradient by an image takes twice the operations of a forward pass, and no layers more. `family`: it may be one
+    that the fused kernels take.
+    """
+
+    operations: float
+    layers: int
+    family: bool = False
+
+
+def measure(base: nn.Module, shape: tuple[int, ...]) -> Workload:
+    """The workload of a base classifier, counted on two images [C, H, W] of zeros."""
+    from torch.utils.flop_counter import FlopCounterMode  # brings half a second of torch along
+
+    images = torch.zeros(2, *shape, device=device_of(base))
+    with (
+        evaluating(base),
+        without_noise(base),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # of a base compiled already: our hooks
+        base(images)
+    layers = sum(1 for part in base.modules() if part._parameters)
+    return Workload(counter.get_total_flops() / 2, layers, resembles(base, shape))
+
+
+def seconds(runner: str, workload: Workload, passes: int, precision: str, cores: int = CORES) -> float:
+    """Estimates what a runner takes for so many forward passes on a CPU, making it ready included."""
+    cost = FUSED[processors()[0]] if runner == "fused" else COSTS[runner]
+    ready = cost.ready + cost.layer * workload.layers
+    return ready + passes * workload.operations / (cores * cost.speed[precision] * 1e9)
+
+
+def installed(workload: Workload, precision: str) -> list[str]:
+    """The runners that there are on this CPU for such a network."""
+    found = ["eager"]
+    if workload.family and precision == "bf16" and processors():
+        found.append("fused")
+    if find_spec("openvino") is not None and precision in COSTS["openvino"].speed:
+        found.append("openvino")
+    if shutil.which(os.environ.get("CXX", "g++")) is not None:
+        found.append("compiled")
+    return found
+
+
+def candidates(workload: Workload, passes: int, precision: str, device: torch.device) -> list[str]:
+    """The runners to be tried, the one to be preferred first; eager, which takes every network, is the last."""
+    if device.type != "cpu":
+        compiles = find_spec("triton") is not None and passes >= GPU_PASSES
+        return ["compiled", "eager"] if compiles else ["eager"]
+    ordered = sorted(installed(workload, precision), key=lambda runner: seconds(runner, workload, passes, precision))
+    return ordered[: ordered.index("eager") + 1]
+
+
+class Function(Protocol):
+    """A network as a runner is to compute it; `key` is what it is made for, as far as it can be seen."""
+
+    @property
+    def runner(self) -> str:
+        """The runner to be tried."""
+
+    def key(self) -> Any:
+        """The key of what is made of it."""
+
+
+Asked = TypeVar("Asked", bound=Function)
+Made = TypeVar("Made")
+
+
+class RunnerCache(Generic[Asked, Made]):
+    """Keeps what was made of a function by each runner while the function stays the same, and which runner declined."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Any, Made | DeclinedError]] = {}
+
+    def first_accepted(self, functions: Sequence[Asked], make: Callable[[Asked], Made], *others: Any) -> Made:
+        """Makes it of the first of some functions whose runner does not decline. One that does is named in a warning,
+        the last one raises.
+
+        Args:
+            make: makes it of a function, or raises DeclinedError.
+            others: what else it is made of; where that is another, it is made anew.
+        """
+        *preferred, last = functions
+        for function in preferred:
+            try:
+                return self._of(function, make, others)
+            except DeclinedError as error:
+                warn(f"{error}; the next runner takes its place")
+        return self._of(last, make, others)
+
+    @property
+    def declined(self) -> dict[str, str]:
+        """The reasons of the runners that declined."""
+        return {runner: str(made) for runner, (_, made) in self._made.items() if isinstance(made, DeclinedError)}
+
+    def _of(self, function: Asked, make: Callable[[Asked], Made], others: tuple[Any, ...]) -> Made:
+        key = function.key(), others
+        if self._made.get(function.runner, (None,))[0] != key:
+            try:
+                self._made[function.runner] = key, make(function)
+            except DeclinedError as error:
+                self._made[function.runner] = key, error
+        made = self._made[function.runner][1]
+        if isinstance(made, DeclinedError):
+            raise made
+        return made
+
+
+def fingerprint(base: nn.Module, runner: str) -> Any:
+    """The fingerprint of what a runner is made for, but for code and attributes of a module, which nobody sees."""
+    # Other runners than eager have the weights frozen in, so their versions are part of what it is.
+    tensors = list(base.state_dict(keep_vars=True).values())
+    weights = [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
+    parts = [
+        (id(m), len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, "noisy", None)) for m in base.modules()
+    ]
+    # A write through .data leaves the version as it was.
+    checksum = sum(float(t.detach().double().sum()) for t in tensors) if runner != "eager" else None
+    return runner, parts, weights, checksum, torch.get_num_threads(), os.getpid()  # a fork has no threads

@@ -1,0 +1,69 @@
+"""OpenVINO: a network converted for CPUs, its present weights folded in as constants."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .declined import DeclinedError, declined
+from .precision import Runner
+
+TYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+@torch.autocast("cpu", enabled=False)  # one around this call would become part of the network
+def make(
+    network: nn.Module, dtype: torch.dtype, device: torch.device, examples: tuple[Tensor, ...], count: int
+) -> list[Runner]:
+    """A network converted to OpenVINO, its present weights folded in: one network, a request for each."""
+    if find_spec("openvino") is None:
+        raise DeclinedError("runner is 'openvino', which is not installed: pip install smoothfast[openvino]")
+    if device.type != "cpu":
+        raise DeclinedError(f"runner is 'openvino', which runs on CPUs; the base classifier is on {device}")
+    if dtype not in TYPES:
+        raise DeclinedError(f"runner is 'openvino', which computes in fp32 or bf16, not in {dtype}")
+    openvino = import_module("openvino")
+    element = getattr(openvino.Type, TYPES[dtype])
+    settings = {
+        "INFERENCE_PRECISION_HINT": TYPES[dtype],
+        "NUM_STREAMS": count,
+        "INFERENCE_NUM_THREADS": count,
+        "ENABLE_CPU_PINNING": False,  # every process would take the first cores
+    }
+    try:
+        replicas, *others = examples
+        exported = torch.export.export(network, (torch.zeros(replicas.shape), *others))
+        model = openvino.convert_model(exported)
+        model.reshape({place: list(tensor.shape) for place, tensor in enumerate(examples)})  # weights need it
+        steps = import_module("openvino.preprocess").PrePostProcessor(model)
+        # Pixels [rows, H, W, C], as the noise kernel writes them in channels_last; so are their gradients.
+        images = [output for output in range(len(model.outputs)) if len(model.output(output).partial_shape) == 4]
+        for port in (steps.input(0), *map(steps.output, images)):
+            port.tensor().set_element_type(element).set_layout(openvino.Layout("NHWC"))
+            port.model().set_layout(openvino.Layout("NCHW"))
+        converted = openvino.Core().compile_model(steps.build(), "CPU", settings)
+    except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
+        raise declined("openvino", error) from error
+    return [_asking(converted.create_infer_request(), dtype) for _ in range(count)]
+
+
+def _asking(request: Any, dtype: torch.dtype) -> Runner:
+    openvino = import_module("openvino")
+    element = getattr(openvino.Type, TYPES[dtype])
+
+    def run(replicas: Tensor, *others: Tensor) -> Any:
+        pixels = replicas.permute(0, 2, 3, 1)
+        values = pixels.view(torch.int16) if dtype == torch.bfloat16 else pixels  # NumPy knows no bfloat16
+        request.set_input_tensor(0, openvino.Tensor(values.numpy(), openvino.Shape(list(pixels.shape)), element))
+        for place, tensor in enumerate(others, 1):
+            request.set_input_tensor(place, openvino.Tensor(tensor.numpy()))
+        request.infer()
+        outputs = [torch.from_numpy(output.data.copy()) for output in request.output_tensors]
+        outputs = [out.view(dtype).permute(0, 3, 1, 2) if out.dim() == 4 else out for out in outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    return run

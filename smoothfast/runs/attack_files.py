@@ -1,0 +1,113 @@
+"""Files of attacks on data sets, in safetensors: one when all is done, until then one a batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import same_settings, whole
+from .attack_options import parts_of
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """The images [N] of an attack: what became of them, and what it took.
+
+    Attributes:
+        columns: `adversarial` float32 [N, C, H, W] in [0, 1]; `labels` and `indices` in the data set, int64 [N]; votes
+            by class, int64 [N, K]: `base_clean`, `base_adversarial` (one for each, without noise), `smoothed_clean`,
+            `smoothed_adversarial` (fresh ones); `linf` and `l2` float64 [N], the distances.
+        votes: samples of the smoothed classifier for each image.
+        gradients, forwards: see `Attack`, over all images.
+        environment: see `environment.environment`, where the run began.
+    """
+
+    columns: dict[str, Tensor]
+    votes: int
+    gradients: int
+    forwards: int
+    environment: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.columns["labels"])
+
+
+def save(attacked: Attacked, settings: Mapping[str, Any], path: Path) -> None:
+    """Writes the columns, and as metadata `run`: JSON of the settings, the environment, gradients and forward passes.
+
+    In one entry, since safetensors puts several in an order that depends on luck.
+    """
+    about = {
+        "settings": settings,
+        "environment": attacked.environment,
+        "gradients": attacked.gradients,
+        "forwards": attacked.forwards,
+    }
+    try:
+        save_file(attacked.columns, path, {"run": json.dumps(about)})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def read(path: Path, settings: Mapping[str, Any]) -> Attacked:
+    """Reads what `save` wrote.
+
+    Raises:
+        ValueError: it was with other settings (names each), or the file is another's or cut off.
+        OSError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["run"])
+            columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = about["settings"]
+        attacked = Attacked(columns, found["votes"], about["gradients"], about["forwards"], about["environment"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is cut off, or no file of an attack ({error}): remove it, or choose another --out"
+        ) from error
+    same_settings(path, found, settings)
+    return attacked
+
+
+def keep(out: Path, settings: Mapping[str, Any], part: Attacked) -> None:
+    """Saves a batch; its file is there whole or not at all."""
+    with whole(parts_of(out) / f"{part.columns['indices'][0]:012}.safetensors") as path:
+        save(part, settings, path)
+
+
+def kept(out: Path, settings: Mapping[str, Any], indices: list[int]) -> list[Attacked]:
+    """Reads what is there of a run on the images `indices`: its file, else its batches.
+
+    Raises:
+        ValueError: a file is not as `read` wants it, or not of the images that come next; names it.
+        OSError: a file cannot be read.
+    """
+    folder = parts_of(out)
+    paths = [out] if out.exists() else sorted(folder.iterdir()) if folder.exists() else []
+    parts: list[Attacked] = []
+    for path in paths:
+        if ".partial" in path.suffixes:  # was being written when the run was killed
+            continue
+        part = read(path, settings)
+        begun = sum(map(len, parts))
+        if part.columns["indices"].tolist() != indices[begun : begun + len(part)]:
+            raise ValueError(f"{path} does not go on where the {begun} images before it end: remove it")
+        parts.append(part)
+    return parts
+
+
+def discard_parts(out: Path) -> None:
+    """Removes the batches of a run that is done."""
+    folder = parts_of(out)
+    if folder.exists():
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
+        folder.rmdir()

@@ -1,0 +1,120 @@
+"""A data set through a smoothed classifier into a log: what `smoothfast certify`, `predict` and `demo` do."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checks import at_least
+from ..data import Labelled
+from ..engine import Engine, Job
+from ..environment import environment
+from ..images import checked_alike
+from ..procedures.votes import Decision, Procedure
+from ..processes import SingleProcess
+from .logs import Row, RunLog, put_in_order
+from .shards import Whole, shared
+
+
+def chosen(count: int, skip: int, limit: int | None) -> list[int]:
+    """Chooses the indices 0, skip, 2 skip, … of a data set, at most `limit` of them."""
+    at_least(1, skip=skip, max=limit)
+    return list(range(0, count, skip))[:limit]
+
+
+def log_run(
+    engine: Engine,
+    data: Labelled,
+    indices: list[int],
+    procedure: Callable[[int, float], Procedure],
+    settings: dict[str, Any],
+    path: Path,
+    *,
+    resume: bool = False,
+    progress: Callable[[Iterable[Row], int, int], Iterable[Row]] = lambda rows, *_: rows,
+    group: SingleProcess | None = None,
+    shard: str = "images",
+) -> None:
+    """Decides the images `indices` of a data set and writes a row for each as soon as it is decided.
+
+    In the end rows are in the order of the images, also where several processes wrote them as they came.
+
+    Args:
+        engine: for images like the first of these.
+        data: images and labels; the index of an image is the id its noise is drawn under.
+        indices: which of them.
+        procedure: makes the procedure of one image from its label and the deviation of the noise (`noise.Law`).
+        settings: what else the results depend on; the choices of the engine are added.
+        path: the log.
+        resume: go on with the log if there is one.
+        progress: wraps the rows for display: (rows, number to come, number done before).
+        group: the processes that share the work, see `processes.joined`; this one if not given.
+        shard: what they share out, "images" or "samples".
+    """
+    group = group or SingleProcess()
+    work = shared(group, shard)
+    settings = settings | engine.meta
+    group.agree(settings | {"images": len(data)})
+
+    def begin() -> list[int]:
+        with RunLog(path, settings, environment() | {"processes": group.size}, resume) as log:
+            return [index for index in indices if index not in log.done]
+
+    def write(rows: Iterable[Row]) -> None:
+        with RunLog(path, settings, resume=True) as log:
+            for row in progress(rows, len(left), len(log.done)):
+                log.append(row)
+        put_in_order(path)
+
+    left = group.first(begin)
+    work.gather(_rows(engine, data, left, procedure, work), write)
+
+
+def _rows(
+    engine: Engine,
+    data: Labelled,
+    indices: list[int],
+    procedure: Callable[[int, float], Procedure],
+    work: Whole,
+) -> Iterator[Row]:
+    """Makes a row for each image that this process takes."""
+    taken: deque[tuple[int, int]] = deque()  # index and label of images under way
+
+    def jobs() -> Iterator[Job]:
+        for index in work.take(indices):
+            image, label = data[index]
+            taken.append((index, label))
+            alike = checked_alike(image, index, engine.function.shape, engine.function.image_dtype)
+            yield Job(alike, index, procedure(label, engine.function.deviation))
+
+    started = time.perf_counter()
+    for decision in work.decide(engine, jobs()):
+        now = time.perf_counter()
+        yield _row(*taken.popleft(), decision, now - started)
+        started = now
+
+
+def _row(index: int, label: int, decision: Decision, seconds: float) -> Row:
+    counts = decision.counts
+    tested = decision.label if decision.label >= 0 else decision.tested
+    top = tested if tested >= 0 else int(counts.argmax())
+    others = np.delete(counts, top)
+    return Row(
+        idx=index,
+        label=label,
+        predict=decision.label,
+        radius=decision.radius,
+        time=seconds,
+        samples=decision.samples,
+        nA=int(counts[top]),
+        nB=int(others.max()),
+        invalid=decision.invalid,
+        p_lower=decision.p_lower,
+        p_upper=decision.p_upper,
+        decision=decision.outcome,
+    )

@@ -1,0 +1,260 @@
+"""Figures and tables from certification logs and from sweeps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from statistics import mean, stdev
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .logs import Log
+from .sweep_log import SettingAccuracy
+
+Format = Literal["markdown", "latex", "csv", "json"]
+
+
+def certified_accuracy(log: Log, radii: ArrayLike) -> NDArray[np.float64]:
+    """The fraction of images that are classified correctly with a certified radius of at least r.
+
+    Args:
+        log: a log with at least one image.
+        radii: the radii r (L2, pixel units 0 to 1), of any shape.
+
+    Returns:
+        Fractions, of the shape of `radii`.
+
+    Raises:
+        ValueError: the log holds no images.
+    """
+    held = np.sort(log.radius[log.correct])
+    return (len(held) - np.searchsorted(held, radii)) / _images(log)
+
+
+def average_certified_radius(log: Log) -> float:
+    """The mean over all images of the certified radius, a wrong or abstained image counting 0.
+
+    Raises:
+        ValueError: the log holds no images.
+    """
+    return float(log.radius[log.correct].sum()) / _images(log)
+
+
+def abstention(log: Log) -> float:
+    """The fraction of images on which the classifier abstained.
+
+    Raises:
+        ValueError: the log holds no images.
+    """
+    return int(np.count_nonzero(log.predict == -1)) / _images(log)
+
+
+class Effort(NamedTuple):
+    """The effort behind a log: samples an image, and how often each decision was come to, most frequent first."""
+
+    mean: float
+    median: float
+    decisions: dict[str, int]
+
+
+def effort_of(log: Log) -> Effort:
+    """Counts the samples that the images of a log took, and how often each decision was come to.
+
+    Raises:
+        ValueError: the log holds no images, or not their samples and decisions.
+    """
+    if log.samples is None or log.decision is None:
+        raise ValueError(f"{log.path} has no columns samples and decision")
+    _images(log)
+    decisions = dict(Counter(log.decision.tolist()).most_common())
+    return Effort(float(np.mean(log.samples)), float(np.median(log.samples)), decisions)
+
+
+def effort(log: Log) -> str:
+    """Says in a sentence what `effort_of` counts, with its errors."""
+    mean, median, decisions = effort_of(log)
+    told = ", ".join(f"{count:,} {decision}" for decision, count in decisions.items())
+    return f"{mean:,.0f} samples an image in the mean, {median:,.0f} median: {told}"
+
+
+def named(logs: Iterable[Log]) -> dict[str, Log]:
+    """Names each log by its file name without `.tsv`, or by as much of its path as tells it apart.
+
+    Raises:
+        ValueError: the same path is given twice.
+    """
+    logs = list(logs)
+    counts = Counter(name for log in logs for name in set(_names(log.path)))
+    named_logs = {}
+    for log in logs:
+        name = next((name for name in _names(log.path) if counts[name] == 1), None)
+        if name is None:
+            raise ValueError(f"{log.path} is given twice")
+        named_logs[name] = log
+    return named_logs
+
+
+class TableRow(NamedTuple):
+    """The figures of one log."""
+
+    log: str
+    accuracy: tuple[float, ...]  # certified accuracy at each radius of the table
+    acr: float  # average certified radius
+    abstain: float
+    images: int
+
+
+class Table(NamedTuple):
+    """Figures of several logs, one row for each."""
+
+    radii: tuple[float, ...]
+    rows: tuple[TableRow, ...]
+
+
+def summary(logs: Mapping[str, Log], radii: Sequence[float] | None = None) -> Table:
+    """Puts the figures of several logs side by side.
+
+    Args:
+        logs: the logs by name, see `named`.
+        radii: the radii of the certified accuracies; by default 0, 0.25, ... up to the largest in
+            the logs.
+
+    Raises:
+        ValueError: a log holds no images.
+    """
+    if radii is None:
+        largest = max((log.radius.max(initial=0) for log in logs.values()), default=0)
+        radii = [0.25 * step for step in range(int(largest / 0.25) + 1)]
+    rows = (
+        TableRow(
+            name,
+            tuple(certified_accuracy(log, radii).tolist()),
+            average_certified_radius(log),
+            abstention(log),
+            len(log),
+        )
+        for name, log in logs.items()
+    )
+    return Table(tuple(radii), tuple(rows))
+
+
+def render(table: Table, format: Format) -> str:
+    """Writes a table as text that ends in a newline.
+
+    Args:
+        table: the table.
+        format: `markdown` or `latex` (a plain `tabular`), with 3 decimals; `csv` or `json`, exact.
+
+    Raises:
+        ValueError: the format is none of these.
+    """
+    if format == "markdown":
+        return markdown(*_cells(table, ".3f"))
+    if format == "latex":
+        return _latex(*_cells(table, ".3f"))
+    if format == "csv":
+        return _csv(*_cells(table, ""))
+    if format == "json":
+        rows = [row._asdict() for row in table.rows]
+        return json.dumps({"radii": table.radii, "rows": rows}, indent=2) + "\n"
+    raise ValueError(f"format is {format!r}, expected one of {', '.join(get_args(Format))}")
+
+
+def _images(log: Log) -> int:
+    if len(log) == 0:
+        raise ValueError(f"{log.path} holds no images")
+    return len(log)
+
+
+def _names(path: Path) -> list[str]:
+    """Lists all names a log can go by, from the shortest to its whole path."""
+    path = path.absolute()
+    parts = (path.with_suffix("") if path.suffix == ".tsv" else path).parts
+    tails = [PurePath(*parts[-length:]).as_posix() for length in range(1, len(parts))]
+    return [*tails, str(path)]
+
+
+def _cells(table: Table, spec: str) -> tuple[list[str], list[list[str]]]:
+    """Writes the head and the rows as text, all but the radii in the given format."""
+    heads = [np.format_float_positional(radius, trim="-") for radius in table.radii]
+    rows = [
+        [
+            row.log,
+            *(format(value, spec) for value in (*row.accuracy, row.acr, row.abstain)),
+            str(row.images),
+        ]
+        for row in table.rows
+    ]
+    return ["log", *heads, "ACR", "abstain", "images"], rows
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """Writes a head and rows of cells as a table: the first column stands to the left, the others to the right."""
+    rows = [[row[0].replace("|", r"\|"), *row[1:]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, rule, *rows))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _latex(head: list[str], rows: list[list[str]]) -> str:
+    first, *rest = (" & ".join([_escape(row[0]), *row[1:]]) + " \\\\\n" for row in (head, *rows))
+    begin = f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n"
+    rule = "\\hline\n"
+    return "".join([begin, rule, first, rule, *rest, rule, "\\end{tabular}\n"])
+
+
+def _escape(text: str) -> str:
+    words = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return re.sub(r"[\\~^&%$#_{}]", lambda match: words.get(match[0], "\\" + match[0]), text)
+
+
+def _csv(head: list[str], rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
+
+
+# ---- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+class Spread(NamedTuple):
+    """The accuracy of a setting over the seeds of an attack."""
+
+    mean: float
+    deviation: float | None  # standard deviation; None where there is one seed
+
+    def __str__(self) -> str:
+        """Percent, as "30.0 ± 7.1"."""
+        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.deviation:.1f}" if self.deviation is not None else "")
+
+
+def sweep_means(rows: Sequence[SettingAccuracy]) -> dict[tuple[str, float, str, int], Spread]:
+    """Takes together the rows of a sweep that differ in the seed of the attack alone.
+
+    Returns:
+        Accuracies by images, sigma, voting and samples.
+    """
+    groups: defaultdict[tuple[str, float, str, int], list[float]] = defaultdict(list)
+    for row in rows:
+        groups[row.images, row.sigma, row.voting, row.samples].append(row.accuracy)
+    return {key: Spread(mean(values), stdev(values) if len(values) > 1 else None) for key, values in groups.items()}
+
+
+def sweep_table(rows: Sequence[SettingAccuracy]) -> str:
+    """Writes accuracy in percent by images, sigma and voting (rows) and number of samples (columns), in markdown."""
+    found = sweep_means(rows)
+    samples = sorted({row.samples for row in rows})
+    lines = dict.fromkeys((images, sigma, voting) for images, sigma, voting, _ in found)
+    body = [
+        [images, f"{sigma:g}", voting, *(str(found.get((images, sigma, voting, number), "")) for number in samples)]
+        for images, sigma, voting in lines
+    ]
+    return markdown(["images", "sigma", "voting", *(str(number) for number in samples)], body)

@@ -1,0 +1,380 @@
+"""The smoothed classifier: g(x) = the class to which the noisy copies of x give most; by default most votes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import names
+from ..checks import at_least, choice, seed_in_range
+from ..engine import Average, BaseFunction, Engine, Job, default_micro_batch
+from ..images import checked_ids, checked_images, checked_labels, finite_images
+from ..layers import draws_noise
+from ..modules import device_of, warn
+from ..noise import uniform
+from ..normalization import Normalization
+from ..ops.laws import Law, float_law, gaussian_law, law_of
+from ..procedures import Count, Decision, Procedure, Total, certify_procedure, predict_procedure
+from ..runners.choice import RunnerCache, Workload, candidates, measure
+from ..streams import Stream
+from ..voting import log_scores, voting_rule
+from .results import Certificate, Prediction, certificate, counts, prediction
+from .soft import SoftClassifier
+
+LEAST_U = 0.05  # of randomized bounds
+
+
+class SmoothedClassifier(nn.Module):
+    """A base classifier, smoothed: a drop-in module, and the procedures PREDICT and CERTIFY of Cohen et al. 2019.
+
+    `forward` draws new samples at every call; `scores`, `top`, `votes`, `predict` and `certify` are pure functions of
+    the seed, the images and their ids. The base classifier runs in eval mode and is left in the mode it was in.
+
+    Args:
+        base: any module from images [B, C, H, W] to logits [B, K].
+        sigma: standard deviation of the noise, in [0, 1] pixel units; one number, or one per channel (a certificate
+            then uses the smallest). 0 where `base` has noise of its own (`layers`), which then is all there is.
+        num_classes: K.
+        samples: noisy copies per image in `forward`.
+        voting: what a copy gives each class (Nemcovsky et al. 2019, arXiv 1911.07198, eq. 8-13). "prediction": 1 to its
+            most probable class, a vote; "soft": the probability; "logit": the logit, clamped to -4096 .. 4096;
+            "weighted": 2^-(k-1) to the class of rank k. Or weights by rank, as (1, 0.5); later ranks get nothing. A
+            copy whose logits are not finite gives nothing. Tests and certificates are of votes: `votes`, `predict` and
+            `certify` take "prediction" alone.
+        normalize: (mean, std) per channel, fused into the noise kernel; None where `base` normalises itself.
+        noise: "lattice" (exact, needs uint8 images) or "gaussian"; None takes lattice for uint8 and gaussian for
+            float images.
+        seed: of all noise, 0 .. 2**64 - 1.
+        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
+        max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
+        runner: "eager"; "compiled": up to twice as fast after some seconds of compilation (about 18 for ResNet-20);
+            "openvino", where it is installed: as fast on CPUs after fewer (2 for ResNet-20, 6 for ResNet-110);
+            "fused": CIFAR ResNets on CPUs with AMX or AVX512-BF16, in bf16 (docs/engine.md); or "auto": the one that
+            takes least for the samples of one image (`runners.choice`), and the next where that one cannot take the
+            network.
+        clip: clamp noisy images to their range; the clamp is then part of the base classifier.
+        deterministic: let every call of `forward` repeat the same samples. An attacker then faces a deterministic
+            model: say so beside any robustness figure.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    sigma: Tensor
+
+    def __init__(
+        self,
+        base: nn.Module,
+        sigma: float | Sequence[float],
+        num_classes: int,
+        samples: int = 64,
+        voting: str | Sequence[float] = "prediction",
+        normalize: Normalization | None = None,
+        noise: str | None = None,
+        seed: int = 0,
+        precision: str = "auto",
+        max_batch: int | None = None,
+        *,
+        runner: str = "auto",
+        clip: bool = False,
+        deterministic: bool = False,
+    ) -> None:
+        super().__init__()
+        choice("runner", runner, names.RUNNERS)
+        if noise is not None:
+            choice("noise", noise, names.NOISES)
+        at_least(2, num_classes=num_classes)
+        self.voting = voting_rule(voting, num_classes)
+        at_least(1, samples=samples, max_batch=max_batch)
+        seed_in_range(seed)
+        self.base = base
+        sigmas = float_law(sigma).sigma if draws_noise(base) else gaussian_law(sigma).sigma
+        self.register_buffer("sigma", torch.tensor(sigmas, dtype=torch.float64))
+        self.num_classes, self.samples = num_classes, samples
+        self.normalize, self.noise, self.seed = normalize, noise, seed
+        self.precision, self.max_batch, self.runner, self.clip = precision, max_batch, runner, clip
+        self.deterministic = deterministic
+        self.training = base.training  # packages that put back the mode they found would train the base classifier
+        self._engines: RunnerCache[BaseFunction, Engine] = RunnerCache()
+        self._workload: tuple[Any, Workload] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """The next call of `forward` starts again from the first sample."""
+        self._next_sample = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-scores float32 [N, K] of images [N, C, H, W]; their argmax is the prediction.
+
+        They are finite, and in the order of what the copies gave: `voting.log_scores` has the formulas; the score of a
+        class with c of n votes is log((c + 1/2) / (n + K/2)). Every call draws samples that were not drawn before,
+        unless `deterministic`, and none that `scores`, `votes`, `predict` or `certify` draw.
+
+        Votes, weighted or not, have no gradient: whoever asks for one gets a ValueError that names `differentiable`.
+        Soft and logit voting have, with respect to float images and to the parameters of the base classifier. Where
+        autograd is on and one of these requires a gradient, the same samples go through the base classifier by plain
+        PyTorch: slower, the same values up to rounding, and NaN where a logit is not finite. Predictions alone are
+        faster under `torch.no_grad()`.
+        """
+        first = 0 if self.deterministic else self._next_sample
+        self._next_sample = first + self.samples
+        images = finite_images(images)
+        if self.voting.differentiable and self._gradient_is_asked(images):
+            average = Average(self.function(images), Stream.FORWARD, self.voting.name)
+            return average.scores(images, first, self.samples)
+        decisions = self._decide_alike(images.detach(), None, self._count(self.samples, first, Stream.FORWARD))
+        given = counts(decisions, self.num_classes).to(images.device)
+        scores = log_scores(self.voting, given, self.samples).float()
+        return scores if self.voting.differentiable else _WithoutGradient.apply(images, scores, self.voting.name)
+
+    def _gradient_is_asked(self, images: Tensor) -> bool:
+        tensors = (images, *self.base.parameters())
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+    def differentiable(self, samples: int = 8, max_batch: int | None = None) -> SoftClassifier:
+        """The classifier by mean probabilities (by mean logits if that is its voting) instead of votes, for gradient
+        attacks of other packages.
+
+        Args:
+            samples: noisy copies per image in each of its calls.
+            max_batch: rows per pass of the base classifier; that of this classifier if not given.
+        """
+        return SoftClassifier(self, samples, max_batch)
+
+    def scores(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
+        """The mean of what the first `samples` noisy copies of each image give each class by the voting rule: float64
+        [N, K]. By "prediction" it is the share of votes."""
+        decisions = self._decide_alike(checked_images(images), image_ids, self._count(samples))
+        return counts(decisions, self.num_classes).double() * (self.voting.unit / samples)
+
+    def top(
+        self, images: Tensor, k: int, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """The k classes with the largest `scores`, largest first and the lower one on ties: int64 [N, k].
+
+        With votes these are the classes that most copies put first. `mcpredict` in the code of Nemcovsky et al. is
+        something else: its j-th class is the one that most copies put in place j, among those not yet returned, and is
+        spurious (the lowest class left) where none of these has a vote there.
+        """
+        at_least(1, k=k)
+        if k > self.num_classes:
+            raise ValueError(f"k is {k}; it must be at most {self.num_classes}, the classes")
+        decisions = self._decide_alike(checked_images(images), image_ids, self._count(samples))
+        return counts(decisions, self.num_classes).argsort(dim=1, descending=True, stable=True)[:, :k]
+
+    def votes(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Votes by class, int64 [N, K], of the first `samples` noisy copies of each image."""
+        self._require_votes("votes")
+        decisions = self._decide_alike(checked_images(images), image_ids, self._count(samples))
+        return counts(decisions, self.num_classes)
+
+    def predict(
+        self,
+        images: Tensor,
+        n: int = 1000,
+        alpha: float = 0.001,
+        method: str = "fixed",
+        image_ids: Sequence[int] | Tensor | None = None,
+    ) -> Prediction:
+        """PREDICT: the most probable class under noise, wrong with probability at most alpha, or ABSTAIN.
+
+        Args:
+            images: uint8 (0..255) or float (0..1) [N, C, H, W].
+            n: samples per image, the most of them for "sequential"; at least 11 at alpha 0.001.
+            alpha: error level per image.
+            method: "fixed", or "sequential": stops as soon as the votes decide, after 16 samples at the least.
+            image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
+        """
+        self._require_votes("predict")
+        decisions = self._decide_alike(checked_images(images), image_ids, lambda: predict_procedure(method, n, alpha))
+        return prediction(decisions, self.num_classes)
+
+    def certify(
+        self,
+        images: Tensor,
+        n0: int = 100,
+        n: int = 100_000,
+        alpha: float = 0.001,
+        method: str = "fixed",
+        bound: str = "multiclass",
+        image_ids: Sequence[int] | Tensor | None = None,
+        *,
+        radius: float | None = None,
+        tolerance: float | None = None,
+        labels: Sequence[int] | Tensor | None = None,
+        randomize: bool = False,
+    ) -> Certificate:
+        """CERTIFY: a class and an L2 radius within which it stays the prediction, wrong with probability at most alpha.
+
+        Args:
+            images: uint8 (0..255) or float (0..1) [N, C, H, W]. Only uint8 images give sound certificates.
+            n0: samples that select the class.
+            n: other samples that bound its probability; the most of them where the method stops early.
+            alpha: error level per image.
+            method: "fixed": the radius after n samples; "sequential": is it at least `radius`?; "tolerance": a radius
+                that aims to be at most `tolerance` below the one of "fixed" (see `procedures.ToleranceCertify`).
+            bound: "multiclass" (sigma/2 (Phi^-1(p_A) - Phi^-1(p_B))) or "cohen" (p_B = 1 - p_A).
+            image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
+            radius: for "sequential", in [0, 1] pixel units.
+            tolerance: for "tolerance", in units of sigma.
+            labels: [N] classes to certify, known beforehand, in place of those that n0 samples select. None of them may
+                come from a look at the same samples.
+            randomize: bounds after Stevens 1950, which depend on one uniform number an image (stream RANDOMIZE). Valid,
+                but radii then depend on luck: at n = 10,000 by less than 0.001 sigma where a tenth of the votes go
+                elsewhere, by 0.03 in the median and 0.16 at most where all agree.
+        """
+        self._require_votes("certify")
+        sigma = min(self.sigma.tolist())
+        if not sigma:
+            raise ValueError("sigma is 0; a radius takes noise on images")
+        ids = checked_ids(image_ids, len(images))
+        classes = None if labels is None else checked_labels(labels, len(images), self.num_classes)
+        new = partial(certify_procedure, method, n0, n, alpha, sigma, bound=bound, radius=radius, tolerance=tolerance)
+        # Checks the arguments before any work. A smaller u gives radii that mean nothing: infinite ones below alpha.
+        most = new(label=None if classes is None else 0, u=LEAST_U if randomize else 1.0).most
+        images = checked_images(images)
+        engine = self.engine(images, most)
+
+        def procedure(position: int, image_id: int) -> Procedure:
+            u = max(uniform(self.seed, image_id), LEAST_U) if randomize else 1.0
+            return new(label=None if classes is None else classes[position], u=u, deviation=engine.function.deviation)
+
+        decisions = self._decide(engine, images, ids, procedure)
+        asked = {
+            "n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound, "radius": radius,
+            "tolerance": tolerance, "labels": classes, "randomize": randomize, "image_ids": ids,
+        }  # fmt: skip
+        return certificate(decisions, engine, alpha, {**asked, "declined": self._engines.declined})
+
+    # ---- the base classifier as a function, and the engine that runs it ----------------------------------------------
+
+    def engine(self, images: Tensor, passes: int = 0) -> Engine:
+        """The engine for images [N, C, H, W] of this shape and dtype; made anew when these or the weights change.
+
+        Args:
+            passes: forward passes that are to come; runner "auto" chooses by them.
+        """
+        return self._engines.first_accepted(
+            self.functions(images, passes), self._new_engine, self.voting, self.num_classes
+        )
+
+    def functions(self, images: Tensor, passes: int, law: Law | None = None) -> list[BaseFunction]:
+        """The base classifier for images of this shape and dtype by each runner to be tried, the preferred one first.
+
+        Args:
+            passes: forward passes that are to come; runner "auto" chooses by them.
+            law: of noise, other than its own.
+        """
+        function = self.function(images, law)
+        if self.runner != "auto":
+            return [replace(function, runner=self.runner)]
+        found = candidates(self.workload(images), passes, function.precision, function.device)
+        return [replace(function, runner=runner) for runner in found]
+
+    def function(self, images: Tensor, law: Law | None = None) -> BaseFunction:
+        """The base classifier for images of this shape and dtype, under its own noise or another law."""
+        dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
+        return BaseFunction.resolved(
+            self.base, law or law_of(self.noise, self.sigma.tolist(), dtype), images.shape[1:], dtype,
+            normalize=self.normalize, clip=self.clip, precision=self.precision, micro_batch=self._micro_batch(images),
+            seed=self.seed,
+        )  # fmt: skip
+
+    def workload(self, images: Tensor) -> Workload:
+        """The work of the base classifier on an image of this shape."""
+        key = images.shape[1:], [id(part) for part in self.base.modules()]
+        if self._workload is None or self._workload[0] != key:
+            self._workload = key, measure(self.base, tuple(images.shape[1:]))
+        return self._workload[1]
+
+    def _new_engine(self, function: BaseFunction) -> Engine:
+        if self.base.training:
+            warn("the base classifier is in train mode; it runs in eval mode here")
+        return Engine(function, self.num_classes, (self.voting,))
+
+    def _micro_batch(self, images: Tensor) -> int | None:
+        """Rows per forward pass; None: by image size and device. Where only one sample of an image can be in a
+        micro-batch, no more than there are images."""
+        if self.max_batch is not None or not draws_noise(self.base):
+            return self.max_batch
+        usual = default_micro_batch(images.shape[1:], device_of(self.base))
+        return min(usual, 2 ** (max(1, len(images)) - 1).bit_length())
+
+    # ---- decisions ---------------------------------------------------------------------------------------------------
+
+    def _decide(
+        self, engine: Engine, images: Tensor, ids: list[int], procedure: Callable[[int, int], Procedure]
+    ) -> list[Decision]:
+        """The decisions on images; `procedure` makes that of the image at a position, with an id."""
+        jobs = (
+            Job(image, image_id, procedure(position, image_id))
+            for position, (image, image_id) in enumerate(zip(images, ids, strict=True))
+        )
+        return list(engine.run(jobs))
+
+    def _decide_alike(
+        self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[[], Procedure]
+    ) -> list[Decision]:
+        most = procedure().most  # its arguments are checked even where there is no image
+        ids = checked_ids(image_ids, len(images))
+        return self._decide(self.engine(images, most), images, ids, lambda *_: procedure()) if len(images) else []
+
+    def _count(self, samples: int, first: int = 0, stream: Stream = Stream.PREDICT) -> Callable[[], Procedure]:
+        """Makes procedures that count what some samples give each class, in units of the voting rule."""
+        votes = self.voting.name == "prediction"  # whose sum is checked
+        return partial(Count if votes else Total, samples, first, stream)
+
+    def _require_votes(self, method: str) -> None:
+        if self.voting.name != "prediction":
+            raise ValueError(
+                f"voting is {self.voting.name!r}, and {method} counts votes, as tests and certificates do: make the "
+                "classifier with voting='prediction', or take `scores`"
+            )
+
+    # ---- as a module -------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the engines, which are made anew where they are needed."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_engines", "_workload")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state.pop("_network", None)  # of version 0.1
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._engines, self._workload = RunnerCache(), None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a checkpoint of this module, or a plain one of its base classifier."""
+        if not any(name.startswith("base.") for name in state_dict):
+            state_dict = {f"base.{name}": value for name, value in state_dict.items()} | {"sigma": self.sigma}
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SmoothedClassifier:
+        sigma = self.sigma
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.sigma = sigma.to(self.sigma.device)  # half() must not round sigma
+        return self
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """Scores, which depend on images in a way that has no gradient.
+
+    Were they cut off from the images, an attack would stop at an error of torch that says nothing of votes, or climb
+    along whatever else is in its loss. Predictions for images that require a gradient are the same as for others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, scores: Tensor, voting: str) -> Tensor:
+        ctx.voting = voting
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Any:
+        raise ValueError(
+            f"voting is {ctx.voting!r}, and votes have no gradient: give a gradient attack of another package "
+            "model.differentiable() in place of the model, or take one of smoothfast.attacks, which need no such thing"
+        )

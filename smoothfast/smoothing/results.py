@@ -1,0 +1,118 @@
+"""Results of PREDICT and CERTIFY, filled from the decisions of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engine import Engine
+from ..procedures import ABSTAIN, Decision
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The result of PREDICT.
+
+    Attributes:
+        labels: int64 [N], ABSTAIN (-1) where the votes do not decide.
+        counts: int64 [N, K] votes by class.
+        p_values: float64 [N] of the test of the two largest counts.
+        samples: int64 [N] noisy copies drawn.
+    """
+
+    labels: Tensor
+    counts: Tensor
+    p_values: Tensor
+    samples: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """The result of CERTIFY: around image i, up to `radii[i]` in L2, the smoothed classifier returns `labels[i]`.
+
+    Attributes:
+        labels: int64 [N], ABSTAIN (-1) where nothing is certified.
+        radii: float64 [N] in [0, 1] pixel units, rounded down; 0 when abstaining. Each is wrong with probability at
+            most alpha.
+        p_lower, p_upper: float64 [N], bounds of the probability of the label and of every other class.
+        counts: int64 [N, K] votes of the estimation samples.
+        invalid: int64 [N] of them without a class (logits that are not finite); they count as a rival.
+        samples: int64 [N] noisy copies drawn, selection included.
+        decisions: [N] "certified", "undecided" (nothing shown with the samples allowed), or, by method "sequential",
+            "not certified" (the radius, by `bound`, is shown to be less than the one asked for).
+        alpha, sigma, seed: what the certificate holds for.
+        sound: whether it holds in the arithmetic actually used: lattice noise on uint8 images, a base classifier that
+            is one fixed function of each noisy image, every rounding directed.
+        meta: all that is needed to replay it.
+    """
+
+    labels: Tensor
+    radii: Tensor
+    p_lower: Tensor
+    p_upper: Tensor
+    counts: Tensor
+    invalid: Tensor
+    samples: Tensor
+    decisions: list[str]
+    alpha: float
+    sigma: float
+    seed: int
+    sound: bool
+    meta: dict[str, Any]
+
+
+def prediction(decisions: Sequence[Decision], num_classes: int) -> Prediction:
+    """A prediction for each of some decisions."""
+    return Prediction(
+        labels=stacked(decisions, "label"),
+        counts=counts(decisions, num_classes),
+        p_values=stacked(decisions, "p_value"),
+        samples=stacked(decisions, "samples"),
+    )
+
+
+def certificate(decisions: Sequence[Decision], engine: Engine, alpha: float, meta: dict[str, Any]) -> Certificate:
+    """A certificate for each of some decisions by the votes of an engine.
+
+    Args:
+        alpha: error level per image.
+        meta: what else is needed to replay it, beside what the engine says of itself.
+    """
+    about = engine.function.about
+    return Certificate(
+        labels=stacked(decisions, "label"),
+        radii=stacked(decisions, "radius"),
+        p_lower=stacked(decisions, "p_lower"),
+        p_upper=stacked(decisions, "p_upper"),
+        counts=counts(decisions, engine.num_classes),
+        invalid=stacked(decisions, "invalid"),
+        samples=stacked(decisions, "samples"),
+        decisions=[decision.outcome for decision in decisions],
+        alpha=alpha,
+        sigma=min(about["sigma"]),
+        seed=about["seed"],
+        sound=engine.sound,
+        meta={**meta, **engine.meta, **about},
+    )
+
+
+def counts(decisions: Sequence[Decision], num_classes: int) -> Tensor:
+    """The counts of each class, int64 [N, K]."""
+    values = np.array([decision.counts for decision in decisions], np.int64)
+    return torch.from_numpy(values.reshape(len(decisions), num_classes))
+
+
+def stacked(decisions: Sequence[Decision], name: str) -> Tensor:
+    """An attribute of all decisions: int64 [N] of whole numbers, float64 [N] of others."""
+    dtype = np.int64 if name in ("label", "samples", "invalid") else np.float64
+    return torch.from_numpy(np.array([getattr(decision, name) for decision in decisions], dtype))
+
+
+def winners(votes: Tensor) -> Tensor:
+    """The class with most of the votes [N, K], int64 [N]: the first of several, ABSTAIN where none has any."""
+    return votes.argmax(1).masked_fill(votes.sum(1) == 0, ABSTAIN)

@@ -1,0 +1,104 @@
+"""The folder of a training run: its metrics by epoch, the checkpoint that it goes on from, and in the end its weights.
+
+In a run of many processes rank 0 alone touches it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import same_settings, whole
+from ..version import __version__
+from .settings import Settings
+
+CHECKPOINT, METRICS, WEIGHTS = "checkpoint.pt", "metrics.jsonl", "model.safetensors"
+
+
+class Best(TypedDict):
+    """The epoch whose weights are the best so far: its score (higher is better), its metrics, and the weights."""
+
+    score: float
+    metrics: dict[str, float]
+    model: dict[str, Tensor]
+
+
+class State(TypedDict):
+    """The state that a run goes on from: epochs and steps done, the metrics of the last epoch, sums over the images of
+    the current one and its seconds so far, the best epoch where one is selected, and states of model and optimizer."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+    sums: dict[str, float]
+    seconds: float
+    best: Best | None
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+class RunFolder:
+    """The files of one run. Each but the metrics is there whole or not at all, so a kill leaves the last one.
+
+    Args:
+        path: the folder, made when the run begins.
+        settings: of the run. A run is gone on with only by the same ones and the same metadata.
+        metadata: strings to keep beside the weights.
+
+    Attributes:
+        about: settings and metadata as one.
+    """
+
+    def __init__(self, path: Path, settings: Settings, metadata: dict[str, str]) -> None:
+        self.checkpoint, self.metrics, self.weights = (path / name for name in (CHECKPOINT, METRICS, WEIGHTS))
+        self._settings, self._metadata = asdict(settings), metadata
+        self.about: dict[str, Any] = self._settings | metadata
+
+    def begin(self) -> None:
+        """Makes the folder ready for a new run."""
+        self.metrics.parent.mkdir(parents=True, exist_ok=True)
+        self.metrics.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+
+    def append(self, metrics: dict[str, float]) -> None:
+        """Adds the line of an epoch to the metrics."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def save(self, state: State) -> None:
+        """Writes the checkpoint."""
+        # Not by files.whole: torch.save names what is in the file after the path that it writes to.
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save({"settings": json.dumps(self.about)} | state, partial)
+        partial.replace(self.checkpoint)
+
+    def restore(self) -> State | None:
+        """Reads the checkpoint, tensors on the CPU, and cuts the metrics back to its epochs; None if there is none.
+
+        Raises:
+            ValueError: it was made with other settings.
+        """
+        if not self.checkpoint.exists():
+            return None
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        same_settings(self.checkpoint, json.loads(state.pop("settings")), self.about)
+        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
+        if len(lines) > state["epoch"]:  # the last is of an epoch whose checkpoint a kill has cut off
+            with whole(self.metrics) as partial:
+                partial.write_text("".join(lines[: state["epoch"]]))
+        return state
+
+    def save_weights(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> None:
+        """Writes the weights of the run, with the settings and metrics that they are of, unless they are there: a run
+        may be resumed at its end."""
+        if self.weights.exists():
+            return
+        about = {"settings": json.dumps(self._settings), "metrics": json.dumps(metrics)}
+        about["smoothfast"] = __version__  # not of the settings: a newer version may resume
+        with whole(self.weights) as partial:
+            save_file({name: value.contiguous() for name, value in weights.items()}, partial, self._metadata | about)

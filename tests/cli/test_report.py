@@ -1,0 +1,107 @@
+"""smoothfast analyze and info."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.toys import Run, check_error
+
+from smoothfast import environment, ops
+from smoothfast.runs.logs import read_log
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+RADII = (0.0, 0.25, 0.5)
+
+
+@pytest.fixture
+def published(published_logs: Path) -> list[Path]:
+    return [
+        published_logs / f"certify/{name}/noise_0.25/test/sigma_0.25"
+        for name in ("cifar10/resnet110", "imagenet/resnet50")
+    ]
+
+
+@pytest.mark.parametrize("table_format", ["markdown", "latex", "csv", "json"])
+def test_analyze(run: Run, published: list[Path], table_format: str) -> None:
+    result = run("analyze", *published, f"--radii={','.join(map(str, RADII))}", f"--format={table_format}")
+    assert result.status == 0, result.err
+    if table_format == "json":
+        accuracy = [row["accuracy"] for row in json.loads(result.out)["rows"]]
+    else:
+        separator = {"markdown": "|", "latex": "&", "csv": ","}[table_format]
+        rows = [line.strip("|").split(separator) for line in result.out.splitlines() if "sigma" in line]
+        accuracy = [[float(cell) for cell in row[1:4]] for row in rows]
+    expected = [[(log.correct & (log.radius >= radius)).mean() for radius in RADII] for log in map(read_log, published)]
+    assert accuracy == [pytest.approx(row, abs=5e-4) for row in expected]
+
+
+def test_analyze_plots(run: Run, published: list[Path], tmp_path: Path) -> None:
+    assert run("analyze", *published, "--plot=curves.png").status == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_analyze_complains(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken").write_text("idx\tlabel\n1\t2\n")
+    (tmp_path / "log").write_text("idx\tlabel\tpredict\tcorrect\ttime\n0\t1\t1\t1\t0.1\n")
+    check_error(run("analyze", "broken"), "broken, line 1: expected a header")
+    check_error(run("analyze", "missing"), "No such file", "missing")
+    check_error(run("analyze", "log", "--format=yaml"), "format is 'yaml'", "markdown, latex, csv, json")
+    check_error(run("analyze", "log", "--radii=0;1"), "radii is '0;1'; it must be numbers separated by commas")
+
+
+def test_info(run: Run) -> None:
+    plain, structured = run("info"), run("info", "--json")
+    facts = json.loads(structured.out)
+    assert (plain.status, structured.status) == (0, 0)
+    assert facts["torch"] == torch.__version__
+    assert facts["precision"] in ("fp32", "bf16")
+    assert [line.split()[0] for line in plain.out.splitlines()] == list(facts)
+    assert {"smoothfast", "processor", "python", "kernels", "extension", "instruction_sets", "threads"} <= set(facts)
+    assert facts["backends"] == ops.backends()
+    assert (facts["cuda"], facts["cudnn"]) == (torch.version.cuda, torch.backends.cudnn.version())
+    assert facts["libraries"]["numpy"] == np.__version__
+    assert set(facts["libraries"]) >= {"scipy", "safetensors", "triton"}
+    assert len(facts["devices"]) == torch.cuda.device_count() + torch.xpu.device_count()
+
+
+def test_info_of_gpus(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it reads where there are some: a CUDA driver, two GPUs, no triton."""
+
+    def get_version(supported: Any) -> None:
+        supported._obj.value = 13020
+
+    def version(name: str) -> str:
+        if name == "triton":
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    about = SimpleNamespace(name="Fast", major=9, minor=0, total_memory=80 * 2**30)
+    gpus = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2, get_device_properties=lambda _: about)
+    none = SimpleNamespace(is_available=lambda: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_device_module", lambda kind: gpus if kind == "cuda" else none)
+        patch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(cuDriverGetVersion=get_version))
+        patch.setattr(environment, "version", version)
+        facts = json.loads(run("info", "--json").out)
+    assert facts["driver"] == "13.2"
+    assert facts["devices"][1] == {"device": "cuda:1", "name": "Fast", "capability": "9.0", "GiB": 80.0}
+    assert facts["libraries"]["triton"] is None
+
+
+def test_info_of_the_extension(extension: Any) -> None:
+    """The generations of GPUs it was compiled for: none, or machine code and PTX."""
+    architectures = extension.build_info()["cuda_architectures"]
+    names, live = architectures.split(",") if architectures else [], ops.backends()["cuda"]
+    assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", name) for name in names)
+    assert names or not live.startswith("compiled")
+    assert not names or "without CUDA sources" not in live

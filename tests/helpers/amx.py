@@ -1,0 +1,60 @@
+"""The fused kernels for AMX on processors that lack it, by amx_emulated.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+KERNELS = ("isa", "fused/plan", "fused/tiles/network", "fused/tiles/pack", "fused/tiles/program")
+SOURCES = ["tests/helpers/amx_emulated.cpp", *(f"csrc/cpu/{stem}.cpp" for stem in KERNELS)]
+KINDS = ("products", "loads", "stores", "zeros", "configurations")
+
+
+def compiler_version() -> int:
+    """Of g++; 0 if there is none."""
+    if shutil.which("g++") is None:
+        return 0
+    return int(subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True, check=True).stdout.split(".")[0])
+
+
+class EmulatedAmx:
+    """The ops of the same names, where their processor is "amx". In one thread, at a few microseconds an instruction.
+
+    Attributes:
+        executed: instructions of the last call, by kind.
+    """
+
+    executed: dict[str, int]
+
+    def __init__(self, folder: Path) -> None:
+        library = folder / "amx_emulated.so"
+        compiled = ["g++", "-O2", "-std=c++17", "-shared", "-fPIC", "-Icsrc", *SOURCES, "-o", str(library)]
+        subprocess.run(compiled, cwd=Path(__file__).parents[2], check=True)
+        self._run = ctypes.CDLL(str(library)).run_with_amx
+
+    def fused_logits(self, replicas: Tensor, packed: Tensor, shape: list[int], processor: str) -> Tensor:
+        return self._called(replicas, None, packed, shape, processor)[0]
+
+    def fused_gradients(
+        self, replicas: Tensor, classes: Tensor, packed: Tensor, shape: list[int], processor: str
+    ) -> tuple[Tensor, Tensor]:
+        return self._called(replicas, classes.contiguous(), packed, shape, processor)
+
+    def _called(
+        self, replicas: Tensor, classes: Tensor | None, packed: Tensor, shape: list[int], processor: str
+    ) -> tuple[Tensor, Tensor]:
+        assert processor == "amx"
+        replicas = replicas.contiguous(memory_format=torch.channels_last)
+        logits = torch.empty(len(replicas), shape[-1])
+        gradients = torch.empty(replicas.shape if classes is not None else 0)
+        numbers, executed = torch.tensor(shape), torch.zeros(len(KINDS), dtype=torch.int64)
+        places = [ctypes.c_void_p(t.data_ptr()) for t in (numbers, packed, replicas, logits, gradients, executed)]
+        labels = ctypes.c_void_p(None if classes is None else classes.data_ptr())
+        self._run(*places[:3], ctypes.c_int64(len(replicas)), places[3], labels, *places[4:])
+        self.executed = dict(zip(KINDS, executed.tolist(), strict=True))
+        return logits, gradients

@@ -1,0 +1,91 @@
+"""What the README says is what runs: its Python example and its shell commands, as they stand there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.launcher import Result, start
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line
+    for language, block in BLOCKS
+    if language == "sh"
+    for line in block.splitlines()
+    if line.startswith(("smoothfast", "torchrun")) and not line.startswith("smoothfast train")
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all commands: the later ones read what the earlier ones wrote."""
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.fixture
+def workplace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder, which is the present one."""
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def smoothfast(words: list[str]) -> Result:
+    """The command, without the seconds that each new interpreter takes to import torch."""
+    (done,) = start([{}], tuple(words))
+    return done
+
+
+def test_python_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """One after the other, in one namespace."""
+    example = "".join(block for language, block in BLOCKS if language == "python")
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    accuracy = float(re.search(r"smoothed classifier: (\S+)", printed).group(1))
+    assert accuracy > 0.65
+    assert float(re.search(r"under attack: (\S+) \(", printed).group(1)) < accuracy
+    assert "True\n" in printed
+    assert re.search(r"'(not )?certified'", printed)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, workplace: Path) -> None:
+    program, *words = shlex.split(command)
+    if program == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *words]
+        child = subprocess.run(torchrun, capture_output=True, text=True, check=False)
+        done = Result(child.returncode, child.stdout, child.stderr)
+    else:
+        done = smoothfast(words)
+    assert done.status == 0, done.err
+    assert done.out
+
+
+def test_train_commands(workplace: Path, data_root: Path) -> None:
+    """The training commands on a few of the images they name, for one epoch."""
+    from zipfile import ZipFile
+
+    with ZipFile(data_root / "cifar10-jpeg.zip") as archive:
+        members = [name for name in archive.namelist() if re.search(r"/train/\w+/000[0-9]\.jpg$", name)]
+        archive.extractall(workplace, members)
+    commands = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith("smoothfast train")]
+    for command in commands:
+        words = [*shlex.split(command), "--epochs", "1", "--batch", "50", "--validation", "10", "--steps", "1"]
+        done = smoothfast(words[1:])
+        assert done.status == 0, done.err
+        assert (workplace / words[words.index("--out") + 1] / "model.safetensors").exists()
+
+
+def test_make_targets() -> None:
+    targets = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", targets, re.MULTILINE), target
+
+
+def test_links() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

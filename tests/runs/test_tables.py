@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smoothfast.runs.logs import Log, read_log
+from smoothfast.runs.tables import (
+    abstention,
+    average_certified_radius,
+    certified_accuracy,
+    effort,
+    named,
+    render,
+    summary,
+)
+
+CIFAR = "certify/cifar10/resnet110/noise_0.25/test/sigma_0.25"
+IMAGENET = "certify/imagenet/resnet50/noise_0.25/test/sigma_0.25"
+
+
+def make(name: str, label: list[int], predict: list[int], radius: list[float]) -> Log:
+    labels, predictions = np.array(label, np.int64), np.array(predict, np.int64)
+    return Log(
+        path=Path(name),
+        idx=np.arange(len(label)),
+        label=labels,
+        predict=predictions,
+        radius=np.array(radius, np.float64),
+        correct=labels == predictions,
+        time=np.ones(len(label)),
+    )
+
+
+@pytest.fixture
+def log() -> Log:
+    # right and far, right and near, wrong, abstained
+    return make("runs/a_b.tsv", [0, 1, 2, 3], [0, 1, 0, -1], [0.6, 0.25, 0.9, 0.0])
+
+
+def test_figures(log: Log) -> None:
+    radii = [0.0, 0.25, np.nextafter(0.25, 1), 0.6, 0.61, 5.0]
+    assert certified_accuracy(log, radii).tolist() == [0.5, 0.5, 0.25, 0.25, 0.0, 0.0]
+    assert certified_accuracy(log, 0.25) == 0.5
+    assert average_certified_radius(log) == pytest.approx(0.85 / 4)
+    assert abstention(log) == 0.25
+
+
+def test_effort(log: Log) -> None:
+    samples, decision = np.array([100, 200, 3000, 5100]), np.array(["certified", "certified", "undecided", "certified"])
+    assert effort(replace(log, samples=samples, decision=decision)) == (
+        "2,100 samples an image in the mean, 1,600 median: 3 certified, 1 undecided"
+    )
+    with pytest.raises(ValueError, match="has no columns samples and decision"):
+        effort(log)
+
+
+def test_a_log_without_images_has_no_figures() -> None:
+    empty = make("empty.tsv", [], [], [])
+    for figure in (abstention, average_certified_radius, lambda log: certified_accuracy(log, 0)):
+        with pytest.raises(ValueError, match=r"empty\.tsv holds no images"):
+            figure(empty)
+
+
+def test_names_are_as_short_as_they_can_be(tmp_path: Path) -> None:
+    expected = {
+        "x/run.tsv": "x/run",
+        "y/run.tsv": "y/run",
+        "z/sigma_0.25": "sigma_0.25",
+        "z/sigma_0.5": "sigma_0.5",
+        "z/same": str(tmp_path / "z/same"),
+        "z/same.tsv": str(tmp_path / "z/same.tsv"),
+    }
+    logs = [make(str(tmp_path / path), [0], [0], [0.0]) for path in expected]
+    names = named(logs)
+    assert list(names) == list(expected.values())
+    assert list(names.values()) == logs
+    with pytest.raises(ValueError, match=r"x/run\.tsv is given twice"):
+        named([logs[0], logs[1], logs[0]])
+
+
+def test_default_radii_reach_the_largest_in_the_logs(log: Log) -> None:
+    table = summary({"a": log, "b": make("b", [1], [1], [0.1])})
+    assert table.radii == (0.0, 0.25, 0.5, 0.75)
+    assert table.rows[0].accuracy == (0.5, 0.5, 0.25, 0.0)
+    assert table.rows[1].accuracy == (1.0, 0.0, 0.0, 0.0)
+    assert table.rows[1].images == 1
+
+
+def test_markdown(log: Log) -> None:
+    assert render(summary({"a|b": log}, [0, 0.5]), "markdown") == (
+        "| log  |     0 |   0.5 |   ACR | abstain | images |\n"
+        "| ---- | ----: | ----: | ----: | ------: | -----: |\n"
+        "| a\\|b | 0.500 | 0.250 | 0.212 |   0.250 |      4 |\n"
+    )
+
+
+def test_latex(log: Log) -> None:
+    assert render(summary({r"a_b~\$x": log}, [0, 0.5]), "latex").splitlines() == [
+        r"\begin{tabular}{lrrrrr}",
+        r"\hline",
+        r"log & 0 & 0.5 & ACR & abstain & images \\",
+        r"\hline",
+        r"a\_b\textasciitilde{}\textbackslash{}\$x & 0.500 & 0.250 & 0.212 & 0.250 & 4 \\",
+        r"\hline",
+        r"\end{tabular}",
+    ]
+
+
+def test_csv_and_json_are_exact() -> None:
+    log = make("third", [0, 0, 0], [0, 1, -1], [0.1, 0.0, 0.0])
+    table = summary({'a, "b"': log}, [0, 0.05])
+    head, row = csv.reader(render(table, "csv").splitlines())
+    assert head == ["log", "0", "0.05", "ACR", "abstain", "images"]
+    assert row[0] == 'a, "b"'
+    assert [float(cell) for cell in row[1:]] == [1 / 3, 1 / 3, 0.1 / 3, 1 / 3, 3]
+    assert json.loads(render(table, "json")) == {
+        "radii": [0, 0.05],
+        "rows": [
+            {
+                "log": 'a, "b"',
+                "accuracy": [1 / 3, 1 / 3],
+                "acr": 0.1 / 3,
+                "abstain": 1 / 3,
+                "images": 3,
+            }
+        ],
+    }
+
+
+def test_an_unknown_format_is_named(log: Log) -> None:
+    with pytest.raises(ValueError, match="format is 'html', expected one of markdown, latex"):
+        render(summary({"a": log}), "html")  # type: ignore[arg-type]
+
+
+def test_published_tables(published_logs: Path) -> None:
+    logs = named([read_log(published_logs / CIFAR), read_log(published_logs / IMAGENET)])
+    assert list(logs) == [
+        "resnet110/noise_0.25/test/sigma_0.25",
+        "resnet50/noise_0.25/test/sigma_0.25",
+    ]
+    cifar, imagenet = summary(logs).rows
+    assert [round(value, 3) for value in cifar.accuracy] == [0.748, 0.600, 0.428, 0.266]
+    assert round(cifar.acr, 3) == 0.429
+    assert round(cifar.abstain, 3) == 0.086
+    assert cifar.images == 500
+    assert round(imagenet.accuracy[0], 3) == 0.667
+    assert round(imagenet.accuracy[2], 3) == 0.494
+    assert round(imagenet.acr, 3) == 0.477
+    assert round(imagenet.abstain, 3) == 0.089
+    assert imagenet.images == 427
+
+
+def test_published_predictions(published_logs: Path) -> None:
+    log = read_log(published_logs / "predict/imagenet/N_1000")
+    assert certified_accuracy(log, 0) == 0.680
+    assert abstention(log) == 0.032
+    assert summary({"N_1000": log}).radii == (0.0,)

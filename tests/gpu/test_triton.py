@@ -1,6 +1,6 @@
-"""The Triton kernels without a GPU: run by Triton's interpreter, and compiled for two generations.
+"""The Triton kernels without a GPU, run by Triton's interpreter; test_triton_ptx.py is about what Triton compiles.
 
-Triton decides at its import whether it interprets, so each kind of test has a process of its own.
+Triton decides at its import whether it interprets, so these tests have a process of their own.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ def python(*arguments: str | Path, interpret: bool, cache: Path) -> str:
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize(("file", "interpret"), [("triton_interpreted.py", True), ("triton_compiled.py", False)])
-def test_kernels(file: str, interpret: bool, tmp_path: Path) -> None:
+def test_kernels(tmp_path: Path) -> None:
     options = ("-q", "-rs", "-p", "no:cacheprovider", "--durations=3")
-    print(python("-m", "pytest", *options, HERE / file, interpret=interpret, cache=tmp_path))
+    print(python("-m", "pytest", *options, HERE / "triton_interpreted.py", interpret=True, cache=tmp_path))
 
 
 def test_package_of_the_kernels_needs_no_triton(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The PTX of the Triton kernels, executed on the CPU: against the CPU backend bit for bit.
+"""The PTX of the Triton kernels, executed on the CPU: against the CPU backend bit for bit; and what ptxas makes of it.
 
 The wrappers run as they are. Where they launch, Triton specialises and compiles as it would for a GPU, and `ptx_interp`
 executes the result.
@@ -9,17 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections import Counter
+import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from cases import (
@@ -39,91 +36,20 @@ from cases import (
     tied,
     votes,
 )
-from ptx_interp import Buffer, Memory, Module, PtxFault, Report
+from ptx_interp import PtxFault
 from torch import Tensor
 
 from smoothfast import kernels
 
 triton = pytest.importorskip("triton")
+Device = import_module("triton_device").Device
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "extension"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets, and compiles nothing"),
 ]
 ARCHS = (80, 90)
 KERNELS = 94  # are what the tests have compiled for each, or a few more
-WRITTEN = {"out", "counts", "invalid", "adversarial"}  # names of parameters
 cpu = torch.ops.smoothfast
-
-
-@cache  # parsing takes as long as a launch
-def module_of(ptx: str) -> Module:
-    return Module(ptx)
-
-
-@dataclass
-class Device:
-    """What Triton takes for its driver and its device: of one architecture; keeps count of what was executed."""
-
-    arch: int
-    schedule: dict[str, Any] = field(default_factory=dict)
-    executed: dict[str, Counter[int]] = field(default_factory=dict)
-    reports: dict[str, Report] = field(default_factory=dict)
-
-    def get_current_device(self) -> int:
-        return self.arch  # under which kernels are kept
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return triton.backends.compiler.GPUTarget("cuda", self.arch, 32)
-
-    def launch(self, compile: Any, function: Any, *values: Any, grid: tuple[int, ...], **options: Any) -> None:
-        """In the place of `JITFunction.run`, which is `compile`; raises on any finding."""
-        kernel = compile(function, *values, grid=grid, **options | {"warmup": True})
-        types, given, mem = kernel.src.signature, dict(zip(function.arg_names, values, strict=False)), Memory()
-        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        held = place(mem, tensors)
-        given |= {name: held[key(part)].addr + part.data_ptr() - key(part) for name, part in tensors.items()}
-        parameters = [given[name] for name in function.arg_names if types[name] != "constexpr"]
-        module = module_of(kernel.asm["ptx"])
-        (name,) = module.kernels
-        shared, threads = kernel.metadata.shared, 32 * kernel.metadata.num_warps
-        report = module.launch(name, grid, threads, [*parameters, 0, 0], mem, shared, uninit=True, **self.schedule)
-        self.reports[kernel.hash] = report
-        self.executed.setdefault(kernel.hash, Counter()).update(np.flatnonzero(report.counts).tolist())
-        report.check()
-        for part in tensors.values():
-            bytes_of(part).copy_(torch.from_numpy(held[key(part)].get()))
-
-    def not_executed(self) -> list[str]:
-        """Instructions that no launch executed; of conditional branches only what follows is looked at."""
-        missing = []
-        for kernel, report in self.reports.items():
-            where = [report.kernel.name + ": " + step.where() for step in report.kernel.code]
-            missing += [line for i, line in enumerate(where) if not self.executed[kernel][i]]
-        return [line for line in missing if not re.search(r"`@!?%p\d+ bra", line)]
-
-
-def key(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def bytes_of(tensor: Tensor) -> Tensor:
-    """The whole memory that a tensor is a part of."""
-    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
-
-
-def place(mem: Memory, tensors: dict[str, Tensor]) -> dict[int, Buffer]:
-    """Tensors in device memory, as much out of alignment as they are here; new ones hold garbage."""
-    writable = {key(tensor) for name, tensor in tensors.items() if name in WRITTEN}
-    held = {}
-    for name, tensor in tensors.items():
-        content = bytes_of(tensor).fill_(0xA5) if name == "out" else bytes_of(tensor)
-        held[key(tensor)] = mem.alloc(content.numpy(), key(tensor) not in writable, key(tensor) % 16)
-    return held
-
-
 devices = {arch: Device(arch) for arch in ARCHS}
 
 
@@ -137,7 +63,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
         def on(arch: int, turn: int = 0, new: bool = False) -> Device:
             device = Device(arch) if new else devices[arch]
-            device.schedule = SCHEDULES[turn % len(SCHEDULES)]
+            device.schedule, device.executes = SCHEDULES[turn % len(SCHEDULES)], True
             patch.setattr(driver, "_active", device)
             patch.setattr(function, "run", lambda *values, **options: device.launch(compile, *values, **options))
             return device
@@ -295,6 +221,136 @@ def test_perturb_weights_out_of_alignment(launches: Any) -> None:
     launches(80)
     case = network((12,), 5, torch.bfloat16, PASSES[-1:])
     check_weights(case, shifted(case[0]))
+
+
+# ---- machine code ----------------------------------------------------------------------------------------------------
+
+# Of a thread of the noise kernels: by Triton 3.8 one of them keeps two more words on its stack.
+NOISE_REGISTERS, STACK = (64, 0) if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else (80, 8)
+
+
+@pytest.fixture
+def kernel_of(launches: Any) -> Any:
+    """The kernel that an op launches with these arguments, which is compiled if no test before did; it is not run."""
+
+    def compiled(arch: int, name: str, *case: Any) -> Any:
+        device = launches(arch)
+        device.executes = False
+        op(name)(*case)
+        return device.kernel
+
+    return compiled
+
+
+def instructions(kernel: Any, pattern: str) -> set[str]:
+    return set(re.findall(rf"\b(?:{pattern})[.\w]*", kernel.asm["ptx"]))
+
+
+def registers(kernel: Any, folder: Path) -> int:
+    """Of a thread, which spills nothing."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin]
+    usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    count, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
+    assert int(stack) <= STACK
+    assert local == "0"
+    assert not instructions(kernel, "ld.local|st.local")
+    return int(count)
+
+
+def check_rounding(kernel: Any, operations: str = "add sub mul fma sqrt") -> None:
+    """Each operation rounds as it says, to nearest even: ptxas contracts none that names its rounding."""
+    used = instructions(kernel, r"(?:add|sub|mul|fma|mad|div|sqrt|rcp|ex2|lg2|sin|cos)[.\w]*f(?:32|64)")
+    assert used <= {f"{operation}.rn.{type}" for operation in operations.split() for type in ("f32", "f64")}
+    assert not any(".ftz" in instruction for instruction in instructions(kernel, r"\w+[.\w]*f32"))
+
+
+def check_noise_code(kernel: Any, folder: Path) -> None:
+    assert registers(kernel, folder) <= NOISE_REGISTERS
+    check_rounding(kernel)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_code_of_contiguous_noise(
+    kernel_of: Any, kind: tuple[str, torch.dtype], dtype: torch.dtype, arch: int, tmp_path: Path
+) -> None:
+    """With a limit and without."""
+    for clip in (False, True):
+        kernel = kernel_of(arch, "noisy_replicas", *arguments(SHAPES[0], *kind, dtype, False, clip))
+        assert instructions(kernel, "st.global") == {"st.global.v4.b32"}
+        check_noise_code(kernel, tmp_path)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_code_of_other_noise(kernel_of: Any, kind: tuple[str, torch.dtype], arch: int, tmp_path: Path) -> None:
+    """Interleaved, and where 16 does not divide the plane."""
+    for shape, channels_last in ((SHAPES[0], True), (SHAPES[1], False)):
+        for dtype in DTYPES:
+            clip = dtype == DTYPES[1]
+            case = arguments(shape, *kind, dtype, channels_last, clip)
+            check_noise_code(kernel_of(arch, "noisy_replicas", *case), tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "cast"), [(torch.bfloat16, "cvt.rn.bf16"), (torch.float16, "cvt.rn.f16")])
+def test_casts_are_those_of_the_hardware(kernel_of: Any, dtype: torch.dtype, cast: str) -> None:
+    for channels_last in (False, True):
+        case = arguments(SHAPES[0], "gaussian", torch.float32, dtype, channels_last, dtype == DTYPES[1])
+        used = instructions(kernel_of(80, "noisy_replicas", *case), r"cvt[.\w]*f16[.\w]*")
+        assert used
+        assert used <= {f"{cast}.f32", f"{cast}x2.f32"}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("rows", "classes"), [(70, 10), (5, 1040)])
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_code_of_tally(kernel_of: Any, dtype: torch.dtype, rows: int, classes: int, arch: int, tmp_path: Path) -> None:
+    atomics = {f"{name}.global.gpu.relaxed.add.u64" for name in ("atom", "red")}
+    for voting in VOTINGS:
+        kernel = kernel_of(arch, "tally", *votes(rows, classes, dtype, voting=voting))
+        assert instructions(kernel, "atom|red.global") <= atomics
+        assert instructions(kernel, "atom|red.global")
+        assert registers(kernel, tmp_path) <= 128
+        check_rounding(kernel, "add sub mul fma div" if voting == "soft" else "add mul")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_code_of_replica_sum(kernel_of: Any, dtype: torch.dtype, arch: int, tmp_path: Path) -> None:
+    """Gradients are read 16 bytes at a time in either format, where 16 divides the elements of an image."""
+    for channels_last in (False, True):
+        even, odd = (
+            kernel_of(arch, "replica_sum", *gradients(shape, 9, dtype, channels_last))
+            for shape in ((3, 20, 20), (3, 19, 21))
+        )
+        assert instructions(even, r"ld.global.v\d") == {"ld.global.v4.b32"}
+        for either in (even, odd):
+            assert registers(either, tmp_path) <= 64
+            check_rounding(either, "add mul")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_code_of_attack_step(kernel_of: Any, norm: str, arch: int, tmp_path: Path) -> None:
+    even, odd = (kernel_of(arch, "attack_step", *attack(shape, norm, 0.03)) for shape in ((3, 16, 20), (3, 19, 21)))
+    if norm == "linf":
+        assert instructions(even, "(?:ld|st).global") == {"ld.global.v4.b32", "st.global.v4.b32"}
+    for either in (even, odd):
+        assert registers(either, tmp_path) <= 64
+        check_rounding(either, "add sub" if norm == "linf" else "add sub mul div sqrt")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_code_of_perturb_weights(kernel_of: Any, dtype: torch.dtype, arch: int, tmp_path: Path) -> None:
+    """Only the places of tiles, the passes and the key are not read 16 bytes at a time."""
+    kernel = kernel_of(arch, "perturb_weights", *network(NETWORKS[0], 5, dtype, PASSES[-2:]))
+    assert instructions(kernel, "(?:ld|st).global") == {"ld.global.b64", "ld.global.v4.b32", "st.global.v4.b32"}
+    assert registers(kernel, tmp_path) <= 64
+    check_rounding(kernel)
 
 
 # ---- the tests themselves --------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ ROWS = test_noisy_replicas.ROWS[[3, 6, 9]]  # padding, the last ids, and ids of 
 @pytest.fixture(autouse=True)
 def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter truncates to bfloat16, and that of Triton 3.8 rounds the product of an fma; a GPU rounds to
-    nearest even, once: see check_rounding and the cast in triton_compiled.py."""
+    nearest even, once: see check_rounding and the casts in test_triton_ptx.py."""
     former = interpreter.InterpreterBuilder.cast_impl
 
     def cast(self: Any, source: Any, target: Any) -> Any:

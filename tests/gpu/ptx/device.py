@@ -57,20 +57,24 @@ def _inlined(path: Path, seen: set[Path]) -> str:
     return re.sub(r'^#include "(.*)"$', header, path.read_text().replace("#pragma once\n", ""), flags=re.MULTILINE)
 
 
-@cache
-def compiled(source: str, *options: str) -> bytes:
-    """What nvcc makes of a CUDA source."""
+def compiled(kind: str, source: str, *options: str) -> bytes:
+    """What nvcc makes of a source: CUDA (cu), or PTX (ptx)."""
     with TemporaryDirectory() as folder:
-        (Path(folder) / "kernel.cu").write_text(source)
-        command = [str(nvcc()), *FLAGS, *options, "kernel.cu", "-o", "out"]
+        (Path(folder) / f"kernel.{kind}").write_text(source)
+        command = [str(nvcc()), *options, f"kernel.{kind}", "-o", "out"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return (Path(folder) / "out").read_bytes()
 
 
 @cache
+def ptx_of(source: str, arch: int) -> str:
+    return compiled("cu", source, *FLAGS, "-ptx", "-lineinfo", f"-arch=compute_{arch}").decode()
+
+
+@cache
 def module_of(source: str, arch: int) -> Module:
-    return Module(compiled(source, "-ptx", "-lineinfo", f"-arch=compute_{arch}").decode())
+    return Module(ptx_of(source, arch))
 
 
 class ReplicaArgs(ctypes.Structure):
@@ -326,7 +330,7 @@ def sass_of(stem: str, arch: int) -> dict[str, list[str]]:
     """By kernel, the machine instructions of csrc/cuda/<stem>_kernel.cu."""
     with TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(compiled(source_of(stem), "-cubin", f"-arch=sm_{arch}"))
+        cubin.write_bytes(compiled("ptx", ptx_of(source_of(stem), arch), "-cubin", f"-arch=sm_{arch}"))
         text = subprocess.run([str(disassembler()), str(cubin)], capture_output=True, text=True, check=True).stdout
     kernels: dict[str, list[str]] = {}
     for section in text.split("\t.section\t.text.")[1:]:

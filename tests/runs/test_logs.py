@@ -256,7 +256,9 @@ def left_behind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a process that met a limit within the second line of torn.tsv, and was killed after the first of
     killed.tsv.
 
-    It is not this process, since a limit is one for all that other threads write, such as those of torch.compile.
+    It is not this process. A limit is one for all that other threads write, such as those of torch.compile. And where
+    Triton has compiled a kernel, LLVM handles the signal of the limit, which Python ignores, as that of a crash: it
+    takes its handlers down, and with them those of `faulthandler`.
     """
     pytest.importorskip("resource", reason="this system has no file size limits")
     code = """

@@ -15,14 +15,10 @@ from torch.distributed import TCPStore
 from smoothfast import cli
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# All that a run imports, at once or when it comes to it; torch._dynamo takes longest.
-COMMANDS = [
-    "smoothfast.cli.prepare",
-    "smoothfast.runs.certify",
-    "smoothfast.runs.attack",
-    "smoothfast.training.trainer",
-]
-CONTEXT.set_forkserver_preload(["torch._dynamo", *COMMANDS])
+# All that a run imports, at once or when it comes to it: SciPy alone takes a process as long as all of its other work.
+OURS = ["cli.prepare", "runs.certify", "runs.attack", "runners.gradient", "training.trainer"]
+OTHERS = ["torch._dynamo", "torch.utils.flop_counter", "scipy.stats", "rich.progress", "rich.status", "typer._adapters"]
+CONTEXT.set_forkserver_preload([*OTHERS, *(f"smoothfast.{name}" for name in OURS)])
 
 PATIENCE = 240  # seconds until a test that hangs fails: before the alarm that ends the suite, with what was printed
 

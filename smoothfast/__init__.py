@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         weights,
     )
     from .procedures import ABSTAIN
-    from .smoothing import Certificate, Prediction, Smooth, SmoothedClassifier, SoftClassifier
+    from .smoothing import Certificate, Prediction, Replay, Smooth, SmoothedClassifier, SoftClassifier, replay
 
 find_former()
 
@@ -53,6 +53,7 @@ __all__ = [
     "ABSTAIN",
     "Certificate",
     "Prediction",
+    "Replay",
     "Smooth",
     "SmoothedClassifier",
     "SoftClassifier",
@@ -66,6 +67,7 @@ __all__ = [
     "noise",
     "ops",
     "procedures",
+    "replay",
     "statistics",
     "training",
     "voting",
@@ -78,6 +80,8 @@ if not TYPE_CHECKING:  # where a type checker sees `__getattr__`, it takes every
         __all__,
         {
             "procedures": ["ABSTAIN"],
-            "smoothing": ["Certificate", "Prediction", "Smooth", "SmoothedClassifier", "SoftClassifier"],
+            "smoothing": [
+                "Certificate", "Prediction", "Replay", "Smooth", "SmoothedClassifier", "SoftClassifier", "replay",
+            ],
         },
-    )
+    )  # fmt: skip

@@ -10,6 +10,8 @@ from importlib import import_module
 from operator import index
 from typing import Any
 
+LEAST_SIGMA = 1e-6  # of noise, in pixel units; about 1e-38 numbers of float32 are subnormal, and kernels differ
+
 
 def choice(argument: str, value: str, accepted: Iterable[str]) -> None:
     """Raises ValueError unless the value is one of those accepted."""
@@ -29,6 +31,13 @@ def positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} is {value}; it must be positive and finite")
+
+
+def noise_level(**values: float | None) -> None:
+    """Raises ValueError unless every value is a standard deviation that noise can have, or None; by name."""
+    for name, value in values.items():
+        if value is not None and not LEAST_SIGMA <= value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be finite and at least {LEAST_SIGMA}, in [0, 1] pixel units")
 
 
 def not_negative(**values: float | None) -> None:

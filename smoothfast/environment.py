@@ -1,9 +1,10 @@
-"""The environment of a run: versions, processor, GPUs. No result depends on it."""
+"""The environment of a run: versions, processor, GPUs. Results may depend on it in the last bits of logits alone."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ LIBRARIES = ("numpy", "scipy", "safetensors", "torchvision", "triton", "openvino
 
 
 def environment() -> dict[str, Any]:
-    """The environment of a run; recorded beside the settings, and no result depends on it."""
+    """The environment of a run, recorded beside the settings: logits may differ in their last bits in another one."""
     extension = ops.extension
+    installed = {name: version for name, version in libraries().items() if version is not None}
     return {
         "smoothfast": __version__,
         "torch": torch.__version__,
@@ -26,9 +28,11 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": processor(),
         "kernels": extension.instruction_set() if extension is not None else "reference",
+        **installed,
     }
 
 
+@cache
 def libraries() -> dict[str, str | None]:
     """Versions of what runs beside torch, None where it is not installed."""
 
@@ -64,6 +68,7 @@ def driver() -> str | None:
     return f"{supported.value // 1000}.{supported.value % 1000 // 10}"
 
 
+@cache
 def processor() -> str:
     """The processor's name, family and model, as the system tells it."""
     about: dict[str, str] = {}

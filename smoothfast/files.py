@@ -60,10 +60,17 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+OBSERVED = ("row_function",)  # stood among the settings of versions up to 0.2.0, and is no choice
+ADDED = ("weights_sha256",)  # was not among them
+
+
 def same_settings(path: Path, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raises ValueError unless a file of a run was made with the settings that are given; names each that differs."""
     # Compared as JSON text, in which a tuple and the list read back for it are the same.
-    old, new = ({name: json.dumps(value, sort_keys=True) for name, value in side.items()} for side in (kept, given))
+    given = _without_added(given, kept)
+    old, new = (
+        {name: json.dumps(value, sort_keys=True) for name, value in _chosen(side).items()} for side in (kept, given)
+    )
     differing = [
         f"{name} was {old.get(name, 'not set')}, is now {new.get(name, 'not set')}"
         for name in sorted(old.keys() | new.keys())
@@ -71,3 +78,18 @@ def same_settings(path: Path, kept: Mapping[str, Any], given: Mapping[str, Any])
     ]
     if differing:
         raise ValueError(f"{path} was made with other settings: {'; '.join(differing)}")
+
+
+def _chosen(settings: Any) -> Any:
+    """Settings without what was observed, at any depth."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: _chosen(value) for name, value in settings.items() if name not in OBSERVED}
+
+
+def _without_added(given: Any, kept: Any) -> Any:
+    """Settings without what those that were kept could not have, at any depth."""
+    if not (isinstance(given, Mapping) and isinstance(kept, Mapping)):
+        return given
+    known = (name for name in given if name in kept or name not in ADDED)
+    return {name: _without_added(given[name], kept.get(name)) for name in known}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
 
 def device_of(base: nn.Module) -> torch.device:
@@ -23,6 +26,56 @@ def device_of(base: nn.Module) -> torch.device:
 def shared_copy(base: nn.Module) -> nn.Module:
     """A copy of a module that shares all parameters and buffers with it."""
     return deepcopy(base, {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())})
+
+
+def weights_sha256(base: nn.Module) -> str:
+    """The SHA-256 of a module's parameters and buffers, persistent or not: names, dtypes, shapes and bytes in order.
+
+    It reads all of them once: 0.6 ms for ResNet-20 and 60 ms for ResNet-50 on one core with instructions for SHA.
+    """
+    found = hashlib.sha256()
+    for name, tensor in _state(base):
+        values = tensor.detach()
+        values = values.dequantize() if values.is_quantized else values.to_dense()
+        found.update(f"{name} {values.dtype} {list(values.shape)};".encode())
+        found.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name; then other tensors of its state, as the packed weights of quantised layers."""
+    yield from base.named_parameters()
+    yield from base.named_buffers()
+    for name, value in base.state_dict(keep_vars=True).items():
+        for tensor in value if isinstance(value, tuple) else ():
+            if isinstance(tensor, Tensor):
+                yield name, tensor
+
+
+class Identities:
+    """Objects that are to be the very same: equal to a later collection of these alone.
+
+    They are kept, since an object that is gone may leave its `id` to another.
+    """
+
+    def __init__(self, objects: Iterable[Any]) -> None:
+        self._objects = tuple(objects)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Identities) or len(self._objects) != len(other._objects):
+            return False
+        return all(mine is yours for mine, yours in zip(self._objects, other._objects, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def parts(base: nn.Module) -> Identities:
+    """Submodules, their hooks and those of all modules, and what stands in the place of a `forward`."""
+    everywhere = nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks
+    found: list[Any] = [hook for hooks in everywhere for hook in hooks.values()]
+    for part in base.modules():
+        found += [part, *part._forward_pre_hooks.values(), vars(part).get("forward"), *part._forward_hooks.values()]
+    return Identities(found)
 
 
 @contextmanager

@@ -33,6 +33,12 @@ def draws_no_noise(spec: str) -> bool:
     return "+" not in spec and (not colon or kind in ("torchvision", "timm"))
 
 
+def names_code(spec: str) -> bool:
+    """Tells whether a model or data set is a callable that would be imported."""
+    kind, colon, _ = spec.rpartition("+")[0 if "+" in spec else 2].partition(":")
+    return bool(colon) and kind not in ("torchvision", "timm", *DATA[1:])
+
+
 def comes_without_weights(spec: str) -> bool:
     """Tells whether a model is built untrained, so that it needs a weights file. A user's own may bring its weights."""
     kind, colon, _ = spec.partition(":")

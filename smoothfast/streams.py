@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from enum import IntEnum
 
 MAX_IMAGE_ID = 2**44 - 1
 MAX_SAMPLE_ID = 2**40 - 1
+
+
+def drawn_seed() -> int:
+    """A seed that nobody knew before, from the operating system: of 53 bits, which every reader of JSON gets whole."""
+    return secrets.randbits(53)
 
 
 class Stream(IntEnum):

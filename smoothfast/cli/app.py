@@ -13,6 +13,7 @@ from ..version import __version__
 from .attack import attack
 from .certify import certify, demo, predict
 from .display import complain
+from .replay import replay
 from .report import analyze, bench, info
 from .sweep import sweep
 from .train import train
@@ -23,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=__doc__,
 )
-for act in (demo, certify, predict, attack, train, sweep, analyze, bench, info):
+for act in (demo, certify, predict, attack, train, sweep, analyze, replay, bench, info):
     app.command()(act)
 
 

@@ -16,7 +16,7 @@ from ..checks import at_least, choice
 from ..runs import attack_options
 from . import display
 from .display import console
-from .options import JsonOptions, NoiseOptions, StepOptions, command, named
+from .options import JsonOptions, NoiseOptions, SeedOptions, StepOptions, command, named
 
 if TYPE_CHECKING:
     from ..runs.attack_files import Attacked
@@ -26,7 +26,7 @@ PICTURED = 8  # images in the picture of an attack
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class AttackOptions(NoiseOptions, StepOptions, JsonOptions):
+class AttackOptions(NoiseOptions, SeedOptions, StepOptions, JsonOptions):
     """Options of `attack`."""
 
     attack: Annotated[str, named("--attack", names.ATTACKS)]
@@ -75,7 +75,7 @@ def attack(options: AttackOptions) -> None:
     from ..runs import attack_files
     from .prepare import prepare
 
-    prepared = prepare(options, options.sigma)
+    prepared = prepare(options, options.sigma, options.seed)
     picture = nullcontext() if options.picture is None else files.whole(options.picture)
     with picture as drawing:
         with files.whole(options.out) as tensors:
@@ -110,7 +110,7 @@ def _attacked(options: AttackOptions, prepared: Prepared) -> tuple[Attacked, dic
     console().print(f"votes: {described(smoothed, engine, prepared.first, passes)}")
     settings = prepared.about | {
         "command": "attack", "attack": options.attack, "source": options.source, "votes": options.votes, **chosen,
-        "crafted_by": by, "judged_by": engine.meta,
+        "crafted_by": by, "judged_by": engine.choices,
     }  # fmt: skip
     size = runs.at_once(gradients, crafted.samples)
     attacked = runs.run(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import launch, names
-from ..checks import at_least, choice
+from ..checks import at_least, choice, seed_in_range
 from ..files import require_new
+from ..streams import drawn_seed
 from . import display
 from .display import console
-from .options import JsonOptions, NoiseOptions, Options, command, named
+from .options import BY, JsonOptions, NoiseOptions, Options, command, named
 
 if TYPE_CHECKING:
     from ..procedures import Procedure
@@ -32,6 +34,12 @@ class LogOptions(NoiseOptions, JsonOptions, ABC):
     out: Annotated[Path, typer.Option("--out", help="The log to write.")]
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run if there is one.")] = False
     alpha: Annotated[float, typer.Option("--alpha", help="Error level per image.")] = 0.001
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", help="Of all noise; drawn for the run if not given, and kept in its settings.", rich_help_panel=BY
+        ),
+    ] = None
     noise: Annotated[str | None, named("--noise", names.NOISES, "{} By the images if not given.")] = None
     shard: Annotated[str, named("--shard", names.SHARDS, "{} What processes share out that torchrun starts.")] = (
         "images"
@@ -43,6 +51,8 @@ class LogOptions(NoiseOptions, JsonOptions, ABC):
         if self.noise is not None:
             choice("noise", self.noise, names.NOISES)
         choice("shard", self.shard, names.SHARDS)
+        if self.seed is not None:
+            seed_in_range(self.seed)
         if not self.resume and not launch.launched():  # torchrun may start a run again, which then goes on
             require_new(self.out)
 
@@ -53,6 +63,15 @@ class LogOptions(NoiseOptions, JsonOptions, ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The settings of the procedure, for the log."""
+
+    def settled_seed(self, resume: bool) -> int:
+        """The seed: as given, or that of the run to go on with, or drawn."""
+        if self.seed is not None:
+            return self.seed
+        from ..runs.logs import begun, settings_of
+
+        kept = settings_of(self.out).get("seed") if resume and begun(self.out) else None
+        return kept if isinstance(kept, int) else drawn_seed()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -128,8 +147,8 @@ class DemoOptions(Options):
         """The options of `certify` that make the log of the demonstration."""
         log = self.out / "certify.tsv"
         return CertifyOptions(
-            out=log, n=n, sigma=DEMO_SIGMA, runner=self.runner, limit=self.limit, classes=10, resume=True
-        )  # fmt: skip
+            out=log, n=n, sigma=DEMO_SIGMA, seed=0, runner=self.runner, limit=self.limit, classes=10, resume=True
+        )
 
 
 @command(CertifyOptions)
@@ -151,7 +170,7 @@ def demo(options: DemoOptions) -> None:
     from ..runs.certify import log_run
     from .prepare import described, prepare, seconds_per_sample
 
-    prepared = prepare(options.certificates(DEMO_SAMPLES[0]), DEMO_SIGMA)
+    prepared = prepare(options.certificates(DEMO_SAMPLES[0]), DEMO_SIGMA, seed=0)
     smoothed, indices = prepared.smoothed, prepared.indices
     console().print(f"ResNet-20 trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
     with console().status("preparing the base classifier"):
@@ -184,19 +203,20 @@ def _run(options: LogOptions) -> None:
     samples = options.procedure(0, 0.0).most
     with joined() as group:
         resume = group.begin(options.resume, options.out)
-        prepared = prepare(options, options.sigma, options.noise, group.device(options.device))
+        seed = group.first(partial(options.settled_seed, resume))
+        prepared = prepare(options, options.sigma, seed, options.noise, group.device(options.device))
         passes = _expected(options, samples) * len(prepared.indices)
         engine = prepared.smoothed.engine(prepared.first, passes)
         leads = group.rank == 0
         if leads:
-            console().print(f"{len(prepared.indices):,} images, {samples:,} samples each at most")
+            console().print(f"{len(prepared.indices):,} images, {samples:,} samples each at most, seed {seed}")
             console().print(described(prepared.smoothed, engine, prepared.first, passes))
         log_run(
             engine, prepared.source, prepared.indices, options.procedure, options.settings() | prepared.about,
             options.out, resume=resume, progress=display.progress, group=group, shard=options.shard,
         )  # fmt: skip
         if leads and options.as_json:
-            display.print_json(_figures(options.out, engine.meta))
+            display.print_json({"sound": engine.sound} | _figures(options.out, engine.meta))
         elif leads:
             display.show_log(options.out)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from .. import names
-from ..checks import at_least, choice, fraction, not_negative, positive, seed_in_range
+from ..checks import at_least, choice, fraction, noise_level, seed_in_range
 from ..files import require_present
 from ..normalization import STATISTICS, Normalization
 from ..specs import DATA_SPECS, MODEL_SPECS, comes_without_weights, draws_no_noise, require_data, require_model
@@ -107,7 +107,6 @@ class SmoothedOptions(ModelOptions):
         int | None,
         typer.Option("--batch", help="Rows per forward pass; by image size if not given.", rich_help_panel=BY),
     ] = None
-    seed: Annotated[int, typer.Option("--seed", help="Of all noise.", rich_help_panel=BY)] = 0
 
     def check(self) -> None:
         super().check()
@@ -117,6 +116,16 @@ class SmoothedOptions(ModelOptions):
         at_least(1, skip=self.skip, max=self.limit, batch=self.batch)
         choice("runner", self.runner, names.RUNNERS)
         choice("precision", self.precision, names.PRECISIONS)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SeedOptions(Options):
+    """Options of commands whose noise is the same each time, unless told otherwise."""
+
+    seed: Annotated[int, typer.Option("--seed", help="Of all noise.", rich_help_panel=BY)] = 0
+
+    def check(self) -> None:
+        super().check()
         seed_in_range(self.seed)
 
 
@@ -131,7 +140,8 @@ class NoiseOptions(SmoothedOptions):
 
     def check(self) -> None:
         super().check()
-        (positive if draws_no_noise(self.model) else not_negative)(sigma=self.sigma)
+        if self.sigma or draws_no_noise(self.model):
+            noise_level(sigma=self.sigma)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

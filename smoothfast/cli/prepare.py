@@ -43,12 +43,15 @@ class Prepared:
         return checked_images(self.source[self.indices[0]][0][None])
 
 
-def prepare(options: SmoothedOptions, sigma: float, noise: str | None = None, device: str | None = None) -> Prepared:
+def prepare(
+    options: SmoothedOptions, sigma: float, seed: int, noise: str | None = None, device: str | None = None
+) -> Prepared:
     """Loads weights, data and network, and smooths it.
 
     Args:
         options: of the command.
         sigma: of the noise on images.
+        seed: of all noise.
         noise: the law of it; by the images if not given.
         device: that of this process, where there are several; else as the options say.
 
@@ -65,13 +68,13 @@ def prepare(options: SmoothedOptions, sigma: float, noise: str | None = None, de
     if weights.tensors:
         weights.load_into(network)
     smoothed = SmoothedClassifier(
-        moved(network.eval(), device or options.device), sigma, num_classes, noise=noise, seed=options.seed,
+        moved(network.eval(), device or options.device), sigma, num_classes, noise=noise, seed=seed,
         normalize=weights.settings.get("normalize") if options.normalize is None else options.statistics,
         precision=options.precision, max_batch=options.batch, runner=options.runner,
     )  # fmt: skip
     about = {
         "data": options.data, "model": options.model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
-        "normalize": smoothed.normalize, "seed": options.seed, "skip": options.skip, "max": options.limit,
+        "normalize": smoothed.normalize, "seed": seed, "skip": options.skip, "max": options.limit,
     }  # fmt: skip
     return Prepared(smoothed, source, indices, about)
 

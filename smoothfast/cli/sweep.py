@@ -12,13 +12,13 @@ from .. import files, launch, names
 from ..checks import at_least, choice, not_negative
 from ..runs import attack_options
 from . import display
-from .options import SmoothedOptions, StepOptions, command, integers, named, numbers, one_of
+from .options import SeedOptions, SmoothedOptions, StepOptions, command, integers, named, numbers, one_of
 
 PLACEHOLDER = 0.25  # sigma of a classifier of which a sweep uses all but that
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class SweepOptions(SmoothedOptions, StepOptions):
+class SweepOptions(SmoothedOptions, SeedOptions, StepOptions):
     """Options of `sweep`."""
 
     out: Annotated[Path, typer.Option("--out", help="CSV file of the rows; those that are in it are not made again.")]
@@ -81,7 +81,7 @@ def sweep(options: SweepOptions) -> None:
     from ..runs.tables import sweep_table
     from .prepare import prepare
 
-    prepared = prepare(options, options.attack_sigma or PLACEHOLDER)
+    prepared = prepare(options, options.attack_sigma or PLACEHOLDER, options.seed)
     plan = Sweep(
         prepared.smoothed, numbers("sigmas", options.sigmas) or (), options.voting.split(","),
         integers("samples", options.samples), options.attack, options.chosen() | {"sigma": options.attack_sigma},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -78,6 +79,14 @@ class LaneBuffers:
         transfer.host.copy_(votes, non_blocking=True)
         transfer.started()
         return transfer
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keeps the votes as they are, whatever micro-batches come within."""
+        counts, invalid = self.counts.clone(), self.invalid.clone()
+        yield
+        self.counts.copy_(counts)
+        self.invalid.copy_(invalid)
 
     def clear(self) -> None:
         """Sets all votes back to 0."""

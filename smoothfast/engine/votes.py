@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import ops
-from ..modules import evaluating
+from ..modules import evaluating, weights_sha256
 from ..ops.philox import stream_key
 from ..procedures import Decision
 from ..runners import Runner
@@ -31,6 +32,13 @@ from .schedule import Job, PendingVotes, Rows, Schedule, wait_for_any
 SLOTS = 4  # images in flight at most, in micro-batches of all lanes: images that need few samples fill them too
 
 ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2.5e-3}  # of the largest logit, after the layers of a deep network
+NO, ROUNDED, EXACT = AGREEMENTS = ("no", "up to rounding", "bit for bit")
+"""Degrees to which the logits of a row depend on that row alone, the worst first."""
+
+
+def is_looked_at(number: int) -> bool:
+    """Tells whether a micro-batch is one of those of which rows are computed twice: the first, 4th, 16th, 64th, …"""
+    return number.bit_count() == 1 and number.bit_length() % 2 == 1
 
 
 class VoteLane(Lane):
@@ -51,6 +59,11 @@ class VoteLane(Lane):
         self.buffers.write(rows, key)
         return self.step()
 
+    def logits(self, rows: NDArray[np.int64] | Tensor, key: Tensor) -> Tensor:
+        """Logits of a micro-batch without votes, in a tensor of their own."""
+        with self.buffers.kept():
+            return self.compute(rows, key).clone()
+
 
 class Engine:
     """The loop that feeds one fixed function with the samples that procedures ask for, and counts their votes.
@@ -66,7 +79,7 @@ class Engine:
 
     Attributes:
         function: as it was settled.
-        meta: what it is and how it runs, for records.
+        choices: what it is and how it runs, for records.
 
     Raises:
         ValueError: the base classifier does not return [B, num_classes], or has weights of another dtype than float32.
@@ -87,17 +100,24 @@ class Engine:
         self.lanes = make_lanes(function.device, VoteLane)
         self._keys = {stream: stream_key(function.seed, stream) for stream in Stream}
         self._running = False
-        row_function, graph = self._settle()
-        self.meta: dict[str, Any] = self.function.meta | {"row_function": row_function}
+        self._handed_out = 0
+        self._agreement, graph = self._settle()
+        self.choices: dict[str, Any] = self.function.meta | {"weights_sha256": weights_sha256(function.base)}
         if function.device.type == "cuda":
-            self.meta["graph"] = graph
+            self.choices["graph"] = graph
         if isinstance(self.lanes[0].run_base, Fused):
-            self.meta["processor"] = self.lanes[0].run_base.processor  # each rounds in an order of its own
+            self.choices["processor"] = self.lanes[0].run_base.processor  # each rounds in an order of its own
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The choices, and as "row_function" how far the logits of a row were seen to depend on it alone: one of
+        `AGREEMENTS`."""
+        return self.choices | {"row_function": self._agreement}
 
     @property
     def sound(self) -> bool:
         """Whether radii from its votes hold in the arithmetic actually used (docs/soundness.md)."""
-        return self.function.law.name == "lattice" and bool(self.meta["row_function"]) and self.unchanged()
+        return self.function.law.name == "lattice" and self._agreement == EXACT and self.unchanged()
 
     def unchanged(self) -> bool:
         """Whether the function is what it was made of: a base classifier that changes itself is no function."""
@@ -159,7 +179,9 @@ class Engine:
 
     def _hand_out(self, lane: VoteLane, rows: Rows) -> list[PendingVotes]:
         """Gives a micro-batch to a lane, and asks for the votes of the draws that it completes."""
-        lane.start(lane.compute, rows.table(self.function.micro_batch), self._keys[rows.stream])
+        table, key = rows.table(self.function.micro_batch), self._keys[rows.stream]
+        self._handed_out += 1
+        lane.start(partial(self._look_closer, lane) if is_looked_at(self._handed_out) else lane.compute, table, key)
         done = rows.completed(lane)
         if not done:
             return []
@@ -189,7 +211,7 @@ class Engine:
 
     # ---- what is settled before anything is sampled ------------------------------------------------------------------
 
-    def _settle(self) -> tuple[bool, str]:
+    def _settle(self) -> tuple[str, str]:
         """Fixes the function: its micro-batch, halved until it fits into memory, and how it runs. Checks it."""
         while True:
             try:
@@ -198,7 +220,7 @@ class Engine:
                     torch.inference_mode(False),
                 ):  # whose tensors other threads cannot write
                     graph = self._prepare()
-                    return self._is_row_function(), graph
+                    return self._row_agreement(), graph
             except torch.OutOfMemoryError:
                 if self.function.micro_batch == 1:
                     raise
@@ -208,10 +230,14 @@ class Engine:
     def _prepare(self) -> str:
         """Buffers, runners, and a pass of each lane, which finds a wrong number of classes; how the passes are made."""
         function = self.function
-        self._images = torch.zeros((self.slots, *function.shape), dtype=function.image_dtype, device=function.device)
+        # Beyond the slots stand a black and a white image, which rows of images in flight are tested beside.
+        self._extremes = _, white = self.slots, self.slots + 1
+        size = (self.slots + 2, *function.shape)
+        self._images = torch.zeros(size, dtype=function.image_dtype, device=function.device)
+        self._images[white] = 255 if function.image_dtype == torch.uint8 else 1
         for lane in self.lanes:
             lane.buffers = LaneBuffers(
-                function.micro_batch, self.slots, self.num_classes, function.device, len(self.votings)
+                function.micro_batch, self.slots + 2, self.num_classes, function.device, len(self.votings)
             )
         self._set_runners()
         for lane in self.lanes:
@@ -237,30 +263,48 @@ class Engine:
         if shape != (rows, self.num_classes):
             raise ValueError(f"num_classes is {self.num_classes}; the base classifier turns {rows} images into {shape}")
 
-    def _is_row_function(self) -> bool:
-        """Whether the logits of a row depend on that row alone: the same replicas in other places, and among other
-        rows, must get the same votes from logits that are the same up to rounding."""
-        size, images = self.function.micro_batch, self._images[: 2 * self.function.micro_batch]
-        generator = torch.Generator().manual_seed(0)
-        random = torch.randint(0, 256, images.shape, generator=generator)
-        images.copy_(random if self.function.image_dtype == torch.uint8 else random / 255)
-        rows, order = torch.arange(size), torch.randperm(size, generator=generator)
-        half = size // 2
-        straight, shuffled = self._logits(rows), self._logits(order)
-        among_others = self._logits(torch.where(rows < half, rows, rows + size))
-        return self._same(straight[order.to(self.function.device)], shuffled) and self._same(
-            straight[:half], among_others[:half]
-        )
+    # ---- whether the logits of a row depend on that row alone --------------------------------------------------------
 
-    def _logits(self, slots: Tensor) -> Tensor:
-        """Logits of a micro-batch of samples of stream PREDICT, all of one number, of the images in these slots, whose
-        ids are their slots."""
-        lane = self.lanes[0]
-        rows = torch.stack([slots, slots, torch.zeros_like(slots)])
-        return lane.call(lambda: lane.compute(rows, self._keys[Stream.PREDICT]).clone()).result()
+    def _row_agreement(self) -> str:
+        """The degree to which rows have the same logits in other places and among other rows: an image of noise, the
+        black one and the white one, each under the noise of every row, among their like and among the others.
 
-    def _same(self, a: Tensor, b: Tensor) -> bool:
+        A scale taken from the batch is another in a batch of black images alone, or of white ones; images of noise all
+        have the same maximum.
+        """
+        size, generator = self.function.micro_batch, torch.Generator().manual_seed(0)
+        random = torch.randint(0, 256, self._images[:size].shape, generator=generator)
+        self._images[:size].copy_(random if self.function.image_dtype == torch.uint8 else random / 255)
+        rows, lanes = torch.arange(size), cycle(self.lanes)
+        kinds = [rows, *(torch.full_like(rows, slot) for slot in self._extremes)]
+        alone = torch.stack([self._logits(next(lanes), slots, rows) for slots in kinds])
+        found = []
+        for turn in range(len(kinds)):
+            kind, places = (rows + turn) % len(kinds), torch.randperm(size, generator=generator)
+            mixed = self._logits(next(lanes), torch.stack(kinds)[kind, rows][places], rows[places])
+            found.append(self._agreement_of(mixed, alone[kind, rows][places]))
+        return min(found, key=AGREEMENTS.index)
+
+    def _logits(self, lane: VoteLane, slots: Tensor, image_ids: Tensor) -> Tensor:
+        """Logits of a micro-batch of samples of stream PREDICT, all of number 0, on the CPU."""
+        table = torch.stack([slots, image_ids, torch.zeros_like(slots)])
+        return lane.call(lane.logits, table, self._keys[Stream.PREDICT]).result().cpu()
+
+    def _look_closer(self, lane: VoteLane, table: NDArray[np.int64], key: Tensor) -> None:
+        """Computes a micro-batch, then every second row again, in another place, between black and white images."""
+        rows, alone = torch.from_numpy(table), lane.compute(table, key).cpu().clone()
+        kept = torch.arange(0, rows.shape[1], 2)
+        places = rows.shape[1] - 1 - kept
+        others = torch.where(rows < 0, rows[:, :1], rows).flip(1)  # padding takes the numbers of the first row
+        others[0] = torch.tensor(self._extremes).repeat(len(kept) + 1)[: rows.shape[1]]
+        others[0, places] = rows[0, kept]
+        found = self._agreement_of(lane.logits(others, key).cpu()[places], alone[kept])
+        self._agreement = min(found, self._agreement, key=AGREEMENTS.index)
+
+    def _agreement_of(self, a: Tensor, b: Tensor) -> str:
+        if torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)):
+            return EXACT
         a, b = a.float(), b.float()
         largest = float(a.nan_to_num().abs().max()) if a.numel() else 0.0
         near = torch.allclose(a, b, rtol=0, atol=ROUNDING[self.function.precision] * largest, equal_nan=True)
-        return near and torch.equal(a.argmax(1), b.argmax(1))
+        return ROUNDED if near and torch.equal(a.argmax(1), b.argmax(1)) else NO

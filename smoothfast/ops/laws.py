@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import noise_level
+
 
 @dataclass(frozen=True)
 class Law:
@@ -82,8 +84,10 @@ def law_of(noise: str | None, sigma: Sequence[float], image_dtype: torch.dtype) 
 
 def _checked(sigma: float | Sequence[float]) -> tuple[float, ...]:
     sigmas = tuple(float(s) for s in np.atleast_1d(sigma))
-    if not sigmas or not all(s > 0 and math.isfinite(s) for s in sigmas):
-        raise ValueError(f"sigma is {sigma}; it must be positive and finite, in [0, 1] pixel units")
+    if not sigmas:
+        raise ValueError(f"sigma is {sigma}; it must be a number, or one for each channel")
+    for each in sigmas:
+        noise_level(sigma=each)
     return sigmas
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..statistics import (
+    MOST_SAMPLES,
     RadiusTest,
     certified_radius,
     clopper_pearson_lower,
@@ -268,6 +269,8 @@ class SequentialCertify(_Certify):
         deviation: float = 0.0,
     ) -> None:
         _require_estimate(n, alpha, bound)
+        if n > MOST_SAMPLES:
+            raise ValueError(f"n is {n}; it must be at most {MOST_SAMPLES:,} by method sequential (docs/soundness.md)")
         looks = geometric_looks(CERTIFY_LOOKS[0], n, CERTIFY_LOOKS[1])
         super().__init__(_selection(n0, label), looks, sigma, label)
         largest = float(certified_radius(*share_bounds(n, 0, n, alpha, bound, 1.0, deviation), sigma))

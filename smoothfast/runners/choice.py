@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from ..layers import without_noise
-from ..modules import device_of, evaluating, warn
+from ..modules import device_of, evaluating, parts, warn, weights_sha256
 from .declined import DeclinedError
 from .fused import processors, resembles
 
@@ -169,13 +170,12 @@ class RunnerCache(Generic[Asked, Made]):
 
 
 def fingerprint(base: nn.Module, runner: str) -> Any:
-    """The fingerprint of what a runner is made for, but for code and attributes of a module, which nobody sees."""
-    # Other runners than eager have the weights frozen in, so their versions are part of what it is.
-    tensors = list(base.state_dict(keep_vars=True).values())
-    weights = [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors]
-    parts = [
-        (id(m), len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, "noisy", None)) for m in base.modules()
-    ]
-    # A write through .data leaves the version as it was.
-    checksum = sum(float(t.detach().double().sum()) for t in tensors) if runner != "eager" else None
-    return runner, parts, weights, checksum, torch.get_num_threads(), os.getpid()  # a fork has no threads
+    """The fingerprint of what a runner is made for: all but code and attributes of a module, which nobody sees.
+
+    Weights are told by their bytes, since a write through `.data` leaves their versions as they were, and by where they
+    are, which a captured graph is bound to.
+    """
+    places = [tensor.data_ptr() for tensor in chain(base.parameters(), base.buffers())]
+    noisy = [getattr(part, "noisy", None) for part in base.modules()]
+    # A fork has no threads.
+    return runner, parts(base), noisy, places, weights_sha256(base), torch.get_num_threads(), os.getpid()

@@ -15,6 +15,7 @@ from ..data import Labelled
 from ..engine import Engine, Job
 from ..environment import environment
 from ..images import checked_alike
+from ..modules import warn
 from ..procedures.votes import Decision, Procedure
 from ..processes import SingleProcess
 from .logs import Row, RunLog, put_in_order
@@ -58,11 +59,13 @@ def log_run(
     """
     group = group or SingleProcess()
     work = shared(group, shard)
-    settings = settings | engine.meta
+    settings = settings | engine.choices
     group.agree(settings | {"images": len(data)})
 
+    about = environment() | {"processes": group.size, "row_function": engine.meta["row_function"]}
+
     def begin() -> list[int]:
-        with RunLog(path, settings, environment() | {"processes": group.size}, resume) as log:
+        with RunLog(path, settings, about, resume) as log:
             return [index for index in indices if index not in log.done]
 
     def write(rows: Iterable[Row]) -> None:
@@ -71,11 +74,16 @@ def log_run(
                 log.append(row)
         put_in_order(path)
 
-    left = group.first(begin)
-    work.gather(_rows(engine, data, left, procedure, work), write)
+    sound, left = engine.sound, group.first(begin)
+    work.gather(rows(engine, data, left, procedure, work), write)
+    if sound and not engine.sound:
+        warn(
+            f"{path} is not sound: the base classifier changed while it was sampled, or its logits of a row depend on "
+            f"the other rows of a pass (row_function: {engine.meta['row_function']})"
+        )
 
 
-def _rows(
+def rows(
     engine: Engine,
     data: Labelled,
     indices: list[int],

@@ -137,8 +137,30 @@ def read_log(path: str | os.PathLike[str]) -> Log:
             raise ValueError(f"{path}, line {number}: {error}") from None
     columns: dict[str, NDArray[Any]] = {name: np.array(column, _COLUMNS[name].dtype) for name, column in values.items()}
     columns.setdefault("radius", np.zeros(len(lines) - 1))
+    return Log(path, settings=settings_of(path) or None, **columns)
+
+
+def begun(path: Path) -> bool:
+    """Tells whether a run has written the header of a log, and with it a whole sidecar."""
+    return path.exists() and b"\n" in path.read_bytes()
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The settings of the run that wrote a log; none where it has no sidecar.
+
+    Raises:
+        ValueError: they are malformed.
+    """
     sidecar = sidecar_of(path)
-    return Log(path, settings=_read_settings(sidecar) if sidecar.exists() else None, **columns)
+    return _read_settings(sidecar) if sidecar.exists() else {}
+
+
+def environment_of(path: Path) -> dict[str, Any]:
+    """The environment of the run that wrote a log; none where its sidecar has none."""
+    match read_json(sidecar_of(path)):
+        case {"environment": dict(environment)}:
+            return environment
+    return {}
 
 
 def put_in_order(path: Path) -> None:

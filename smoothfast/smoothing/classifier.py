@@ -21,7 +21,7 @@ from ..normalization import Normalization
 from ..ops.laws import Law, float_law, gaussian_law, law_of
 from ..procedures import Count, Decision, Procedure, Total, certify_procedure, predict_procedure
 from ..runners.choice import RunnerCache, Workload, candidates, measure
-from ..streams import Stream
+from ..streams import Stream, drawn_seed
 from ..voting import log_scores, voting_rule
 from .results import Certificate, Prediction, certificate, counts, prediction
 from .soft import SoftClassifier
@@ -49,7 +49,9 @@ class SmoothedClassifier(nn.Module):
         normalize: (mean, std) per channel, fused into the noise kernel; None where `base` normalises itself.
         noise: "lattice" (exact, needs uint8 images) or "gaussian"; None takes lattice for uint8 and gaussian for
             float images.
-        seed: of all noise, 0 .. 2**64 - 1.
+        seed: of all noise, 0 .. 2**64 - 1. None draws one from the operating system here and now, before anything is
+            sampled; it is in the `meta` of certificates. Images chosen by somebody who knows the seed get no valid
+            certificate (docs/soundness.md).
         precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
         max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
         runner: "eager"; "compiled": up to twice as fast after some seconds of compilation (about 18 for ResNet-20);
@@ -76,7 +78,7 @@ class SmoothedClassifier(nn.Module):
         voting: str | Sequence[float] = "prediction",
         normalize: Normalization | None = None,
         noise: str | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         precision: str = "auto",
         max_batch: int | None = None,
         *,
@@ -91,12 +93,13 @@ class SmoothedClassifier(nn.Module):
         at_least(2, num_classes=num_classes)
         self.voting = voting_rule(voting, num_classes)
         at_least(1, samples=samples, max_batch=max_batch)
-        seed_in_range(seed)
+        self.seed = drawn_seed() if seed is None else seed
+        seed_in_range(self.seed)
         self.base = base
         sigmas = float_law(sigma).sigma if draws_noise(base) else gaussian_law(sigma).sigma
         self.register_buffer("sigma", torch.tensor(sigmas, dtype=torch.float64))
         self.num_classes, self.samples = num_classes, samples
-        self.normalize, self.noise, self.seed = normalize, noise, seed
+        self.normalize, self.noise = normalize, noise
         self.precision, self.max_batch, self.runner, self.clip = precision, max_batch, runner, clip
         self.deterministic = deterministic
         self.training = base.training  # packages that put back the mode they found would train the base classifier

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Engine
+from ..environment import environment
 from ..procedures import ABSTAIN, Decision
 
 
@@ -46,9 +47,11 @@ class Certificate:
         decisions: [N] "certified", "undecided" (nothing shown with the samples allowed), or, by method "sequential",
             "not certified" (the radius, by `bound`, is shown to be less than the one asked for).
         alpha, sigma, seed: what the certificate holds for.
-        sound: whether it holds in the arithmetic actually used: lattice noise on uint8 images, a base classifier that
-            is one fixed function of each noisy image, every rounding directed.
-        meta: all that is needed to replay it.
+        sound: whether it holds in the arithmetic actually used: lattice noise on uint8 images, a base classifier whose
+            logits of a noisy image were the same bits in other places and among other images of a pass, every rounding
+            directed. It speaks of the classifier on uint8 images (docs/soundness.md).
+        meta: all that is needed to replay it (`replay`): arguments, seed, how the base classifier ran, the SHA-256 of
+            its weights, versions and processor.
     """
 
     labels: Tensor
@@ -97,7 +100,7 @@ def certificate(decisions: Sequence[Decision], engine: Engine, alpha: float, met
         sigma=min(about["sigma"]),
         seed=about["seed"],
         sound=engine.sound,
-        meta={**meta, **engine.meta, **about},
+        meta={**meta, **engine.meta, **about, "environment": environment()},
     )
 
 

@@ -27,6 +27,7 @@ from .radii import (
     uniform_radius,
 )
 from .sequential import (
+    MOST_SAMPLES,
     Boundaries,
     RadiusTest,
     anytime_lower,
@@ -37,6 +38,7 @@ from .sequential import (
 )
 
 __all__ = [
+    "MOST_SAMPLES",
     "TOP_SHARE",
     "Boundaries",
     "RadiusTest",

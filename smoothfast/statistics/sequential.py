@@ -24,6 +24,8 @@ Counts = NDArray[np.int64]
 # up to n = 1e6: 52 looks move it by 1e-10. The mass that `_window` leaves out is 3e-13 of alpha a look.
 _MARGIN = 1e-9
 
+MOST_SAMPLES = 1_000_000  # of a sequential test: as far as SciPy's probabilities are known to be that true
+
 _CORNER_STEP = 0.05  # in standard normal quantiles: a radius is resolved to 0.025 sigma at worst
 
 
@@ -287,4 +289,5 @@ def _checked_looks(looks: ArrayLike) -> tuple[int, ...]:
     if sizes.ndim != 1 or not sizes.size:
         raise ValueError(f"looks have shape {sizes.shape}; they must be [J], with J at least 1")
     require(np.diff(sizes, prepend=0) > 0, "looks", sizes, "more than the one before it")
+    require(sizes <= MOST_SAMPLES, "looks", sizes, f"at most {MOST_SAMPLES:,}, as far as the boundaries are proven")
     return tuple(int(size) for size in sizes)

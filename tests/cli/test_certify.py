@@ -48,9 +48,10 @@ def test_certify_writes_a_log_a_sidecar_and_a_table(certify: Run, tmp_path: Path
         "radius": None, "tolerance": None, "labels_known": False, "data": "smoothfast_toys:images",
         "model": "smoothfast_toys:model", "sigma": [0.3], "normalize": None,
         "seed": 3, "skip": 1, "max": None, "runner": "eager", "precision": "fp32", "micro_batch": 16, "device": "cpu",
-        "law": "lattice", "clip": False, "row_function": True,
+        "law": "lattice", "clip": False,
     }  # fmt: skip
-    assert len(sidecar["settings"].pop("weights")) == 64  # SHA-256
+    assert [len(sidecar["settings"].pop(name)) for name in ("weights", "weights_sha256")] == [64, 64]
+    assert sidecar["environment"].pop("row_function") == "bit for bit"
     assert sidecar["settings"] == expected
     assert {"smoothfast", "torch", "python", "platform", "processor", "kernels"} <= set(sidecar["environment"])
 

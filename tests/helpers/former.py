@@ -68,7 +68,13 @@ def rows(log: Path) -> list[list[str]]:
 def settings(path: Path) -> dict[str, Any]:
     """What stands beside a log or a sweep, less what it does not depend on."""
     beside = json.loads(Path(f"{path}.json").read_text())
-    return beside.get("settings", beside)
+    return chosen(beside.get("settings", beside))
+
+
+def chosen(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what is no choice of 0.1, or was not among them then."""
+    inner = {name: chosen(value) if isinstance(value, dict) else value for name, value in settings.items()}
+    return {name: value for name, value in inner.items() if name not in ("row_function", "weights_sha256")}
 
 
 def number(text: str) -> float | str:

@@ -18,6 +18,7 @@ from helpers.former import (
     TESTS,
     agree,
     check_log,
+    chosen,
     commands,
     settings,
     smoothfast,
@@ -40,7 +41,7 @@ def attacked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["run"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tensors, {name: value for name, value in about.items() if name != "environment"}
+    return tensors, chosen({name: value for name, value in about.items() if name != "environment"})
 
 
 def equal(found: dict[str, Tensor], kept: dict[str, Tensor]) -> bool:

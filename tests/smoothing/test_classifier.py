@@ -381,7 +381,7 @@ class Restless(Pixels):
 
 def test_a_network_that_changes_under_way_gets_no_sound_certificate() -> None:
     certificate = make(Restless().eval()).certify(IMAGES, n0=5, n=20)
-    assert certificate.meta["row_function"] is True
+    assert certificate.meta["row_function"] == "bit for bit"
     assert certificate.sound is False
 
 
@@ -844,9 +844,9 @@ def test_a_base_in_train_mode_is_warned_about(method: Callable[..., Any]) -> Non
 
 
 def construction() -> Iterator[Any]:
-    positive = "it must be positive and finite, in [0, 1] pixel units"
+    positive = "it must be finite and at least 1e-06, in [0, 1] pixel units"
     for sigma in (0, -0.25, float("nan"), float("inf"), [0.1, 0.0, 0.1]):
-        yield {"sigma": sigma}, f"sigma is {sigma}; {positive}"
+        yield {"sigma": sigma}, f"sigma is {sigma[1] if isinstance(sigma, list) else float(sigma)}; {positive}"
     for seed in (-1, 2**64):
         yield {"seed": seed}, f"seed is {seed}; it must lie in 0 .. 2**64 - 1"
     yield {"num_classes": 1}, "num_classes is 1; it must be at least 2"

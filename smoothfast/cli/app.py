@@ -15,6 +15,7 @@ from .certify import certify, demo, predict
 from .display import complain
 from .replay import replay
 from .report import analyze, bench, info
+from .selftest import selftest
 from .sweep import sweep
 from .train import train
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=__doc__,
 )
-for act in (demo, certify, predict, attack, train, sweep, analyze, replay, bench, info):
+for act in (demo, certify, predict, attack, train, sweep, analyze, replay, selftest, bench, info):
     app.command()(act)
 
 

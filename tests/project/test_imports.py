@@ -16,7 +16,7 @@ ORDER = [
     "layers", "runners", "engine",
     "models", "weights",
     "smoothing", "evaluation", "attacks",
-    "processes", "training", "runs", "cli", "__main__",
+    "processes", "training", "runs", "selftest", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -34,11 +34,11 @@ def selftest(options: SelftestOptions) -> None:
 
     chosen = replace(effort.FULL if options.full else effort.QUICK, seed=options.seed)
     made = [recorded(check) for check in display.bar("checks")(every_check(chosen))]
-    facts: dict[str, Any] = {
-        status: sum(record.status == status for record in made) for status in (PASSED, FAILED, SKIPPED)
-    }
-    facts |= {"seed": options.seed, "full": options.full, "chances": sum(record.chances for record in made)}
-    facts |= {"level": records.LEVEL, "seconds": round(sum(record.seconds for record in made), 1)}
+    statuses = [record.status for record in made]
+    chances, seconds = sum(record.chances for record in made), sum(record.seconds for record in made)
+    facts: dict[str, Any] = {status: statuses.count(status) for status in (PASSED, FAILED, SKIPPED)}
+    facts |= {"seed": options.seed, "full": options.full, "seconds": round(seconds, 1)}
+    facts |= {"false_alarm": chances * records.LEVEL}
     if options.as_json:
         display.print_json(facts | {"environment": environment(), "checks": [record._asdict() for record in made]})
     else:
@@ -62,10 +62,7 @@ def _table(made: Sequence[Record]) -> str:
 
 def _told(facts: dict[str, Any]) -> str:
     """The outcome in words."""
-    chance = facts["chances"] * facts["level"]
     return (
-        f"{facts['passed']} passed, {facts['failed']} failed, {facts['skipped']} skipped in {facts['seconds']} s; "
-        f"{facts['chances']} tests of chance, any of which fails by chance once in {1 / chance:,.0f} runs"
-        if chance
-        else f"{facts['passed']} passed, {facts['failed']} failed, {facts['skipped']} skipped in {facts['seconds']} s"
+        f"{facts['passed']} passed, {facts['failed']} failed, {facts['skipped']} skipped in {facts['seconds']:.0f} s; "
+        f"chance alone makes any fail with probability {facts['false_alarm']:.1e}"
     )

@@ -34,6 +34,6 @@ class Effort:
 
 QUICK = Effort()
 FULL = Effort(
-    elements=1_000, draws=2**27, pairs=2**23, alpha=0.001, runs=400_000, mistakes=True, points=3_000,
+    elements=1_000, draws=2**29, pairs=2**24, alpha=0.001, runs=1_000_000, mistakes=True, points=3_000,
     runners=("eager", "openvino", "compiled"),
 )  # fmt: skip

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
-LEVEL, FAMILY = 1e-9, 1e-6
-"""Level of a single test of chance, and of all of them together: a self test makes at most a thousand."""
+LEVEL = 1e-9
+"""Level of a single test of chance. A self test makes less than a thousand, so that all together fail by chance once in
+a million times at most."""
 
 
 class Finding(NamedTuple):

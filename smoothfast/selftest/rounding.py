@@ -24,13 +24,15 @@ Floats = NDArray[np.float64]
 
 def checks(effort: Effort) -> Iterator[Check]:
     """Makes the checks of this subject."""
-    for name, function in (("lower", statistics.clopper_pearson_lower), ("upper", statistics.clopper_pearson_upper)):
-        yield Check(SUBJECT, f"Clopper-Pearson, {name}", partial(clopper_pearson, effort, function))
-    for way, sign in (("lower", -1), ("upper", 1)):
-        quantile = getattr(statistics, f"gaussian_quantile_{way}")
-        probability = getattr(statistics, f"gaussian_probability_{way}")
-        yield Check(SUBJECT, f"normal quantile, {way}", partial(quantiles, effort, quantile, sign))
-        yield Check(SUBJECT, f"normal distribution function, {way}", partial(probabilities, effort, probability, sign))
+    for name, act in (("lower", lower_bounds), ("upper", upper_bounds)):
+        yield Check(SUBJECT, f"Clopper-Pearson, {name}", partial(act, effort))
+    for name, act in (
+        ("quantile, lower", lower_quantiles),
+        ("quantile, upper", upper_quantiles),
+        ("distribution function, lower", lower_probabilities),
+        ("distribution function, upper", upper_probabilities),
+    ):
+        yield Check(SUBJECT, f"normal {name}", partial(act, effort))
     yield Check(SUBJECT, "radius", partial(radii, effort))
     yield Check(SUBJECT, "risk of sequential boundaries", boundaries)
 
@@ -48,29 +50,42 @@ def _held(excess: list[float], limit: str) -> Finding:
 # ---- Clopper and Pearson ---------------------------------------------------------------------------------------------
 
 
-def clopper_pearson(effort: Effort, bound: Callable[..., Any]) -> Finding:
-    """Holds the tail at each bound against its level: below it, and not by much."""
+def lower_bounds(effort: Effort) -> Finding:
+    """Holds the tail at each lower bound against its level: below it, and not by much."""
+    k, n, alpha = _counts(effort)
+    bounds = map(mpf, statistics.clopper_pearson_lower(k, n, alpha).tolist())
+    excess = [_shortfall(*point) / TAIL for point in zip(k.tolist(), n.tolist(), alpha.tolist(), bounds, strict=True)]
+    return _held(excess, f"tail below its level by at most {TAIL:g} of it")
+
+
+def upper_bounds(effort: Effort) -> Finding:
+    """Holds the tail at each upper bound against its level, as that of the failures. A place of float64 at the end of
+    the bound moves it too, by k/p of that."""
+    k, n, alpha = _counts(effort)
+    failures, excess = n - k, []
+    bounds = statistics.clopper_pearson_upper(failures, n, alpha).tolist()
+    for count, size, level, bound in zip(k.tolist(), n.tolist(), alpha.tolist(), bounds, strict=True):
+        with mp.workprec(BITS):
+            p = 1 - mpf(bound)
+        allowed = TAIL + float(2 * count / p) * EPSILON if p else TAIL
+        excess.append(_shortfall(count, size, level, p) / allowed)
+    return _held(excess, f"tail below its level by at most {TAIL:g} of it and a last place")
+
+
+def _counts(effort: Effort) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """Successes, at least one, samples and levels: counts anywhere, all of the samples and nearly all."""
     rng, count = _rng(effort), effort.points
-    n = np.floor(10 ** rng.uniform(0, 5, count)).astype(int)
-    k = rng.integers(0, n + 1)
-    k[: count // 5], k[count // 5 : count // 3] = 0, n[count // 5 : count // 3]
-    near = rng.random(count) < 0.5  # of one end, as the votes of a good classifier are
-    k = np.where(near, n - np.minimum(n, k // 50), k)
-    alpha = 10 ** rng.uniform(-12, -0.3, count)
-    is_lower = bound is statistics.clopper_pearson_lower
-    p = bound(k, n, alpha)
-    if not is_lower:
-        k, p = n - k, [1 - mpf(float(each)) for each in p]
-    excess = []
-    for k_, n_, level, p_ in zip(k.tolist(), n.tolist(), alpha.tolist(), p, strict=True):
-        if k_ == 0 and p_ != 0:
-            excess.append(-1.0)  # no votes bound nothing
-        elif k_ > 0:
-            with mp.workprec(BITS):
-                # A place of float64 at the end of an upper bound, 1 - p, moves the tail by k/p of that.
-                allowed = TAIL if is_lower else TAIL + 2 * k_ / mpf(p_) * EPSILON
-                excess.append(float((1 - _tail(k_, n_, mpf(p_)) / mpf(level)) / allowed))
-    return _held(excess, f"tail below its level by at most {TAIL:g} of it{'' if is_lower else ' and a last place'}")
+    n = np.floor(10 ** rng.uniform(0, 5, count)).astype(np.int64)
+    k = rng.integers(1, n + 1)
+    k[: count // 6] = n[: count // 6]
+    k[count // 6 : count // 2] = np.maximum(n - k // 50, 1)[count // 6 : count // 2]
+    return k, n, 10 ** rng.uniform(-12, -0.3, count)
+
+
+def _shortfall(k: int, n: int, level: float, p: Any) -> float:
+    """How far the tail of k successes in n at p is below its level, as a part of it."""
+    with mp.workprec(BITS):
+        return float(1 - _tail(k, n, p) / mpf(level))
 
 
 def _tail(k: int, n: int, p: Any) -> Any:
@@ -108,25 +123,44 @@ def _quantile(p: float) -> Any:
         return z
 
 
-def quantiles(effort: Effort, function: Callable[..., Any], sign: int) -> Finding:
-    """Holds bounds of quantiles against the quantiles: 8 epsilon, and the 5.1 by which SciPy errs."""
+def lower_quantiles(effort: Effort) -> Finding:
+    """Holds lower bounds of quantiles against the quantiles."""
+    return _quantiles(effort, statistics.gaussian_quantile_lower, -1)
+
+
+def upper_quantiles(effort: Effort) -> Finding:
+    """Holds upper bounds of quantiles against the quantiles."""
+    return _quantiles(effort, statistics.gaussian_quantile_upper, 1)
+
+
+def _quantiles(effort: Effort, function: Callable[..., Any], outwards: int) -> Finding:
+    """Allows the 8 epsilon of the margin, the 5.1 by which SciPy errs, and one rounding."""
     p = _probabilities(effort)
     excess = []
     for found, exact in zip(function(p).tolist(), map(_quantile, p.tolist()), strict=True):
         with mp.workprec(BITS):
-            excess.append(float(sign * (mpf(found) - exact) / (abs(exact) * 14 * EPSILON)))
+            excess.append(float(outwards * (mpf(found) - exact) / (abs(exact) * 14 * EPSILON)))
     return _held(excess, "outwards by at most 14 epsilon of it")
 
 
-def probabilities(effort: Effort, function: Callable[..., Any], sign: int) -> Finding:
-    """Holds bounds of the distribution function against it: 8 (2 + z^2) epsilon, and what SciPy errs by."""
+def lower_probabilities(effort: Effort) -> Finding:
+    """Holds lower bounds of the distribution function against it."""
+    return _distribution(effort, statistics.gaussian_probability_lower, -1)
+
+
+def upper_probabilities(effort: Effort) -> Finding:
+    """Holds upper bounds of the distribution function against it."""
+    return _distribution(effort, statistics.gaussian_probability_upper, 1)
+
+
+def _distribution(effort: Effort, function: Callable[..., Any], outwards: int) -> Finding:
+    """Allows the 8 (2 + z^2) epsilon of the margin, and an eighth of that, by which SciPy errs."""
     z = _rng(effort).uniform(-11, 8, effort.points)
     excess = []
     for found, at in zip(function(z).tolist(), z.tolist(), strict=True):
         with mp.workprec(BITS):
             exact = mp.ncdf(mpf(at))
-            allowed = exact * 9 * (2 + at * at) * EPSILON
-            excess.append(float(sign * (mpf(found) - exact) / allowed))
+            excess.append(float(outwards * (mpf(found) - exact) / (exact * 9 * (2 + at * at) * EPSILON)))
     return _held(excess, "outwards by at most 9 (2 + z^2) epsilon of it")
 
 

@@ -49,12 +49,12 @@ class Backend:
             extension.use_instruction_set(former)
 
     def returned(self, op: str, *arguments: Any) -> Tensor:
-        """What an op returns, on the CPU."""
+        """Result of an op, on the CPU."""
         with self.in_use():
             return getattr(self.kernels, op)(*map(self._sent, arguments)).cpu()
 
     def written(self, op: str, places: tuple[int, ...], *arguments: Any) -> list[Tensor]:
-        """What an op writes into copies of the arguments at these places, on the CPU."""
+        """Copies of the arguments at these places, as an op has written them, on the CPU."""
         sent = [self._sent(part.clone() if i in places else part) for i, part in enumerate(arguments)]
         with self.in_use():
             getattr(self.kernels, op)(*sent)
@@ -80,7 +80,7 @@ def backends() -> list[Backend]:
 
 
 def missing() -> dict[str, str]:
-    """What is not here, by name, and why."""
+    """Backends that are not here, by name, and why."""
     kinds = {str(gpu["device"]).partition(":")[0] for gpu in environment.devices()}
     absent = {kind: f"torch sees no GPU of kind {kind}" for kind in ops.GPUS if kind not in kinds}
     if ops.extension is None:

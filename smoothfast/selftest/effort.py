@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much the checks draw, and with what seed.
+    """Numbers of what the checks draw, and the seed.
 
     Attributes:
         seed: of all noise, votes and points that are drawn.

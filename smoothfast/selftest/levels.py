@@ -68,7 +68,7 @@ def checks(effort: Effort) -> Iterator[Check]:
 
 
 def everything() -> list[Counted]:
-    """What is counted: each procedure, by each bound, at a law where it errs most."""
+    """Procedures whose errors are counted, by each bound, at laws where they err most."""
     return [*_predictions(), *_radii("cohen"), *_radii("multiclass"), *_tests_of_radii()]
 
 

@@ -83,7 +83,7 @@ def _counts(effort: Effort) -> tuple[NDArray[np.int64], NDArray[np.int64], Float
 
 
 def _shortfall(k: int, n: int, level: float, p: Any) -> float:
-    """How far the tail of k successes in n at p is below its level, as a part of it."""
+    """Distance of the tail of k successes in n at p below its level, as a part of it."""
     with mp.workprec(BITS):
         return float(1 - _tail(k, n, p) / mpf(level))
 

@@ -30,6 +30,7 @@ class Pixels(nn.Module):
         self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, 5] of images."""
         return self.change(x).flatten(1)[:, :CLASSES]
 
 
@@ -43,6 +44,7 @@ class Changing(nn.Module):
         self.register_buffer("passes", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, 5] of images."""
         self.passes += 1
         return x.flatten(1)[:, :CLASSES]
 

@@ -29,7 +29,7 @@ for words in json.loads(sys.argv[1]):
 HELP = [
     [], ["--help"], ["-h"], ["--version"], ["--show-completion", "bash"],
     *([name, flag] for flag in ("--help", "-h") for name in (
-        "demo", "certify", "predict", "attack", "train", "sweep", "analyze", "bench", "info",
+        "demo", "certify", "predict", "attack", "train", "sweep", "analyze", "selftest", "bench", "info",
     )),
 ]  # fmt: skip
 RUN = {
@@ -80,7 +80,7 @@ OTHERS = [
     ["frobnicate"], ["certify"], ["attack", "--out=a.safetensors"], ["train", "--out=a"], ["analyze"], ["bench"],
     ["bench", "all"], ["bench", "tally", "--max=2"], ["bench", "scaling", "--max=0"], ["bench", "tally", "--plot=a.x"],
     ["info", "--yaml"], ["certify", "--out=a", "--n=many"], ["predict", "--out=a", "--radius=1"],
-    ["analyze", "none.tsv"],
+    ["analyze", "none.tsv"], ["selftest", "--seed=-1"], ["selftest", "--fast"],
 ]  # fmt: skip
 LOG = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.3\t1\t0.1\n"
 

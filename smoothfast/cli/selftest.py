@@ -22,7 +22,9 @@ class SelftestOptions(SeedOptions, JsonOptions):
 
     full: Annotated[
         bool,
-        typer.Option("--full", help="Draw ten times as much and more, which takes minutes.", rich_help_panel=BY),
+        typer.Option(
+            "--full", help="Draw ten times as much and more: 7 minutes of CPU time, not half a one.", rich_help_panel=BY
+        ),
     ] = False
 
 

@@ -33,7 +33,7 @@ from .records import LEVEL, Check, Finding, judged, none_differ
 SUBJECT = "Error levels"
 N, N0, SIGMA = 2000, 100, 0.5
 FIRST_LOOK = 300  # of the tolerance, whose plan comes from samples of its own
-REPLAYED = 100  # runs that go through the procedure itself
+REPLAYED = 60  # runs that go through the procedure itself
 Votes = NDArray[np.int64]
 Law = list[float]  # probabilities of the classes, and in the end of no class
 

@@ -38,6 +38,7 @@ SMALL = Effort(elements=3, draws=2**17, pairs=2**13, runs=2_000, points=24, runn
 
 @pytest.fixture(scope="module")
 def made() -> list[Record]:
+    """The records of all checks, 12 s of CPU time."""
     return [recorded(check) for check in every_check(SMALL)]
 
 
@@ -64,7 +65,7 @@ def test_chance_makes_it_fail_once_in_a_million_times(made: list[Record]) -> Non
 
 def test_the_last_seed_passes() -> None:
     effort = replace(SMALL, seed=2**64 - 1)
-    checks = [check for subject in (philox, noise, laws, rows) for check in subject.checks(effort)]
+    checks = [check for subject in (philox, noise, rows) for check in subject.checks(effort)]
     assert [record for record in map(recorded, checks) if record.status == FAILED] == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from fractions import Fraction
 from importlib import import_module
 from operator import index
 from typing import Any
@@ -24,6 +23,13 @@ def at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and index(value) < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
+def at_most(most: int, **values: int | None) -> None:
+    """Raises ValueError unless every value is at most so much, or None; by name."""
+    for name, value in values.items():
+        if value is not None and value > most:
+            raise ValueError(f"{name} is {value}; it must be at most {most:,}")
 
 
 def positive(**values: float | None) -> None:
@@ -55,10 +61,14 @@ def seed_in_range(seed: int) -> None:
 
 def fraction(argument: str, value: str) -> float:
     """The number that a text like 0.5, 1e-3 or 8/255 stands for."""
-    try:
-        return float(Fraction(value))
+    above, slash, below = value.partition("/")
+    try:  # not by Fraction, which takes 1e999999999 for an integer and makes it
+        number = int(above) / int(below) if slash else float(value)
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(f"{argument} is {value!r}; it must be a number as 0.03 or 8/255") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{argument} is {value!r:.50}; it must be a number as 0.03 or 8/255")
+    return number
 
 
 def imported(spec: str, argument: str, accepted: str) -> Any:

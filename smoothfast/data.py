@@ -5,6 +5,7 @@ Nothing is downloaded. Normalisation is not done here: it belongs to the classif
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,6 +22,7 @@ from .specs import DATA_SPECS, require_data
 DEMO = Path(__file__).parent / "assets" / "cifar10-jpeg-test-200.safetensors"
 SPECS = DATA_SPECS
 SPLITS = ("train", "test")
+KINDS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # as the suffixes that count; others might start a program
 
 
 class Labelled(Protocol):
@@ -107,7 +109,7 @@ def _cifar100(root: Path, split: str) -> Labelled:
 def _imagenet(root: Path, split: str) -> Labelled:
     datasets, transforms = _torchvision()
     crop = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
-    return datasets.ImageNet(str(root), split="train" if split == "train" else "val", transform=crop)
+    return datasets.ImageNet(str(root), split="train" if split == "train" else "val", transform=crop, loader=picture)
 
 
 def _folder(path: Path, split: str) -> Labelled:
@@ -115,7 +117,31 @@ def _folder(path: Path, split: str) -> Labelled:
     splits = [name for name in SPLITS if _holds_folders(path / name)]
     if splits and split not in splits:
         raise FileNotFoundError(f"it holds {splits[0]}/, but no {split}/ with a folder for each class")
-    return datasets.ImageFolder(str(path / split if splits else path), transform=transforms.PILToTensor())
+    return datasets.ImageFolder(
+        str(path / split if splits else path), transform=transforms.PILToTensor(), loader=picture
+    )
+
+
+def picture(path: str) -> Any:
+    """The image in a file, in RGB.
+
+    Raises:
+        ValueError: the file is none of `KINDS`, is cut off or broken, or claims more pixels than Pillow takes for an
+            image (`MAX_IMAGE_PIXELS`, 89 million), which is seen before there is memory for them. Names the file.
+    """
+    from PIL import Image
+
+    try:
+        if not Path(path).is_file():
+            raise ValueError("it is no file")
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")  # tags that are odd
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(file, formats=KINDS).convert("RGB")
+    except (MemoryError, FileNotFoundError):
+        raise
+    except Exception as error:  # readers that meet noise may raise anything
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _torchvision() -> tuple[Any, Any]:

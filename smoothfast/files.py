@@ -1,14 +1,19 @@
-"""Files of runs: there whole or not at all, not overwritten, gone on with only by the same settings."""
+"""Files of runs: there whole or not at all, not overwritten, written by one process at a time, gone on with only by the
+same settings."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
 
 # What matplotlib draws, by suffix. Known without it, since it takes half a second to import.
 PICTURES = (
@@ -40,28 +45,83 @@ def require_picture(argument: str, path: Path | None) -> None:
         raise ValueError(f"{argument} is {str(path)!r}; its suffix must be one of {', '.join(PICTURES)}")
 
 
+def claim(descriptor: int, path: Path) -> None:
+    """Locks a file or folder that this process has opened to write there, until it is closed. A lock does not outlive
+    its process, however that ends. Without one where the system or the file system has none.
+
+    Raises:
+        BlockingIOError: another process writes there, or has just put another file in its place.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(f"{path} is being written by another process: {APART}") from None
+    except OSError:  # a file system without locks
+        return
+    if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+        raise BlockingIOError(f"{path} was just written by another process: {APART}")
+
+
+APART = "wait until it has ended and go on with --resume, or choose another --out"
+
+
+def contents(path: Path, most: int) -> bytes:
+    """The bytes of a file, of which no more than `most` are ever in memory.
+
+    Raises:
+        ValueError: it has more.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path} has more than {most:,} bytes: it is no file of a run")
+    return data
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A folder, made if need be, in which one of the processes that ask for it so writes at a time; errors as of
+    `claim`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        claim(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file that is there whole or not at all: where to write what takes the place of `path` in the end.
 
-    Its folder is made and the file opened at once: what cannot be written is known before the work.
+    Its folder is made and the file opened at once: what cannot be written is known before the work, and so is another
+    process that has begun to write the same (`claim`).
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".partial{path.suffix}")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        yield partial
-        partial.chmod(mode)  # safetensors leaves it to its owner alone
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with partial.open("ab") as opened:
+        claim(opened.fileno(), partial)
+        try:
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)  # safetensors leaves it to its owner alone
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 OBSERVED = ("row_function",)  # stood among the settings of versions up to 0.2.0, and is no choice
 ADDED = ("weights_sha256",)  # was not among them
+TOLD = 50  # settings that differ, at most: a run has fewer
 
 
 def same_settings(path: Path, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -72,12 +132,13 @@ def same_settings(path: Path, kept: Mapping[str, Any], given: Mapping[str, Any])
         {name: json.dumps(value, sort_keys=True) for name, value in _chosen(side).items()} for side in (kept, given)
     )
     differing = [
-        f"{name} was {old.get(name, 'not set')}, is now {new.get(name, 'not set')}"
+        f"{name:.100} was {old.get(name, 'not set'):.1000}, is now {new.get(name, 'not set'):.1000}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
     if differing:
-        raise ValueError(f"{path} was made with other settings: {'; '.join(differing)}")
+        more = f" and {len(differing) - TOLD} more" if len(differing) > TOLD else ""
+        raise ValueError(f"{path} was made with other settings: {'; '.join(differing[:TOLD])}{more}")
 
 
 def _chosen(settings: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +37,23 @@ class Weights:
     sha256: str = ""
 
     @property
+    def num_classes(self) -> int:
+        """The number of classes that the file tells; 0 where it tells none.
+
+        Raises:
+            ValueError: it tells something else.
+        """
+        told = self.about.get("num_classes", "0")
+        if not told.isdecimal() or len(told) > 9:
+            raise ValueError(f"the weights tell num_classes {told!r:.50}, expected a number: pass --classes")
+        return int(told)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings that `smoothfast train` trained with, where it wrote this file."""
         try:
             settings = json.loads(self.about.get("settings", "{}"))
-        except json.JSONDecodeError:  # another program's
+        except (ValueError, RecursionError):  # another program's
             return {}
         return settings if isinstance(settings, dict) else {}
 
@@ -77,7 +90,7 @@ def read_weights(path: Path) -> Weights:
         ValueError: the file is neither, or holds anything but plain tensors.
         OSError: it cannot be read.
     """
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = _digest(path)
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
@@ -85,18 +98,56 @@ def read_weights(path: Path) -> Weights:
                 return Weights({name: file.get_tensor(name) for name in names}, file.metadata() or {}, digest)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    state = read_torch(path)
+    for name in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
+    if not isinstance(state, Mapping) or not state or not all(map(_plain, state.values())):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    return Weights({str(name): value for name, value in state.items()}, {}, digest)
+
+
+def read_torch(path: Path) -> Any:
+    """Reads what `torch.save` has written, tensors on the CPU, without running any code of the file.
+
+    Raises:
+        ValueError: it holds code, is cut off or broken, or claims to hold more than its size.
+        OSError: it cannot be read.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _require_honest(path)
+        # In a mapped file no tensor can reach beyond its end.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError:
         raise
     except Exception as error:  # an unpickler that meets noise may raise anything
         raise ValueError(f"{path} cannot be read with weights_only=True: {error}") from error
-    for name in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
-            state = state[name]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    return Weights({str(name): value for name, value in state.items()}, {}, digest)
+
+
+def _require_honest(path: Path) -> None:
+    """Raises ValueError where the records of a zip file, which torch does not compress, claim more than the file."""
+    with zipfile.ZipFile(path) as file:
+        claimed, held = sum(record.file_size for record in file.infolist()), path.stat().st_size
+    if claimed > held:
+        raise ValueError(f"its records claim {claimed:,} bytes, the file has {held:,}")
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file, which is read piece by piece."""
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device has no end
+        raise ValueError(f"{path} is no regular file")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> bool:
+    """Tells whether this is a tensor with all of its numbers."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def _unwrapped(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -146,8 +146,8 @@ def test_cifar100(tmp_path: Path) -> None:
 
 
 def test_imagenet_is_resized_and_cropped_at_the_centre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def split_folder(root: str, split: str, transform: Any) -> datasets.ImageFolder:
-        return datasets.ImageFolder(str(Path(root) / split), transform)
+    def split_folder(root: str, split: str, transform: Any, loader: Any) -> datasets.ImageFolder:
+        return datasets.ImageFolder(str(Path(root) / split), transform, loader=loader)
 
     monkeypatch.setattr(datasets, "ImageNet", split_folder)
     image = pixels(2, 3, 256, 320)  # its short side is right, so only the crop is left to do

@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=__doc__,
 )
+BAD_USAGE = (ValueError, FileExistsError, FileNotFoundError)
 for act in (demo, certify, predict, attack, train, sweep, analyze, replay, selftest, bench, info):
     app.command()(act)
 
@@ -48,9 +49,6 @@ def main() -> None:
     """Entry point; an error is one line and an exit status."""
     try:
         app()
-    except (ValueError, FileExistsError, FileNotFoundError) as error:
+    except Exception as error:
         launch.once(partial(complain, error))
-        sys.exit(2)
-    except (OSError, FloatingPointError) as error:
-        launch.once(partial(complain, error))
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, BAD_USAGE) else 1)

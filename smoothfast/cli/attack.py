@@ -81,7 +81,7 @@ def attack(options: AttackOptions) -> None:
         with files.whole(options.out) as tensors:
             attacked, settings = _attacked(options, prepared)
             if not options.as_json:
-                print(runs.tables(attacked, options.attack))  # also where the disk is full
+                display.show(runs.tables(attacked, options.attack))  # also where the disk is full
             attack_files.save(attacked, settings, tensors)
         attack_files.discard_parts(options.out)
         if drawing is not None:
@@ -99,15 +99,13 @@ def _attacked(options: AttackOptions, prepared: Prepared) -> tuple[Attacked, dic
 
     smoothed, indices, chosen = prepared.smoothed, prepared.indices, options.chosen()
     crafted = runs.make(options.attack, smoothed, options.source, chosen)
-    console().print(
-        f"{len(indices):,} images, {options.attack} on the {options.source} classifier: {json.dumps(chosen)}"
-    )
+    display.tell(f"{len(indices):,} images, {options.attack} on the {options.source} classifier: {json.dumps(chosen)}")
     with console().status("preparing the base classifier"):
         gradients, engine = runs.settle(crafted, smoothed, prepared.first, len(indices), options.votes)
     by = {name: getattr(gradients.function, name) for name in ("runner", "precision", "micro_batch")}
-    console().print(f"attack: {by['runner']} base classifier, precision {by['precision']}")
+    display.tell(f"attack: {by['runner']} base classifier, precision {by['precision']}")
     passes = 2 * len(indices) * options.votes
-    console().print(f"votes: {described(smoothed, engine, prepared.first, passes)}")
+    display.tell(f"votes: {described(smoothed, engine, prepared.first, passes)}")
     settings = prepared.about | {
         "command": "attack", "attack": options.attack, "source": options.source, "votes": options.votes, **chosen,
         "crafted_by": by, "judged_by": engine.choices,

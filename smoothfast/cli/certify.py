@@ -168,24 +168,24 @@ def demo(options: DemoOptions) -> None:
     """Certify the embedded images with the embedded model: a table, a log and a picture."""
     from ..data import demo as embedded_images
     from ..runs.certify import log_run
+    from ..runs.records import discard
     from .prepare import described, prepare, seconds_per_sample
 
     prepared = prepare(options.certificates(DEMO_SAMPLES[0]), DEMO_SIGMA, seed=0)
     smoothed, indices = prepared.smoothed, prepared.indices
-    console().print(f"ResNet-20 trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
+    display.tell(f"ResNet-20 trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
     with console().status("preparing the base classifier"):
         engine = smoothed.engine(prepared.first, DEMO_PASSES)
-    console().print(described(smoothed, engine, prepared.first, DEMO_PASSES))
+    display.tell(described(smoothed, engine, prepared.first, DEMO_PASSES))
     n = options.n
     if n is None:
         speed = seconds_per_sample(engine, embedded_images().images)
         n = max(m for m in DEMO_SAMPLES if m == DEMO_SAMPLES[0] or speed * len(indices) * (m + 100) < DEMO_SECONDS)
-        console().print(
+        display.tell(
             f"{speed * 1e6:.0f} microseconds per noisy copy here, so n = {n:,} samples per image (--n changes it)"
         )
     chosen = options.certificates(n)
-    for old in (chosen.out, chosen.out.with_name(chosen.out.name + ".json")):
-        old.unlink(missing_ok=True)
+    discard(chosen.out)
     settings = {"command": "demo", "n0": 100, "n": n, "alpha": 0.001, "bound": "multiclass", "sigma": [0.25], "seed": 0}
     log_run(
         engine, prepared.source, indices, chosen.procedure, settings, chosen.out, progress=display.progress
@@ -209,8 +209,8 @@ def _run(options: LogOptions) -> None:
         engine = prepared.smoothed.engine(prepared.first, passes)
         leads = group.rank == 0
         if leads:
-            console().print(f"{len(prepared.indices):,} images, {samples:,} samples each at most, seed {seed}")
-            console().print(described(prepared.smoothed, engine, prepared.first, passes))
+            display.tell(f"{len(prepared.indices):,} images, {samples:,} samples each at most, seed {seed}")
+            display.tell(described(prepared.smoothed, engine, prepared.first, passes))
         log_run(
             engine, prepared.source, prepared.indices, options.procedure, options.settings() | prepared.about,
             options.out, resume=resume, progress=display.progress, group=group, shard=options.shard,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,9 +34,15 @@ def console() -> Console:
 
 @contextmanager
 def voice(quiet: bool) -> Iterator[None]:
-    """Keeps everything from stderr while a quiet command runs, warnings too. Errors come after it."""
+    """Makes warnings printable while a command runs, and keeps everything from stderr while a quiet one does. Errors
+    come after it."""
     if not quiet:
-        yield
+        former = warnings.formatwarning
+        warnings.formatwarning = lambda *about, **more: printable(former(*about, **more))
+        try:
+            yield
+        finally:
+            warnings.formatwarning = former
         return
     console().quiet = True
     try:
@@ -43,16 +53,45 @@ def voice(quiet: bool) -> Iterator[None]:
         console().quiet = False
 
 
+def tell(text: str, **how: Any) -> None:
+    """Tells something beside the results, on stderr."""
+    console().print(printable(text), markup=False, emoji=False, **how)
+
+
+def show(text: str) -> None:
+    """Prints results, on stdout."""
+    print(printable(text))
+
+
+FORESEEN = (ValueError, OSError, FloatingPointError, MemoryError)  # errors whose message says all
+
+
 def complain(error: Exception) -> None:
-    """Says in one line what went wrong."""
-    console().print(
-        f"smoothfast: {' '.join(str(error).split())}", style="red", highlight=False, soft_wrap=True, markup=False
-    )
+    """Says in one line what went wrong and what to do, after a traceback where nobody has foreseen it."""
+    said = str(error)
+    if _is_of_memory(error):
+        said = (
+            f"out of memory ({said or type(error).__name__}); what is written is kept: make room and go on with "
+            "--resume, or begin anew with a smaller --batch"
+        )
+    elif not isinstance(error, FORESEEN):
+        sys.stderr.write(printable("".join(traceback.format_exception(error))))
+        said = (
+            f"{type(error).__name__}: {said}; raised as shown above, by the model, the data or smoothfast itself; what "
+            "is written is kept: once it is mended, go on with --resume"
+        )
+    tell(f"smoothfast: {' '.join(said.split())}", style="red", highlight=False, soft_wrap=True)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Tells whether memory ran out: in Python, on a GPU, or on the host, of which torch says it in words alone."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def written(*paths: Path | None) -> None:
     """Says which files there are now."""
-    console().print(f"written: {', '.join(str(path) for path in paths if path is not None)}")
+    tell(f"written: {', '.join(str(path) for path in paths if path is not None)}")
 
 
 def print_json(facts: dict[str, Any]) -> None:
@@ -66,9 +105,9 @@ def show_log(path: Path, picture: Path | None = None) -> None:
     from ..runs.logs import read_log
 
     logs = tables.named([read_log(path)])
-    print(tables.render(tables.summary(logs), "markdown"))
+    show(tables.render(tables.summary(logs), "markdown"))
     for log in logs.values():
-        console().print(tables.effort(log), soft_wrap=True)
+        tell(tables.effort(log), soft_wrap=True)
     if picture is not None:
         draw_curves(logs, picture)
     written(path, picture)

@@ -15,12 +15,15 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from .. import names
-from ..checks import at_least, choice, fraction, noise_level, seed_in_range
+from ..checks import at_least, at_most, choice, fraction, noise_level, seed_in_range
 from ..files import require_present
 from ..normalization import STATISTICS, Normalization
 from ..specs import DATA_SPECS, MODEL_SPECS, comes_without_weights, draws_no_noise, require_data, require_model
 from . import display
 
+# More is a mistake, or the wish of who wrote a file: it would take gigabytes before anything is known to be wrong.
+MOST_CLASSES = 100_000  # ImageNet-21k has 21,841
+MOST_ROWS = 65_536  # of a pass; of CIFAR-10 they take 400 MB in bf16
 NORMALIZATIONS = ("none", *STATISTICS)
 ON, BY, TOLD = "Model and images", "How it is computed", "What is told"  # panels of the help
 
@@ -81,6 +84,7 @@ class ModelOptions(Options):
         require_model(self.model)
         require_present(self.weights)
         at_least(2, classes=self.classes)
+        at_most(MOST_CLASSES, classes=self.classes)
         if self.normalize is not None:
             choice("normalize", self.normalize, NORMALIZATIONS)
 
@@ -114,6 +118,7 @@ class SmoothedOptions(ModelOptions):
             raise ValueError(f"weights is not given; the embedded weights are of resnet20, and model is {self.model}")
         require_data(self.data)
         at_least(1, skip=self.skip, max=self.limit, batch=self.batch)
+        at_most(MOST_ROWS, batch=self.batch)
         choice("runner", self.runner, names.RUNNERS)
         choice("precision", self.precision, names.PRECISIONS)
 

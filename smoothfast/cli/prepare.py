@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import data, models
+from ..checks import at_most
 from ..engine import Engine, Job
 from ..images import checked_images
 from ..procedures import Count
@@ -18,7 +19,7 @@ from ..runs.certify import chosen
 from ..smoothing import SmoothedClassifier
 from ..streams import Stream
 from ..weights import DEMO, Weights, read_weights
-from .options import ModelOptions, SmoothedOptions
+from .options import MOST_CLASSES, ModelOptions, SmoothedOptions
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ def trained_weights(options: ModelOptions) -> Weights:
 
 def number_of_classes(options: ModelOptions, weights: Weights, source: data.Labelled) -> int:
     """Takes the number of classes from the command line, else from the weights file, else from the data set."""
-    known = options.classes or int(weights.about.get("num_classes", 0)) or len(getattr(source, "classes", ()))
+    known = options.classes or weights.num_classes or len(getattr(source, "classes", ()))
     if not known:
         raise ValueError("classes is not given, and neither the weights nor the data tell it; pass --classes")
+    at_most(MOST_CLASSES, classes=known)  # also where a file tells it
     return known
 
 

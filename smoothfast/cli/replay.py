@@ -79,7 +79,7 @@ def replay(options: ReplayOptions) -> None:
     if options.as_json:
         display.print_json(facts | {"differences": [difference._asdict() for difference in different]})
     else:
-        print(_told(facts, different))
+        display.show(_told(facts, different))
     if different:
         raise typer.Exit(1)
 

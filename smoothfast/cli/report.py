@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import files
-from ..checks import choice
+from ..checks import choice, not_negative
 from ..names import FORMATS
 from . import display
 from .options import JsonOptions, Options, command, completing, named, numbers, one_of
@@ -41,7 +41,8 @@ class AnalyzeOptions(JsonOptions):
             choice("format", self.table_format, FORMATS)
             if self.as_json:
                 raise ValueError(f"format is {self.table_format!r}; --json has one of its own")
-        numbers("radii", self.radii)
+        for radius in numbers("radii", self.radii) or ():
+            not_negative(radii=radius)
         files.require_picture("plot", self.plot)
 
 
@@ -79,7 +80,7 @@ def analyze(options: AnalyzeOptions) -> None:
     if options.as_json:
         display.print_json(display.figures(table, logs))
     else:
-        print(tables.render(table, options.table_format or "markdown"))  # type: ignore[arg-type]
+        display.show(tables.render(table, options.table_format or "markdown"))  # type: ignore[arg-type]
     if options.plot is not None:
         display.draw_curves(logs, options.plot)
 
@@ -119,4 +120,4 @@ def info(options: JsonOptions) -> None:
     if options.as_json:
         display.print_json(facts)
     else:
-        print("\n".join(f"{name:17} {fact}" for name, fact in facts.items()))
+        display.show("\n".join(f"{name:17} {fact}" for name, fact in facts.items()))

@@ -97,9 +97,9 @@ def sweep(options: SweepOptions) -> None:
         ids, bar = torch.tensor(prepared.indices), display.bar("sigmas and attacks")
         for block in plan.rows(pixels(chosen.images), chosen.labels, ids, log.done, bar):
             log.append(block)
-    put_in_order(options.out, plan.settings)
+        put_in_order(options.out, plan.settings)
     rows = read(options.out)
-    print(sweep_table(rows))
+    display.show(sweep_table(rows))
     if options.plot is not None:
         from ..runs import plots
 

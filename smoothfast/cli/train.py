@@ -18,7 +18,6 @@ from ..specs import require_data
 from ..training.presets import PRESETS
 from ..training.settings import BATCH_STATISTICS, LEARNED, NEEDS, PRECISIONS, SCHEDULES, SELECTIONS, Settings
 from . import display
-from .display import console
 from .options import BY, ON, ModelOptions, StepOptions, command, named, numbers
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def train(options: TrainOptions) -> None:
         if options.noise_strength != 1:
             about["noise_strength"] = str(options.noise_strength)
         if leads:
-            console().print(f"reading {len(source):,} training images")
+            display.tell(f"reading {len(source):,} training images")
         images = in_memory(source, display.bar("images") if leads else iter)
         network = moved(network, group.device(options.device))
         trainer = Trainer(network, images, settings, options.out, held_out, metadata=about, group=group)
@@ -158,7 +157,7 @@ def train(options: TrainOptions) -> None:
 
         metrics = trainer.fit(epoch, options.resume)
         if leads:
-            console().print(f"{options.out / 'model.safetensors'}: {json.dumps(metrics)}")
+            display.tell(f"{options.out / 'model.safetensors'}: {json.dumps(metrics)}")
 
 
 def _network(options: TrainOptions, num_classes: int, seed: int) -> nn.Module:

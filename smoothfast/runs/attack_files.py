@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checks import at_least
 from ..files import same_settings, whole
 from .attack_options import parts_of
+
+COLUMNS = {
+    "adversarial": (torch.float32, 4),
+    **dict.fromkeys(("labels", "indices"), (torch.int64, 1)),
+    **dict.fromkeys(("base_clean", "base_adversarial", "smoothed_clean", "smoothed_adversarial"), (torch.int64, 2)),
+    **dict.fromkeys(("linf", "l2"), (torch.float64, 1)),
+}
+"""The dtype and the dimensions of each column."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +79,24 @@ def read(path: Path, settings: Mapping[str, Any]) -> Attacked:
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found = about["settings"]
         attacked = Attacked(columns, found["votes"], about["gradients"], about["forwards"], about["environment"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        _require_columns(attacked)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is cut off, or no file of an attack ({error}): remove it, or choose another --out"
         ) from error
     same_settings(path, found, settings)
     return attacked
+
+
+def _require_columns(attacked: Attacked) -> None:
+    """Raises ValueError, TypeError or KeyError unless all is there that is counted and put together."""
+    for name, (dtype, dims) in COLUMNS.items():
+        column = attacked.columns[name]
+        if column.dtype != dtype or column.dim() != dims or len(column) != len(attacked) or not len(column):
+            raise ValueError(f"column {name} is {column.dtype} {tuple(column.shape)}")
+    if attacked.columns.keys() != COLUMNS.keys():
+        raise ValueError(f"columns are {', '.join(attacked.columns)}"[:500])
+    at_least(0, votes=attacked.votes, gradients=attacked.gradients, forwards=attacked.forwards)
 
 
 def keep(out: Path, settings: Mapping[str, Any], part: Attacked) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,20 @@ def log_run(
 
     about = environment() | {"processes": group.size, "row_function": engine.meta["row_function"]}
 
-    def begin() -> list[int]:
-        with RunLog(path, settings, about, resume) as log:
-            return [index for index in indices if index not in log.done]
+    with ExitStack() as opened:  # by one process, until all rows are in order: no other writes them meanwhile
+        logs: list[RunLog] = []
 
-    def write(rows: Iterable[Row]) -> None:
-        with RunLog(path, settings, resume=True) as log:
-            for row in progress(rows, len(left), len(log.done)):
-                log.append(row)
-        put_in_order(path)
+        def begin() -> list[int]:
+            logs.append(opened.enter_context(RunLog(path, settings, about, resume)))
+            return [index for index in indices if index not in logs[0].done]
 
-    sound, left = engine.sound, group.first(begin)
-    work.gather(rows(engine, data, left, procedure, work), write)
+        def write(rows: Iterable[Row]) -> None:
+            for row in progress(rows, len(left), len(logs[0])):
+                logs[0].append(row)
+            put_in_order(path)
+
+        sound, left = engine.sound, group.first(begin)
+        work.gather(rows(engine, data, left, procedure, work), write)
     if sound and not engine.sound:
         warn(
             f"{path} is not sound: the base classifier changed while it was sampled, or its logits of a row depend on "

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import contents
 from . import records
-from .records import COUNT, Number, RecordFile, Word, cells, complete, exact, integer, read_json, sidecar_of
+from .records import COUNT, MOST, Number, RecordFile, Word, cells, complete, exact, integer, read_json, sidecar_of
 
 
 class Row(NamedTuple):
@@ -112,7 +113,7 @@ def read_log(path: str | os.PathLike[str]) -> Log:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    lines = complete(path.read_bytes()).decode("utf-8", "replace").splitlines()
+    lines = complete(contents(path, MOST)).decode("utf-8", "replace").splitlines()
     header = lines[0].split("\t") if lines else []
     if not set(_REQUIRED) <= set(header) or len(set(header)) < len(header):
         raise ValueError(
@@ -142,7 +143,7 @@ def read_log(path: str | os.PathLike[str]) -> Log:
 
 def begun(path: Path) -> bool:
     """Tells whether a run has written the header of a log, and with it a whole sidecar."""
-    return path.exists() and b"\n" in path.read_bytes()
+    return path.exists() and b"\n" in contents(path, MOST)
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -188,7 +189,7 @@ class RunLog(RecordFile):
     Raises:
         FileExistsError: there is a log at `path`, and `resume` is false.
         ValueError: the log to go on with was made with other settings (names each) or is malformed.
-        OSError: the log cannot be written; what was already in it is kept.
+        OSError: the log cannot be written, or another process is writing it; what was already in it is kept.
     """
 
     header = ("\t".join(_COLUMNS) + "\n").encode()
@@ -213,9 +214,12 @@ class RunLog(RecordFile):
         """Writes one line and waits until it is on the disk.
 
         Raises:
-            ValueError: a value that no log can hold, such as a NaN; nothing is written.
+            ValueError: a value that no log can hold, such as a NaN, or an image that it has a line of; nothing is
+                written.
             OSError: the line could not be written (full disk); the lines before it are kept.
         """
+        if row.idx in self.done:
+            raise ValueError(f"{self.path} has a line of image {row.idx} already, expected each once")
         self._append("\t".join(cells(_COLUMNS, row)) + "\n")
         self.done.add(row.idx)
 

@@ -8,6 +8,7 @@ so a file that has one also has its whole sidecar, `run.tsv.json` beside `run.ts
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -19,7 +20,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from typing_extensions import Self
 
-from ..files import exists, same_settings
+from ..files import claim, contents, exists, same_settings
+
+MOST = 2**28  # bytes of a file of records, of which an image takes 150
+LEVELS = 32  # of lists and objects within each other in a sidecar
 
 # ---- values ----------------------------------------------------------------------------------------------------------
 
@@ -117,7 +121,7 @@ class RecordFile(ABC):
     Raises:
         FileExistsError: there is a file, and `resume` is false.
         ValueError: the file to go on with was made with other settings (names each) or is malformed.
-        OSError: the file cannot be written; what was already in it is kept.
+        OSError: the file cannot be written, or another process is writing it; what was already in it is kept.
     """
 
     header: ClassVar[bytes]
@@ -135,6 +139,7 @@ class RecordFile(ABC):
         except FileExistsError:
             raise exists(self.path) from None
         try:
+            claim(self._file.fileno(), self.path)
             self._begin(settings, sidecar)
         except BaseException:
             self._file.close()
@@ -161,7 +166,7 @@ class RecordFile(ABC):
         self._file.close()
 
     def _begin(self, settings: Mapping[str, Any], sidecar: str) -> None:
-        found = self.path.read_bytes()
+        found = contents(self.path, MOST)
         first, newline, _ = found.partition(b"\n")
         if newline and first.rstrip() == self.header.rstrip():  # by whatever line breaks who copied the file left
             beside = sidecar_of(self.path)
@@ -206,11 +211,29 @@ def sidecar_of(path: Path) -> Path:
 
 
 def read_json(sidecar: Path) -> Any:
-    """The contents of a sidecar; None if it is no JSON."""
+    """The contents of a sidecar; None if it is no JSON, or such that it could not be written or shown again."""
     try:
-        return json.loads(sidecar.read_bytes())
+        value = json.loads(contents(sidecar, MOST))
     except (ValueError, RecursionError):
         return None
+    return value if _plain(value, LEVELS) else None
+
+
+def _plain(value: Any, levels: int) -> bool:
+    """Tells whether a value is at most so deep, and no number in it is infinite or NaN."""
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(_plain(each, levels - 1) for each in inner)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def discard(path: Path) -> None:
+    """Removes a file of records and its sidecar; errors as of `files.claim` where another process is writing it."""
+    if path.exists():
+        with path.open("rb") as file:
+            claim(file.fileno(), path)
+            path.unlink()
+    sidecar_of(path).unlink(missing_ok=True)
 
 
 def put_in_order(path: Path, key: Callable[[bytes], Any]) -> None:

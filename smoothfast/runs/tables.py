@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +16,11 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..text import one_line
 from .logs import Log
 from .sweep_log import SettingAccuracy
 
+MOST_RADII = 400  # columns that nobody asked for, at most: up to 99.75
 Format = Literal["markdown", "latex", "csv", "json"]
 
 
@@ -42,9 +45,14 @@ def average_certified_radius(log: Log) -> float:
     """The mean over all images of the certified radius, a wrong or abstained image counting 0.
 
     Raises:
-        ValueError: the log holds no images.
+        ValueError: the log holds no images, or no radii of this world.
     """
-    return float(log.radius[log.correct].sum()) / _images(log)
+    images = _images(log)
+    with np.errstate(over="ignore"):
+        total = float(log.radius[log.correct].sum())
+    if not math.isfinite(total):
+        raise ValueError(f"{log.path}: the sum of its radii is too large for a number")
+    return total / images
 
 
 def abstention(log: Log) -> float:
@@ -123,15 +131,15 @@ def summary(logs: Mapping[str, Log], radii: Sequence[float] | None = None) -> Ta
 
     Args:
         logs: the logs by name, see `named`.
-        radii: the radii of the certified accuracies; by default 0, 0.25, ... up to the largest in
-            the logs.
+        radii: the radii of the certified accuracies; by default 0, 0.25, ... up to the largest in the logs, and no
+            more than `MOST_RADII`.
 
     Raises:
         ValueError: a log holds no images.
     """
     if radii is None:
         largest = max((log.radius.max(initial=0) for log in logs.values()), default=0)
-        radii = [0.25 * step for step in range(int(largest / 0.25) + 1)]
+        radii = [0.25 * step for step in range(int(min(largest / 0.25, MOST_RADII - 1)) + 1)]
     rows = (
         TableRow(
             name,
@@ -197,7 +205,7 @@ def _cells(table: Table, spec: str) -> tuple[list[str], list[list[str]]]:
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """Writes a head and rows of cells as a table: the first column stands to the left, the others to the right."""
-    rows = [[row[0].replace("|", r"\|"), *row[1:]] for row in rows]
+    rows = [[one_line(row[0]).replace("|", r"\|"), *row[1:]] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, rule, *rows))
@@ -213,7 +221,7 @@ def _latex(head: list[str], rows: list[list[str]]) -> str:
 
 def _escape(text: str) -> str:
     words = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return re.sub(r"[\\~^&%$#_{}]", lambda match: words.get(match[0], "\\" + match[0]), text)
+    return re.sub(r"[\\~^&%$#_{}]", lambda match: words.get(match[0], "\\" + match[0]), one_line(text))
 
 
 def _csv(head: list[str], rows: list[list[str]]) -> str:

@@ -6,16 +6,20 @@ In a run of many processes rank 0 alone touches it.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import same_settings, whole
 from ..version import __version__
+from ..weights import read_torch
 from .settings import Settings
 
 CHECKPOINT, METRICS, WEIGHTS = "checkpoint.pt", "metrics.jsonl", "model.safetensors"
@@ -56,6 +60,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, settings: Settings, metadata: dict[str, str]) -> None:
+        self.path = path
         self.checkpoint, self.metrics, self.weights = (path / name for name in (CHECKPOINT, METRICS, WEIGHTS))
         self._settings, self._metadata = asdict(settings), metadata
         self.about: dict[str, Any] = self._settings | metadata
@@ -66,32 +71,51 @@ class RunFolder:
         self.metrics.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
 
     def append(self, metrics: dict[str, float]) -> None:
-        """Adds the line of an epoch to the metrics."""
-        with self.metrics.open("a") as file:
+        """Adds the line of an epoch to the metrics; OSError where it cannot."""
+        with written(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
     def save(self, state: State) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint; OSError where it cannot."""
         # Not by files.whole: torch.save names what is in the file after the path that it writes to.
         partial = self.checkpoint.with_suffix(".partial")
-        torch.save({"settings": json.dumps(self.about)} | state, partial)
-        partial.replace(self.checkpoint)
+        with written(self.checkpoint):
+            try:
+                torch.save({"settings": json.dumps(self.about)} | state, partial)
+                partial.replace(self.checkpoint)
+            finally:
+                partial.unlink(missing_ok=True)  # of a full disk
 
     def restore(self) -> State | None:
         """Reads the checkpoint, tensors on the CPU, and cuts the metrics back to its epochs; None if there is none.
 
         Raises:
-            ValueError: it was made with other settings.
+            ValueError: it was made with other settings, or is broken.
         """
         if not self.checkpoint.exists():
             return None
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        same_settings(self.checkpoint, json.loads(state.pop("settings")), self.about)
-        lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
+        state = read_torch(self.checkpoint)
+        same_settings(self.checkpoint, self._kept_settings(state), self.about)
+        lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.exists() else []
         if len(lines) > state["epoch"]:  # the last is of an epoch whose checkpoint a kill has cut off
             with whole(self.metrics) as partial:
-                partial.write_text("".join(lines[: state["epoch"]]))
+                partial.write_bytes(b"".join(lines[: state["epoch"]]))
         return state
+
+    def _kept_settings(self, state: Any) -> dict[str, Any]:
+        """Takes the settings out of what a checkpoint holds."""
+        try:
+            settings = json.loads(state.pop("settings"))
+            sound = isinstance(settings, dict) and state.keys() == State.__annotations__.keys()
+            if sound and min(state["epoch"], state["step"]) >= 0:
+                return settings
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+            pass
+        raise self.broken("it lacks what a run goes on from")
+
+    def broken(self, why: object) -> ValueError:
+        """The error of a checkpoint that cannot be gone on with."""
+        return ValueError(f"{self.checkpoint} is no checkpoint of this run ({why}): remove it, or choose another --out")
 
     def save_weights(self, weights: dict[str, Tensor], metrics: dict[str, float]) -> None:
         """Writes the weights of the run, with the settings and metrics that they are of, unless they are there: a run
@@ -100,5 +124,17 @@ class RunFolder:
             return
         about = {"settings": json.dumps(self._settings), "metrics": json.dumps(metrics)}
         about["smoothfast"] = __version__  # not of the settings: a newer version may resume
-        with whole(self.weights) as partial:
+        with written(self.weights), whole(self.weights) as partial:
             save_file({name: value.contiguous() for name, value in weights.items()}, partial, self._metadata | about)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Stands around what writes a file, and says what is to be done where that fails."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk: by Python, torch, safetensors
+        why = str(error).partition("\n")[0]
+        raise OSError(
+            f"cannot write {path} ({why}); the last checkpoint is kept: make room and go on with --resume"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import Images
 from ..engine.noisy_network import NoisyNetwork
+from ..files import alone
 from ..images import pixels
 from ..modules import device_of, evaluating
 from ..ops.laws import Law, gaussian_law, lattice_law, no_noise
@@ -114,9 +116,15 @@ class Trainer:
         Raises:
             FileExistsError: there is a run, and it is not to be gone on with.
             ValueError: it was made with other settings.
+            OSError: a file cannot be written, or another process writes in the folder; the last checkpoint is kept.
         """
         resume = self.group.begin(resume, self.folder.checkpoint, self.folder.weights)
         self.group.agree(self.folder.about | {"images": len(self.data)})
+        with ExitStack() as held:
+            self.group.first(lambda: held.enter_context(alone(self.folder.path)))
+            return self._fit(progress, resume)
+
+    def _fit(self, progress: Callable[[range], Any], resume: bool) -> dict[str, float]:
         state = self.group.first(self.folder.restore) if resume else None
         if state is not None:
             self._take_up(state)
@@ -324,12 +332,14 @@ class Trainer:
         }
 
     def _take_up(self, state: State) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            sums = state["sums"].items()
+            self._sums = {name: torch.tensor(total, dtype=torch.float64, device=self.device) for name, total in sums}
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise self.folder.broken(error) from error
         self.epoch, self.step, self.metrics, self._best = state["epoch"], state["step"], state["metrics"], state["best"]
-        self._sums = {
-            name: torch.tensor(total, dtype=torch.float64, device=self.device) for name, total in state["sums"].items()
-        }
         self._seconds = state["seconds"]
 
     def _seconds_so_far(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,24 +71,44 @@ class Launch:
 
 def start(environments: list[dict[str, str]], words: tuple[object, ...], room: int | None = None) -> list[Result]:
     """Runs the command line in a process for each environment, in the present folder."""
-    files = [[Path(f"{name}-{number}") for name in ("out", "err")] for number in range(len(environments))]
-    processes = [
-        CONTEXT.Process(target=work, args=(Path.cwd(), list(map(str, words)), environment, out, err, room))
-        for environment, (out, err) in zip(environments, files, strict=True)
-    ]
-    for process in processes:
-        process.start()
+    processes = [Running(words, environment, str(number), room) for number, environment in enumerate(environments)]
     try:
-        for process in processes:
-            process.join(PATIENCE)
-            assert process.exitcode is not None, "a process hangs"
+        return [process.result() for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [
-        Result(process.exitcode, *(file.read_text() for file in both))
-        for process, both in zip(processes, files, strict=True)
-    ]
+
+
+class Running:
+    """The command line in a process of its own, in the present folder. It has begun.
+
+    Args:
+        words: of the command line.
+        environment: what it has beside that of the server.
+        name: ends the names of the files that it writes its output to.
+        room: bytes that a file may grow to.
+    """
+
+    def __init__(
+        self, words: tuple[object, ...], environment: Mapping[str, str], name: str = "0", room: int | None = None
+    ) -> None:
+        self._files = out, err = Path(f"out-{name}"), Path(f"err-{name}")
+        about = Path.cwd(), list(map(str, words)), dict(environment), out, err, room
+        self._process = CONTEXT.Process(target=work, args=about)
+        self._process.start()
+
+    def result(self, seconds: float = PATIENCE) -> Result:
+        """Waits for its end."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, "a process hangs"
+        return Result(self._process.exitcode, *(file.read_text() for file in self._files))
+
+    def kill(self, seconds: float = 0) -> bool:
+        """Kills it after so many seconds, unless it has ended before; tells whether it had to."""
+        self._process.join(seconds)
+        self._process.kill()
+        self._process.join()
+        return self._process.exitcode == -signal.SIGKILL
 
 
 def work(folder: Path, words: list[str], environment: dict[str, str], out: Path, err: Path, room: int | None) -> None:

@@ -25,7 +25,7 @@ def at_least(least: int, **values: int | None) -> None:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
-def at_most(most: int, **values: int | None) -> None:
+def at_most(most: float, **values: float | None) -> None:
     """Raises ValueError unless every value is at most so much, or None; by name."""
     for name, value in values.items():
         if value is not None and value > most:

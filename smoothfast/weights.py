@@ -18,6 +18,8 @@ from .layers import noise_parameters
 
 DEMO = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"
 
+LARGEST = 1e6  # mean or deviation of pixels, in units of their range
+
 # Prefixes that wrappers leave: DataParallel, Sequential(normalise, network), SmoothedClassifier, torch.compile.
 PREFIXES = ("module.", "1.", "base.", "_orig_mod.")
 
@@ -56,6 +58,22 @@ class Weights:
         except (ValueError, RecursionError):  # another program's
             return {}
         return settings if isinstance(settings, dict) else {}
+
+    @property
+    def normalize(self) -> Any:
+        """Mean and deviation by channel that the network was trained with, as the file tells; None where it does not.
+
+        Raises:
+            ValueError: it tells something else.
+        """
+        told = self.settings.get("normalize")
+        match told:
+            case None:
+                return None
+            case [list(mean), list(deviation)] if len(mean) == len(deviation):
+                if all(isinstance(value, (int, float)) and abs(value) < LARGEST for value in mean + deviation):
+                    return told
+        raise ValueError(f"the weights tell normalize {told!r:.100}, expected two lists of numbers: pass --normalize")
 
     def load_into(self, network: nn.Module) -> None:
         """Loads the tensors, names matched up to the prefixes of wrappers. A network with noise in its weights also
@@ -115,14 +133,12 @@ def read_torch(path: Path) -> Any:
         OSError: it cannot be read.
     """
     try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
+        if zipfile.is_zipfile(path):
             _require_honest(path)
-        # In a mapped file no tensor can reach beyond its end.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except OSError:
-        raise
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler that meets noise may raise anything
+        if isinstance(error, OSError) and error.filename is not None:  # not of a step to before the file
+            raise
         raise ValueError(f"{path} cannot be read with weights_only=True: {error}") from error
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import files, launch, names
-from ..checks import at_least, choice
+from ..checks import at_least, at_most, choice
 from ..runs import attack_options
+from ..streams import MAX_SAMPLE_ID
 from . import display
 from .display import console
 from .options import JsonOptions, NoiseOptions, SeedOptions, StepOptions, command, named
@@ -55,6 +56,7 @@ class AttackOptions(NoiseOptions, SeedOptions, StepOptions, JsonOptions):
         self.chosen()
         choice("source", self.source, names.SOURCES)
         at_least(1, votes=self.votes)
+        at_most(MAX_SAMPLE_ID, votes=self.votes)
         super().check()
         files.require_picture("picture", self.picture)
         attack_options.check_out(self.out, self.resume)

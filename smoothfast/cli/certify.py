@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import launch, names
-from ..checks import at_least, choice, seed_in_range
+from ..checks import at_least, at_most, choice, seed_in_range
 from ..files import require_new
-from ..streams import drawn_seed
+from ..streams import MAX_SAMPLE_ID, drawn_seed
 from . import display
 from .display import console
 from .options import BY, JsonOptions, NoiseOptions, Options, command, named
@@ -46,6 +46,7 @@ class LogOptions(NoiseOptions, JsonOptions, ABC):
     )
 
     def check(self) -> None:
+        at_most(MAX_SAMPLE_ID, **{name: value for name, value in self.settings().items() if name in ("n0", "n")})
         self.procedure(0, 0.0)  # checks its arguments
         super().check()
         if self.noise is not None:

@@ -70,7 +70,7 @@ def prepare(
         weights.load_into(network)
     smoothed = SmoothedClassifier(
         moved(network.eval(), device or options.device), sigma, num_classes, noise=noise, seed=seed,
-        normalize=weights.settings.get("normalize") if options.normalize is None else options.statistics,
+        normalize=weights.normalize if options.normalize is None else options.statistics,
         precision=options.precision, max_batch=options.batch, runner=options.runner,
     )  # fmt: skip
     about = {

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from .. import files, launch, names
-from ..checks import at_least, choice, not_negative
+from ..checks import at_least, at_most, choice, not_negative
 from ..runs import attack_options
 from . import display
 from .options import SeedOptions, SmoothedOptions, StepOptions, command, integers, named, numbers, one_of
 
+MOST_SEEDS = 10_000  # of an attack: all settings are planned at once
 PLACEHOLDER = 0.25  # sigma of a classifier of which a sweep uses all but that
 
 
@@ -53,6 +54,7 @@ class SweepOptions(SmoothedOptions, SeedOptions, StepOptions):
         files.require_picture("plot", self.plot)
         self.chosen()
         at_least(1, attack_seeds=self.attack_seeds)
+        at_most(MOST_SEEDS, attack_seeds=self.attack_seeds)
         not_negative(attack_sigma=self.attack_sigma)
         super().check()
         for rule in self.voting.split(","):

@@ -133,7 +133,8 @@ def train(options: TrainOptions) -> None:
     from .prepare import moved, number_of_classes
 
     start = Weights({}) if options.weights is None else read_weights(options.weights)
-    settings = options.settings(start.sha256 or None, start.settings)
+    told = {"normalize": start.normalize} if "normalize" in start.settings else None
+    settings = options.settings(start.sha256 or None, told)
     source = load(options.data, "train")
     num_classes = number_of_classes(options, start, source)
     network = _network(options, num_classes, settings.seed)

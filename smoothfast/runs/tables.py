@@ -138,7 +138,7 @@ def summary(logs: Mapping[str, Log], radii: Sequence[float] | None = None) -> Ta
         ValueError: a log holds no images.
     """
     if radii is None:
-        largest = max((log.radius.max(initial=0) for log in logs.values()), default=0)
+        largest = max((float(log.radius.max(initial=0)) for log in logs.values()), default=0)
         radii = [0.25 * step for step in range(int(min(largest / 0.25, MOST_RADII - 1)) + 1)]
     rows = (
         TableRow(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..checks import at_least, choice, not_negative, positive, seed_in_range
+from ..checks import at_least, at_most, choice, not_negative, positive, seed_in_range
 from ..normalization import Normalization
 
 SCHEDULES = ("one-cycle", "cosine", "multi-step")
 LEARNED, BATCH_STATISTICS = ("all", "noise"), ("batch", "running")
 PRECISIONS = ("fp32", "bf16")
+MOST_EPOCHS = 1e6
 SELECTIONS = {
     "last": None,
     "best": ("validation_adversarial_accuracy", 1),
@@ -125,6 +126,9 @@ class Settings:
             beta=self.beta, warmup=self.warmup,
         )  # fmt: skip
         at_least(0, validation=self.validation, clean_epochs=self.clean_epochs)
+        at_most(MOST_EPOCHS, epochs=self.epochs)
+        for milestone in self.milestones:
+            not_negative(milestones=milestone)
         if not 0 <= self.adversarial_weight <= 1:
             raise ValueError(f"adversarial_weight is {self.adversarial_weight}; it must lie in [0, 1]")
         if self.nesterov and not self.momentum:

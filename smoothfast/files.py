@@ -45,6 +45,9 @@ def require_picture(argument: str, path: Path | None) -> None:
         raise ValueError(f"{argument} is {str(path)!r}; its suffix must be one of {', '.join(PICTURES)}")
 
 
+APART = "wait until it has ended and go on with --resume, or choose another --out"
+
+
 def claim(descriptor: int, path: Path) -> None:
     """Locks a file or folder that this process has opened to write there, until it is closed. A lock does not outlive
     its process, however that ends. Without one where the system or the file system has none.
@@ -62,9 +65,6 @@ def claim(descriptor: int, path: Path) -> None:
         return
     if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
         raise BlockingIOError(f"{path} was just written by another process: {APART}")
-
-
-APART = "wait until it has ended and go on with --resume, or choose another --out"
 
 
 def contents(path: Path, most: int) -> bytes:

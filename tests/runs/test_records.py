@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from smoothfast import files
 from smoothfast.runs.logs import Row, RunLog, read_log
-from smoothfast.runs.records import RecordFile
+from smoothfast.runs.records import RecordFile, discard
 from smoothfast.runs.sweep_log import SettingAccuracy, SweepLog, read
 
 SETTINGS = {"sigma": 0.25, "n": 100_000}
@@ -161,6 +163,63 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     assert kind.read(path) == [0]
     assert "{}" in path.with_name(path.name + ".json").read_text()
+
+
+@of_both
+def test_a_file_is_written_by_one_at_a_time(kind: Kind, tmp_path: Path) -> None:
+    path = tmp_path / kind.name
+    with kind.open(path) as log:
+        kind.append(log, kind.records[0])
+        before = path.read_bytes()
+        for act in (kind.open, discard):
+            with pytest.raises(BlockingIOError, match=rf"{kind.name} is being written by another process: wait until"):
+                act(path)
+        assert path.read_bytes() == before
+        kind.append(log, kind.records[1])
+    with kind.open(path) as log:
+        assert len(log) == 2
+    discard(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@of_both
+def test_a_file_that_was_replaced_meanwhile_is_not_written_to(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a run that put its records in order after this one had opened the file."""
+    path = tmp_path / kind.name
+    write(kind, path, kind.records)
+    whole = path.read_bytes()
+
+    def replaced(*_: Any) -> None:
+        path.with_name("sorted").write_bytes(whole)
+        os.replace(path.with_name("sorted"), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.fcntl, "flock", replaced)
+        with pytest.raises(BlockingIOError, match=f"{kind.name} was just written by another process"):
+            kind.open(path)
+    write(kind, path, [])
+    assert path.read_bytes() == whole
+
+
+@of_both
+def test_a_file_system_without_locks_has_none(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", unknown)
+    write(kind, tmp_path / kind.name, kind.records)
+    assert kind.read(tmp_path / kind.name) == [10, 11, 12]
+
+
+@of_both
+def test_a_record_is_written_once(kind: Kind, tmp_path: Path) -> None:
+    with kind.open(tmp_path / kind.name) as log:
+        kind.append(log, kind.records[0])
+        with pytest.raises(ValueError, match="already, expected each"):
+            kind.append(log, kind.records[0])
+    assert kind.read(tmp_path / kind.name) == [10]
 
 
 def test_neither_needs_torch() -> None:

@@ -97,6 +97,13 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def put(partial: Path, path: Path) -> None:
+    """Puts a file in the place of another once it is on the disk, so that a power cut too leaves one of them whole."""
+    with partial.open("rb") as file:
+        os.fsync(file)
+    partial.replace(path)
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file that is there whole or not at all: where to write what takes the place of `path` in the end.
@@ -114,7 +121,7 @@ def whole(path: Path) -> Iterator[Path]:
             mode = partial.stat().st_mode
             yield partial
             partial.chmod(mode)  # safetensors leaves it to its owner alone
-            partial.replace(path)
+            put(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ In a run of many processes rank 0 alone touches it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import same_settings, whole
+from ..files import put, same_settings, whole
 from ..version import __version__
 from ..weights import read_torch
 from .settings import Settings
@@ -74,6 +75,8 @@ class RunFolder:
         """Adds the line of an epoch to the metrics; OSError where it cannot."""
         with written(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file)  # before the checkpoint that counts on it
 
     def save(self, state: State) -> None:
         """Writes the checkpoint; OSError where it cannot."""
@@ -82,7 +85,7 @@ class RunFolder:
         with written(self.checkpoint):
             try:
                 torch.save({"settings": json.dumps(self.about)} | state, partial)
-                partial.replace(self.checkpoint)
+                put(partial, self.checkpoint)
             finally:
                 partial.unlink(missing_ok=True)  # of a full disk
 

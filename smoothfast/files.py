@@ -45,7 +45,8 @@ def require_picture(argument: str, path: Path | None) -> None:
         raise ValueError(f"{argument} is {str(path)!r}; its suffix must be one of {', '.join(PICTURES)}")
 
 
-APART = "wait until it has ended and go on with --resume, or choose another --out"
+GO_ON = "run it again, with --resume where the command has it"
+APART = f"wait until it has ended and {GO_ON}, or choose another --out"
 
 
 def claim(descriptor: int, path: Path) -> None:

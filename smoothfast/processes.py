@@ -212,6 +212,8 @@ def all_alive() -> Iterator[None]:
     """Stands around what all processes do together, and says so where one is gone."""
     try:
         yield
+    except torch.OutOfMemoryError:  # of this process
+        raise
     except RuntimeError as error:
         raise OSError(
             f"another process of this run has ended or has never come ({str(error).splitlines()[0]}); what is written "

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..files import GO_ON
 from ..text import printable
 
 if TYPE_CHECKING:
@@ -71,14 +72,14 @@ def complain(error: Exception) -> None:
     said = str(error)
     if _is_of_memory(error):
         said = (
-            f"out of memory ({said or type(error).__name__}); what is written is kept: make room and go on with "
-            "--resume, or begin anew with a smaller --batch"
+            f"out of memory ({said or type(error).__name__}); what is written is kept: make room and {GO_ON}, or begin "
+            "anew with a smaller --batch"
         )
     elif not isinstance(error, FORESEEN):
         sys.stderr.write(printable("".join(traceback.format_exception(error))))
         said = (
             f"{type(error).__name__}: {said}; raised as shown above, by the model, the data or smoothfast itself; what "
-            "is written is kept: once it is mended, go on with --resume"
+            f"is written is kept: once it is mended, {GO_ON}"
         )
     tell(f"smoothfast: {' '.join(said.split())}", style="red", highlight=False, soft_wrap=True)
 

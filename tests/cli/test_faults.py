@@ -44,6 +44,10 @@ class Frail(nn.Sequential):
     def forward(self, x):
         Frail.passes += 1
         time.sleep(float(os.environ.get("PAUSE", "0")))
+        end = time.monotonic() + 60
+        while "HELD" in os.environ and os.path.exists(os.environ["HELD"]) and not os.path.exists("out-told"):
+            assert time.monotonic() < end, "nobody is told"
+            time.sleep(0.01)
         kind, _, number = os.environ.get("FAULT", "none:999999").partition(":")
         return super().forward(x) if Frail.passes < int(number) else getattr(self, kind)(super().forward(x))
 
@@ -318,13 +322,14 @@ def test_a_folder_that_cannot_be_written_in(name: str) -> None:
 @of_each
 def test_a_second_process_on_the_same_output_is_told(plain: Callable[[str], Plain], name: str) -> None:
     command = COMMANDS[name]
-    first = Running(tuple(command.words), {"PAUSE": "0.3" if name == "train" else "0.03"}, "first")
+    first = Running(tuple(command.words), {"HELD": command.begun}, "first")
     end = time.monotonic() + 60
     while not Path(command.begun).exists():
         assert time.monotonic() < end, "nothing is written"
         time.sleep(0.01)
     second = Running((*command.words, *command.resume), {}, "second").result()
     complained(second, "is being written by another process: wait until it has ended")
+    Path("out-told").touch()
     succeeded(first.result())
     assert command.kept() == plain(name).kept
     assert left() == command.files

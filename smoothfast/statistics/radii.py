@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 from .checks import Floats, positive, probability, require
 from .special import ndtr, ndtri
 
-# `ndtri` errs by up to 5.1 ulp (just above exp(-2), where it changes formula), `ndtr` by less than 3 where it exceeds
-# 1e-30; 8 epsilon are at least 8 ulp.
+# `ndtri` errs by up to 5.1 ulp (just above exp(-2), where it changes formula), and 8 epsilon are at least 8 ulp; `ndtr`
+# by up to 1.5 (2 + z^2) epsilon in its lower tail (`smoothfast selftest`), of the margin 8 (2 + z^2) epsilon below.
 _QUANTILE_MARGIN = 8 * np.finfo(np.float64).eps
 
 # Takes off more than a difference and two products can round up.

@@ -76,8 +76,10 @@ def reasons(functions: tuple[Mapping[str, Any], ...], environments: tuple[Mappin
     for names, (before, now) in ((OF_THE_FUNCTION, functions), (OF_THE_ENVIRONMENT, environments)):
         pairs = ((name, *(json.dumps(side.get(name)) for side in (before, now))) for name in names)
         found += [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
-    if functions[0].get("row_function", "bit for bit") != "bit for bit":
-        found.append("logits of a row depended on the other rows of a pass, and these on how many cores there are")
+    for when, function, environment in zip(("were", "are"), functions, environments, strict=True):
+        agreement = {**environment, **function}.get("row_function")
+        if agreement in ("no", "up to rounding"):
+            found.append(f'logits {when} a function of their row "{agreement}", and rows meet others on other cores')
     return found
 
 

@@ -37,6 +37,7 @@ def test_a_log_for_programs(run: Run, toys: Path, tmp_path: Path, command: str) 
     assert result.status == 0, result.err
     assert "7 images" in result.err
     found, log = parsed(result.out), read_log(tmp_path / "deep/run.tsv")
+    assert (found["sound"], found["meta"].pop("row_function")) == (True, "bit for bit")
     assert found["settings"] | found["meta"] == log.settings
     assert not found["settings"].keys() & found["meta"].keys()
     assert (found["settings"]["command"], found["meta"]["runner"]) == (command, "eager")

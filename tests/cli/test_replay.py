@@ -80,7 +80,7 @@ def test_a_log_names_no_code_to_run(replay: Run, log: Path) -> None:
     ("change", "message"),
     [
         (lambda content: content["settings"].pop("sigma"), "run.tsv.json: its settings are not those of a log"),
-        (lambda content: content["settings"].update(n="100"), "n is 100; it must be a whole number"),
+        (lambda content: content["settings"].update(n="100"), "its settings are not those of a log"),
         (lambda content: content["settings"].update(normalize=3), "run.tsv.json: its settings are not those of a log"),
         (lambda content: content["settings"].update(alpha=2), "alpha is 2"),
         (lambda content: content["settings"].update(command="attack"), "it must be by one of certify, predict, demo"),

@@ -92,6 +92,7 @@ def test_info_of_gpus(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(torch, "get_device_module", lambda kind: gpus if kind == "cuda" else none)
         patch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(cuDriverGetVersion=get_version))
         patch.setattr(environment, "version", version)
+        patch.setattr(environment, "libraries", environment.libraries.__wrapped__)  # which is asked once
         facts = json.loads(run("info", "--json").out)
     assert facts["driver"] == "13.2"
     assert facts["devices"][1] == {"device": "cuda:1", "name": "Fast", "capability": "9.0", "GiB": 80.0}

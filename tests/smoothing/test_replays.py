@@ -64,6 +64,14 @@ def test_other_weights_are_told() -> None:
     assert reason.startswith("weights_sha256 was ")
 
 
+def test_rows_that_depend_on_others_are_told() -> None:
+    certificate = certified()
+    edited = dataclasses.replace(certificate, meta=certificate.meta | {"row_function": "up to rounding"})
+    assert sf.replay(edited, Pixels(5).eval(), IMAGES).reasons == [
+        'logits were a function of their row "up to rounding", and rows meet others on other cores'
+    ]
+
+
 def test_what_cannot_be_replayed_is_refused() -> None:
     certificate = certified()
     with pytest.raises(ValueError, match="images are 3; they must be the 4 of the certificate"):

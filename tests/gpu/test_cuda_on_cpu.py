@@ -37,6 +37,7 @@ OPTIONS = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0", 
 ROWS = torch.stack([torch.arange(24) % 4 - 1, torch.arange(24), torch.arange(24)], 1)  # three strides of 8 blocks
 ALIGNMENT = 256  # of what allocators give; that of serve.cpp
 FOLDER = TemporaryDirectory()  # of what is compiled
+Mistake = str | tuple[str, int]  # one of MUTATIONS, or of BARRIERS
 
 pytestmark = pytest.mark.usefixtures("one_thread", "extension")
 
@@ -59,7 +60,23 @@ def as_cpp(source: str) -> str:
     return re.sub(*shared, re.sub(*launch, source))
 
 
-@cache
+def with_mistakes(stem: str) -> str:
+    """The source of a stem with all of its mistakes, of which a process makes the one that its environment names: so
+    each source is compiled once, and not once for each mistake."""
+
+    def choice(mistake: Mistake, text: str, instead: str) -> str:
+        right, wrong = text.removesuffix(";"), instead.removesuffix(";")
+        return f"(mistake == {number_of(mistake)} ? {wrong} : {right})" + ";" * text.endswith(";")
+
+    first, *others = source_of(stem).split(BARRIER)
+    source = first + "".join(choice((stem, i), BARRIER, "void()") + part for i, part in enumerate(others))
+    for mistake, (where, text, instead) in MUTATIONS.items():
+        if where == stem:
+            assert source.count(text) == 1
+            source = source.replace(text, choice(mistake, text, instead))
+    return source
+
+
 def object_of(sanitizer: str, source: str) -> Path:
     path = Path(mkdtemp(dir=FOLDER.name)) / "kernel.cpp"
     path.write_text(as_cpp(source))
@@ -67,10 +84,10 @@ def object_of(sanitizer: str, source: str) -> Path:
 
 
 @cache
-def program(sanitizer: str, changed: str = "", source: str = "") -> Path:
-    """All kernels and what runs them; one of them, `changed`, may have another source."""
-    kernels = [object_of(sanitizer, source if stem == changed else source_of(stem)) for stem in STEMS]
-    return compile_cpp(sanitizer, *kernels, object_of(sanitizer, (SHIM / "serve.cpp").read_text()))
+def program(sanitizer: str) -> Path:
+    """All kernels, and what runs them."""
+    sources = [*map(with_mistakes, STEMS), (SHIM / "serve.cpp").read_text()]
+    return compile_cpp(sanitizer, *(object_of(sanitizer, source) for source in sources))
 
 
 @cache
@@ -97,10 +114,11 @@ class SanitizerError(Exception):
 class OnCpu(Device):
     """A device whose kernels run in a process of their own, under a sanitizer."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mistake: Mistake | None) -> None:
         super().__init__()
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.process = subprocess.Popen([path], env=os.environ | OPTIONS, **pipes)
+        chosen = {} if mistake is None else {"MISTAKE": str(number_of(mistake))}
+        self.process = subprocess.Popen([path], env=os.environ | OPTIONS | chosen, **pipes)
 
     def launch(
         self, stem: str, marks: Sequence[str], args: ctypes.Structure, launch: dict[str, int], mem: Memory
@@ -137,10 +155,10 @@ def bytes_at(mem: Memory, address: int) -> np.ndarray:
 
 
 @contextmanager
-def on_cpu(sanitizer: str, changed: str = "", source: str = "") -> Iterator[OnCpu]:
+def on_cpu(sanitizer: str, mistake: Mistake | None = None) -> Iterator[OnCpu]:
     if lacking(sanitizer):
         pytest.skip(lacking(sanitizer))
-    device = OnCpu(program(sanitizer, changed, source))
+    device = OnCpu(program(sanitizer), mistake)
     try:
         yield device
         report = device.end()
@@ -219,17 +237,23 @@ def test_perturb_weights(on: OnCpu) -> None:
 
 # ---- the tests themselves --------------------------------------------------------------------------------------------
 
-BARRIER = "__syncthreads();"
+BARRIER = "__syncthreads()"
 BARRIERS = [(stem, number) for stem in STEMS for number in range(source_of(stem).count(BARRIER))]
+# An expression of a source, which is there once, and what is wrong in its place.
 MUTATIONS = {
+    "the atomic": (
+        "tally",
+        "atomicAdd(reinterpret_cast<unsigned long long*>(count), static_cast<unsigned long long>(amount))",
+        "*count += amount",
+    ),
     "one element too many": ("noisy_replicas", "i < count;", "i <= count;"),
     "one entry of the guide too many": (
         "noisy_replicas",
-        "i < args.guide_bytes / sizeof",
-        "i <= args.guide_bytes / sizeof",
+        "i < args.guide_bytes / sizeof(int32_t)",
+        "i <= args.guide_bytes / sizeof(int32_t)",
     ),
-    "one draw too many": ("noisy_replicas", "if (here >= at.end)", "if (here > at.end)"),
-    "wide where it is not aligned": ("noisy_replicas", "if (args.vectorized)", "if (true)"),
+    "one draw too many": ("noisy_replicas", "here >= at.end", "here > at.end"),
+    "wide where it is not aligned": ("noisy_replicas", "args.vectorized", "true"),
     "one class too many": ("tally", "c < classes", "c <= classes"),
     "one row too many": ("replica_sum", "i < args.first[image + 1]", "i <= args.first[image + 1]"),
     "one unit too many": ("replica_sum", "unit < args.units", "unit <= args.units"),
@@ -238,6 +262,10 @@ MUTATIONS = {
     "one tile too many": ("perturb_weights", "tile < args.tiles", "tile <= args.tiles"),
     "one factor too many": ("perturb_weights", "k < args.rank", "k <= args.rank"),
 }
+
+
+def number_of(mistake: Mistake) -> int:
+    return 1 + [*BARRIERS, *MUTATIONS].index(mistake)
 
 
 def run(on: OnCpu, stem: str) -> None:
@@ -263,30 +291,19 @@ def test_what_is_not_mutated_runs(on: OnCpu) -> None:
 
 @pytest.mark.parametrize(("stem", "number"), BARRIERS)
 def test_every_barrier_is_needed(stem: str, number: int) -> None:
-    parts = source_of(stem).split(BARRIER)
-    parts[number : number + 2] = [parts[number] + parts[number + 1]]
-    with pytest.raises(SanitizerError, match="data race"), on_cpu("thread", stem, BARRIER.join(parts)) as on:
+    with pytest.raises(SanitizerError, match="data race"), on_cpu("thread", (stem, number)) as on:
         run(on, stem)
 
 
 def test_the_atomic_is_needed() -> None:
-    text = "atomicAdd(reinterpret_cast<unsigned long long*>(count), static_cast<unsigned long long>(amount))"
-    source = source_of("tally")
-    assert source.count(text) == 1
-    with (
-        pytest.raises(SanitizerError, match="data race"),
-        on_cpu("thread", "tally", source.replace(text, "*count += amount")) as on,
-    ):
+    with pytest.raises(SanitizerError, match="data race"), on_cpu("thread", "the atomic") as on:
         run(on, "tally")
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("mutation", [name for name in MUTATIONS if name != "the atomic"])
 def test_an_access_out_of_place_is_found(mutation: str) -> None:
-    stem, text, instead = MUTATIONS[mutation]
-    source = source_of(stem)
-    assert source.count(text) == 1
     with (
         pytest.raises(SanitizerError, match=r"buffer-overflow|runtime error"),
-        on_cpu("address,undefined", stem, source.replace(text, instead)) as on,
+        on_cpu("address,undefined", mutation) as on,
     ):
-        run(on, stem)
+        run(on, MUTATIONS[mutation][0])

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "../cuda_on_cpu.h"
 
@@ -20,6 +21,9 @@ inline pthread_barrier_t barriers[2];
 inline thread_local unsigned turn;
 inline void barrier_of_block() { pthread_barrier_wait(&barriers[turn++ % 2]); }
 #define __syncthreads barrier_of_block
+
+// The number of the mistake that kernels make, if they make one.
+inline const int mistake = std::getenv("MISTAKE") ? std::atoi(std::getenv("MISTAKE")) : 0;
 
 inline std::vector<char> dynamic_shared;  // of the block that runs, to the byte
 

@@ -57,6 +57,20 @@ def _inlined(path: Path, seen: set[Path]) -> str:
     return re.sub(r'^#include "(.*)"$', header, path.read_text().replace("#pragma once\n", ""), flags=re.MULTILINE)
 
 
+def together(sources: dict[str, str], kernels: Sequence[str]) -> str:
+    """Versions of one source as one source, each in a namespace of its name, with these of its kernels alone: headers
+    are read once, and no kernel is compiled that nobody launches."""
+    used = "void used() {\n" + "".join(f"  {kernel}<<<1, 1>>>({{}});\n" for kernel in kernels) + "}\n"
+    headers, spaces = [], []
+    for name, source in sources.items():
+        device_code, host_code = source.rsplit("}  // namespace\n", 1)
+        assert "__device__" not in host_code
+        headers += re.findall(r"^#include <.*>$", device_code, re.MULTILINE)
+        code = re.sub(r"^#include <.*>$", "", device_code, flags=re.MULTILINE)
+        spaces.append(f"namespace {name} {{\n{code}}}\n{used}}}\n}}\n")
+    return "\n".join([*dict.fromkeys(headers), *spaces])
+
+
 def compiled(kind: str, source: str, *options: str) -> bytes:
     """What nvcc makes of a source: CUDA (cu), or PTX (ptx)."""
     with TemporaryDirectory() as folder:
@@ -147,6 +161,7 @@ class Device:
         schedule: arguments of `Module.launch`: how threads are interleaved.
         offset: elements by which buffers are shifted from the alignment that allocators give.
         sources: changed sources by stem.
+        namespace: of the kernels, where the sources have several.
     """
 
     arch: int = 80
@@ -154,6 +169,7 @@ class Device:
     schedule: dict[str, Any] = field(default_factory=dict)
     offset: int = 0
     sources: dict[str, str] = field(default_factory=dict)
+    namespace: str = ""
     executed: dict[str, Counter[int]] = field(default_factory=dict)
     reports: list[Report] = field(default_factory=list)
 
@@ -166,7 +182,7 @@ class Device:
         if launch["units"] == 0:
             return  # as the host code
         module = module_of(self.sources.get(stem) or source_of(stem), self.arch)
-        (name,) = (name for name in module.kernels if all(mark in name for mark in marks))
+        (name,) = (name for name in module.kernels if all(mark in name for mark in (*marks, self.namespace)))
         report = module.launch(
             name, launch["grid"], launch["block"], [bytes(args)], mem, launch["shared"], uninit=True, **self.schedule
         )

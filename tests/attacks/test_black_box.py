@@ -24,6 +24,12 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "square": partial(Square, queries=300),
 }
 every = pytest.mark.parametrize("make", ATTACKS.values(), ids=ATTACKS)
+# As far as they get does not matter to what results are a function of: a tenth of the passes show it.
+SHORT: dict[str, Callable[..., Attack]] = {
+    "nattack": partial(NAttack, steps=12, population=16),
+    "square": partial(Square, queries=40),
+}
+short = pytest.mark.parametrize("make", SHORT.values(), ids=SHORT)
 
 
 def smoothed(model: Linear, sigma: float = 0.25) -> sf.SmoothedClassifier:
@@ -90,7 +96,7 @@ def test_modes(make: Callable[..., Attack]) -> None:
 # ---- the ball --------------------------------------------------------------------------------------------------------
 
 
-@every
+@short
 @pytest.mark.parametrize("eps", [1e-3, EPS, 0.3, 2.0])
 def test_no_result_leaves_the_ball(make: Callable[..., Attack], eps: float) -> None:
     images = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)).mul(1.4).sub(0.2).clamp(0, 1)
@@ -100,7 +106,7 @@ def test_no_result_leaves_the_ball(make: Callable[..., Attack], eps: float) -> N
     assert (out != images).flatten(1).any(1).all()
 
 
-@every
+@short
 @pytest.mark.parametrize("images", [greys(3), pixels(greys(3))], ids=["uint8", "float"])
 def test_eps_0_returns_the_images(make: Callable[..., Attack], images: Tensor) -> None:
     out = make(linear(), 0)(images, [0, 1, 0])
@@ -110,7 +116,7 @@ def test_eps_0_returns_the_images(make: Callable[..., Attack], images: Tensor) -
 # ---- a function of seed, image id and image --------------------------------------------------------------------------
 
 
-@every
+@short
 @pytest.mark.parametrize("noisy", [False, True])
 def test_results_are_pure(make: Callable[..., Attack], noisy: bool) -> None:
     """Of images that need many steps, few, or none."""
@@ -122,7 +128,7 @@ def test_results_are_pure(make: Callable[..., Attack], noisy: bool) -> None:
     check_pure(make(target, EPS, **options), images, labels)
 
 
-@every
+@short
 def test_seed_and_image_id_choose_the_search(make: Callable[..., Attack]) -> None:
     model, images = far(linear(3)), greys(3)
     attack = make(model, EPS)
@@ -131,7 +137,7 @@ def test_seed_and_image_id_choose_the_search(make: Callable[..., Attack]) -> Non
     assert not torch.equal(make(model, EPS, seed=1)(images, [0] * 3), out)
 
 
-@every
+@short
 def test_draws_search_anew(make: Callable[..., Attack]) -> None:
     model, images = linear(), greys(6)
     labels = predicted(model, pixels(images))
@@ -143,7 +149,7 @@ def test_draws_search_anew(make: Callable[..., Attack]) -> None:
     assert not torch.equal(results[0], results[1])
 
 
-@every
+@short
 def test_micro_batches_do_not_show(make: Callable[..., Attack]) -> None:
     model, images = linear(3), greys(3)
     labels = predicted(model, pixels(images))

@@ -111,8 +111,7 @@ def test_what_is_moved_is_adversarial_and_in_range(make: Callable[..., Attack], 
     assert (predicted(model, out) != labels)[moved].all()
 
 
-@pytest.mark.parametrize("kappa", [0.3, 2.0])
-@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(("kappa", "targeted"), [(0.3, True), (2.0, False)])
 def test_kappa_is_the_margin_beyond_the_border(kappa: float, targeted: bool) -> None:
     model, images = linear(), greys(6)
     labels = predicted(model, pixels(images))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from smoothfast.runners.choice import Workload as Work
 from smoothfast.runners.choice import candidates
 from smoothfast.runners.expressions import MismatchError
 from smoothfast.runners.fused import Fused, fused, processors
-from smoothfast.runners.resnets import recognised
+from smoothfast.runners.resnets import CifarResNet, recognised
 from smoothfast.voting import LOGIT, PREDICTION, SOFT, Voting, weighted
 
 CPU = torch.device("cpu")
@@ -82,6 +84,24 @@ def made(widths: tuple[int, int, int], blocks: int, classes: int, shortcut: str)
         return settled(Net(widths, blocks, classes, shortcut))
 
 
+@cache
+def known(widths: tuple[int, int, int], blocks: int, classes: int, shortcut: str) -> CifarResNet:
+    """The network `made` that is recognised, which takes most of the time of a test."""
+    return recognised(made(widths, blocks, classes, shortcut), (REPLICAS,))
+
+
+@cache
+def known_with_bias(*net: Any) -> tuple[nn.Module, CifarResNet]:
+    """One with biases far from 0, and the module in float64."""
+    base = made(*net)
+    for part in base.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            with torch.no_grad():
+                part.weight.mul_(0.02)
+                part.bias.copy_(torch.where(torch.arange(len(part.bias)) % 3 == 0, -1.0, 1.0))
+    return deepcopy(base).double(), recognised(base, (REPLICAS,))
+
+
 def error(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
 
@@ -99,7 +119,7 @@ NETS = [
 def test_logits_and_gradients(net: Any, processor: str) -> None:
     base, labels = made(*net), torch.arange(3) % net[2]
     x = images(3)
-    run = Fused(recognised(base, (REPLICAS,)), processor, gradients=True)
+    run = Fused(known(*net), processor, gradients=True)
     logits, gradients = run.gradients(x.bfloat16(), labels[:, None])
     assert torch.equal(logits, Fused(run.network, processor, gradients=False)(x.bfloat16()))
     double = base.double()
@@ -119,22 +139,15 @@ def test_logits_and_gradients(net: Any, processor: str) -> None:
 @pytest.mark.parametrize("net", NETS[:4])
 def test_gradients_where_it_is_known_which_units_are_on(net: Any, processor: str) -> None:
     """Biases far from 0 leave no ReLU on the border, where bf16 and float64 may differ: then both have one gradient."""
-    base = made(*net)
-    for part in base.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            with torch.no_grad():
-                part.weight.mul_(0.02)
-                part.bias.copy_(torch.where(torch.arange(len(part.bias)) % 3 == 0, -1.0, 1.0))
+    base, network = known_with_bias(*net)
     x, labels = images(3), torch.arange(3) % net[2]
-    run = Fused(recognised(base, (REPLICAS,)), processor, gradients=True)
-    _, gradients = run.gradients(x.bfloat16(), labels[:, None])
-    _, exact = Differentiated(base.double(), cross_entropy)(x.double(), labels[:, None])
+    _, gradients = Fused(network, processor, gradients=True).gradients(x.bfloat16(), labels[:, None])
+    _, exact = Differentiated(base, cross_entropy)(x.double(), labels[:, None])
     assert error(gradients, exact) < 0.01
 
 
 def test_a_row_is_a_function_of_itself(processor: str) -> None:
-    base = made((16, 32, 64), 1, 10, "A")
-    run = Fused(recognised(base, (REPLICAS,)), processor, gradients=True)
+    run = Fused(known((16, 32, 64), 1, 10, "A"), processor, gradients=True)
     x, labels = images(13).bfloat16(), torch.arange(13)[:, None] % 10
     logits, gradients = run.gradients(x, labels)
     for rows in ([0], [5, 3], list(range(12, -1, -1)), [7] * 5, list(range(1, 8))):
@@ -147,7 +160,7 @@ def test_a_row_is_a_function_of_itself(processor: str) -> None:
 
 
 def test_what_is_not_finite_stays_with_its_row(processor: str) -> None:
-    run = Fused(recognised(made((16, 32, 64), 1, 10, "B"), (REPLICAS,)), processor, gradients=True)
+    run = Fused(known((16, 32, 64), 1, 10, "B"), processor, gradients=True)
     x, labels = images(6), torch.zeros(6, 1, dtype=torch.int64)
     clean = run.gradients(x.bfloat16(), labels)
     for value in (torch.nan, torch.inf, -torch.inf, 3e38):
@@ -166,7 +179,7 @@ def test_what_is_not_finite_stays_with_its_row(processor: str) -> None:
 @needs_kernels
 @pytest.mark.parametrize("processor", processors())
 def test_operators(processor: str) -> None:
-    network = recognised(made((16, 32, 64), 1, 3, "A"), (REPLICAS,))
+    network = known((16, 32, 64), 1, 3, "A")
     packed, x, shape = network.packed(gradients=True), images(3).bfloat16(), [16, 32, 64, 1, 3]
     assert network.shape == shape
     torch.library.opcheck(torch.ops.smoothfast.fused_logits, (x, packed, shape, processor))
@@ -209,7 +222,7 @@ def test_operators(processor: str) -> None:
 @pytest.mark.parametrize("voting", [PREDICTION, weighted([5, 3]), SOFT, LOGIT], ids=lambda voting: voting.name)
 @pytest.mark.parametrize("law", [lattice_law(0.25), gaussian_law(0.1)], ids=lambda law: law.name)
 def test_votes_are_those_of_the_single_operators(processor: str, voting: Voting, law: Law) -> None:
-    network = recognised(made((16, 32, 64), 1, 5, "B"), (REPLICAS,))
+    network = known((16, 32, 64), 1, 5, "B")
     numbers = network.packed(gradients=False), network.shape, processor
     generator = torch.Generator().manual_seed(3)
     some = torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)

@@ -217,12 +217,12 @@ def test_a_restart_goes_on_and_takes_nothing_for_its_own_that_is_old(plain: Call
 
 def test_torchrun_restarts_a_killed_process(plain: Callable[[str], str]) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    command = [*torchrun, "-m", "--", "smoothfast", *METHODS["sequential"], *BASIC]
+    command = [*torchrun, "-m", "--", "smoothfast", *METHODS["fixed"], *BASIC]
     environment = os.environ | {"KILL_AT": "4", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Signal 9" in done.stderr or "exitcode: -9" in done.stderr
-    assert timeless("run.tsv") == plain("sequential")
+    assert timeless("run.tsv") == plain("fixed")
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ pytest_plugins = ["helpers.watchdog"]
 collect_ignore = ["gpu/ptx"]  # modules that tests import; test_cuda.py runs the one that is a program
 
 # A file keeps a core busy from its first test to its last: those that take longest begin, so that none ends alone.
-LONGEST = ("gpu/test_cuda", "project/test_readme", "gpu/test_triton_ptx", "gpu/test_triton", "runners/test_runners")
-LONGEST += ("runs/test_shards", "procedures/test_simulation", "gpu/test_cuda_on_cpu", "runners/test_fused")
-LONGEST += ("engine/test_gradients", "attacks/test_black_box", "cli/test_certify", "cli/test_attack")
-LONGEST += ("ops/test_registration",)
+LONGEST = ("gpu/test_triton_ptx", "gpu/test_cuda", "project/test_readme", "procedures/test_simulation")
+LONGEST += ("runs/test_shards", "runners/test_runners", "gpu/test_cuda_on_cpu", "engine/test_gradients")
+LONGEST += ("runners/test_fused", "gpu/test_triton", "attacks/test_gradient", "ops/test_registration")
+LONGEST += ("attacks/test_black_box", "attacks/test_minimum_norm", "attacks/test_interop")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

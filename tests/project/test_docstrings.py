@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def docstrings(module: ast.Module) -> Iterator[tuple[int, str]]:
                         yield after.lineno, text
 
 
+@cache
 def classes() -> dict[str, ast.ClassDef]:
     """The classes of all modules, by name."""
     trees = [ast.parse(path.read_text()) for path in MODULES]

@@ -69,8 +69,8 @@ def test_all_that_can_be_turned_is(make: Callable[..., Attack]) -> None:
 def test_most_of_the_reach_is_used(make: Callable[..., Attack], noisy: bool) -> None:
     """With noise as well, though it moves the margin by far more than the attack does: members, and squares, are
     compared on the same samples."""
-    model, images = far(linear()), greys(3)
-    labels = torch.zeros(3, dtype=torch.int64)
+    model, images = far(linear()), greys(6)
+    labels = torch.zeros(6, dtype=torch.int64)
     target: nn.Module = smoothed(model, 1.0) if noisy else model
     out = make(target, EPS)(images, labels)
     gained = model.margins(pixels(images), labels) - model.margins(out, labels)

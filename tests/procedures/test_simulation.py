@@ -53,9 +53,12 @@ def selected(n0: int, probabilities: list[float], rng: np.random.Generator) -> N
     return rng.multinomial(n0, probabilities, RUNS)[:, :-1].argmax(1)
 
 
-def distinct(own: Votes, rival: Votes) -> tuple[Votes, Votes]:
-    """Runs that stand for all others with equal votes, which are judged once, and of each run which of them does."""
-    key = own * (int(rival.max()) + 1) + rival
+def distinct(*columns: Votes) -> tuple[Votes, Votes]:
+    """Runs that stand for all others with equal columns, which are judged once, and of each run which of them does."""
+    key = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        present = np.bincount(column) > 0
+        key = key * present.sum() + (present.cumsum() - 1)[column]
     last = np.empty(int(key.max()) + 1, np.int64)
     last[key] = np.arange(len(key))
     chosen = np.flatnonzero(last[key] == np.arange(len(key)))
@@ -68,7 +71,7 @@ def predicted(procedure: SequentialPredict, votes: Iterator[Votes], runs: int) -
     labels, samples = np.full(runs, ABSTAIN), np.zeros(runs, np.int64)
     for size, seen in zip(procedure.looks, votes, strict=True):
         second, first = np.moveaxis(np.partition(seen, -2, -1)[:, -2:], -1, 0)
-        chosen, run = distinct(first * seen.shape[1] + seen.argmax(1), second)
+        chosen, run = distinct(first, second, seen.argmax(1))
         samples = np.where(labels == ABSTAIN, size, samples)
         labels = np.where(labels == ABSTAIN, procedure.judge(seen[chosen])[0][run], labels)
     return labels, samples

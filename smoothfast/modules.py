@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def device_of(base: nn.Module) -> torch.device:
@@ -35,11 +37,16 @@ def weights_sha256(base: nn.Module) -> str:
     """
     found = hashlib.sha256()
     for name, tensor in _state(base):
-        values = tensor.detach()
-        values = values.dequantize() if values.is_quantized else values.to_dense()
-        found.update(f"{name} {values.dtype} {list(values.shape)};".encode())
-        found.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for values in _plain(tensor.detach()):
+            found.update(f"{name} {values.dtype} {list(values.shape)};".encode())
+            here = values.cpu().contiguous()  # kept until it is read
+            found.update(_bytes(here))
     return found.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The bytes of a contiguous tensor where they are; by NumPy, FSDP could not resize their storage afterwards."""
+    return (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
 
 
 def _state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -50,6 +57,18 @@ def _state(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for tensor in value if isinstance(value, tuple) else ():
             if isinstance(tensor, Tensor):
                 yield name, tensor
+
+
+def _plain(tensor: Tensor) -> Iterator[Tensor]:
+    """Dense tensors that a tensor is made of: itself, or what a subclass wraps, as the shard of a DTensor that is
+    here."""
+    if is_traceable_wrapper_subclass(tensor):
+        inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])  # a mesh may be among them
+        for part in inner:
+            if isinstance(part, Tensor):
+                yield from _plain(part)
+    else:
+        yield tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
 
 
 class Identities:

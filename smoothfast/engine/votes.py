@@ -101,7 +101,8 @@ class Engine:
         self._keys = {stream: stream_key(function.seed, stream) for stream in Stream}
         self._running = False
         self._handed_out = 0
-        self._agreement, graph = self._settle()
+        agreement, graph = self._settle()
+        self._agreements = {agreement}  # of all looks, to which lanes add theirs
         self.choices: dict[str, Any] = self.function.meta | {"weights_sha256": weights_sha256(function.base)}
         if function.device.type == "cuda":
             self.choices["graph"] = graph
@@ -112,12 +113,12 @@ class Engine:
     def meta(self) -> dict[str, Any]:
         """The choices, and as "row_function" how far the logits of a row were seen to depend on it alone: one of
         `AGREEMENTS`."""
-        return self.choices | {"row_function": self._agreement}
+        return self.choices | {"row_function": min(self._agreements, key=AGREEMENTS.index)}
 
     @property
     def sound(self) -> bool:
         """Whether radii from its votes hold in the arithmetic actually used (docs/soundness.md)."""
-        return self.function.law.name == "lattice" and self._agreement == EXACT and self.unchanged()
+        return self.function.law.name == "lattice" and self._agreements == {EXACT} and self.unchanged()
 
     def unchanged(self) -> bool:
         """Whether the function is what it was made of: a base classifier that changes itself is no function."""
@@ -298,8 +299,7 @@ class Engine:
         others = torch.where(rows < 0, rows[:, :1], rows).flip(1)  # padding takes the numbers of the first row
         others[0] = torch.tensor(self._extremes).repeat(len(kept) + 1)[: rows.shape[1]]
         others[0, places] = rows[0, kept]
-        found = self._agreement_of(lane.logits(others, key).cpu()[places], alone[kept])
-        self._agreement = min(found, self._agreement, key=AGREEMENTS.index)
+        self._agreements.add(self._agreement_of(lane.logits(others, key).cpu()[places], alone[kept]))
 
     def _agreement_of(self, a: Tensor, b: Tensor) -> str:
         if torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)):

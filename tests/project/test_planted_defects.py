@@ -63,8 +63,8 @@ DEFECTS = {
     "fingerprint blind to buffers": ("modules.py", "    yield from base.named_buffers()\n", "", FIXED),
     "fingerprint blind to order": (
         "modules.py",
-        "values.cpu().contiguous().reshape(-1)",
-        "values.cpu().contiguous().reshape(-1).sort().values",
+        "here = values.cpu().contiguous()",
+        "here = values.cpu().reshape(-1).sort().values",
         FIXED,
     ),
     "hooks not looked at": ("modules.py", "*part._forward_hooks.values()", "", FIXED),
@@ -76,8 +76,8 @@ DEFECTS = {
     ),
     "rows equal up to rounding called sound": (
         "engine/votes.py",
-        "self._agreement == EXACT",
-        "self._agreement != NO",
+        "self._agreements == {EXACT}",
+        "NO not in self._agreements",
         FIXED,
     ),
     "actual rows not looked at": ("engine/votes.py", "if is_looked_at(self._handed_out)", "if False", FIXED),

@@ -10,8 +10,10 @@ import pytest
 import torch
 from helpers.classifiers import Pixels
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import smoothfast as sf
+from smoothfast.modules import weights_sha256
 from smoothfast.runners.choice import fingerprint
 from smoothfast.runs.certify import log_run
 
@@ -305,6 +307,25 @@ def test_dynamically_quantised_layers_are_taken_and_found_out() -> None:
     assert found(quantised)[1] is False
     first, second = (make(base).certify(IMAGES, n0=5, n=40).meta["weights_sha256"] for base in (quantised, other))
     assert first != second
+
+
+def test_weights_within_a_subclass_are_hashed() -> None:
+    """As those of FSDP, each a DTensor around a shard."""
+    layer = nn.Linear(48, CLASSES)
+    before = weights_sha256(layer)
+    for name in ("weight", "bias"):
+        setattr(layer, name, nn.Parameter(TwoTensor(getattr(layer, name).data, getattr(layer, name).data.clone())))
+    wrapped = weights_sha256(layer)
+    assert wrapped != before  # two of each
+    layer.bias.data.b.add_(1)
+    assert weights_sha256(layer) != wrapped
+
+
+def test_hashing_leaves_storages_as_they_are() -> None:
+    """FSDP resizes them; NumPy would have forbidden it."""
+    layer = nn.Linear(48, CLASSES)
+    weights_sha256(layer)
+    assert layer.weight.untyped_storage().resizable()
 
 
 @pytest.mark.parametrize("sigma", [1e-7, 5e-324, 0.0, -1.0, float("nan"), float("inf"), [0.1, 1e-9, 0.1]])

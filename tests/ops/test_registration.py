@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,7 @@ def test_opcheck_of_noisy_replicas(arguments: tuple[Any, ...]) -> None:
     torch.library.opcheck(torch.ops.smoothfast.noisy_replicas.default, arguments)
 
 
-@pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "requires_grad"), [(torch.float64, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize("voting", VOTINGS)
 def test_opcheck_of_tally(voting: str, dtype: torch.dtype, requires_grad: bool) -> None:
     logits = torch.randn(4, 10, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_(requires_grad)
@@ -177,7 +176,7 @@ def test_autocast_leaves_the_ops_alone() -> None:
 
 # ---- the choice of backend -------------------------------------------------------------------------------------------
 
-# Prints what a process with other settings computes. Few processes: each must import torch.
+# Prints what a process with other settings computes.
 PROBE = """
 import json, torch, smoothfast as sf
 noise = sf.noise.lattice((200,), 0.5, 2**40, 2**33, [0, 2**32], sf.noise.Stream.PREDICT)
@@ -200,16 +199,49 @@ os.environ["SMOOTHFAST_CPU"] = "scalar"
 """
 
 
-def run(code: str, **environment: str) -> list[str]:
-    """The lines that Python prints with these settings."""
+# Has imported torch and nothing of the package, and becomes what each line says: 2 s less than a new interpreter.
+SERVER = """
+import contextlib, io, json, os, sys
+import pytest, torch
+for line in sys.stdin:
+    if not os.fork():
+        code, environment = json.loads(line)
+        os.environ.update(environment)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(code, {})
+        print(json.dumps(printed.getvalue()), flush=True)
+        os._exit(0)
+    if os.wait()[1]:
+        print("null", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[str]]:
+    """The process that those are forked from which choose a backend."""
     path = os.pathsep.join([str(Path(sf.__file__).parents[1]), str(Path(__file__).parent)])
-    variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
-    process = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    return process.stdout.splitlines()
+    variables = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", SERVER], env=variables, text=True, **pipes) as process:
+        yield process
+        process.stdin.close()
 
 
-def test_every_backend_gives_the_same_noise_and_tally(extension: Any) -> None:
+@pytest.fixture
+def run(server: subprocess.Popen[str]) -> Callable[..., list[str]]:
+    """Runs code under an environment in a process of its own, and returns the lines that it prints."""
+
+    def printed(code: str, **environment: str) -> list[str]:
+        server.stdin.write(json.dumps([code, environment]) + "\n")
+        server.stdin.flush()
+        answer = json.loads(server.stdout.readline())
+        assert answer is not None, "the code failed"
+        return answer.splitlines()
+
+    return printed
+
+
+def test_every_backend_gives_the_same_noise_and_tally(extension: Any, run: Callable[..., list[str]]) -> None:
     mistake, line = run(MISTAKE + PROBE, SMOOTHFAST_CPU="best")
     assert mistake == "SMOOTHFAST_CPU is 'best'; it must be scalar, avx2 or avx512"
     scalar, plain = json.loads(line), json.loads(run(PROBE, SMOOTHFAST_BACKEND="reference")[0])
@@ -251,14 +283,14 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is
 
 
 @needs_triton
-def test_triton_serves_gpus_before_compiled_kernels_where_asked(extension: Any) -> None:
+def test_triton_serves_gpus_before_compiled_kernels_where_asked(extension: Any, run: Callable[..., list[str]]) -> None:
     """Without a warning, and without an import of its kernels before one is called."""
     (line,) = run(SERVED, SMOOTHFAST_BACKEND="triton", TRITON_INTERPRET="1")
     assert json.loads(line) == [{"cpu": "compiled"} | dict.fromkeys(ops.GPUS, "triton"), True, True]
 
 
 @needs_triton
-def test_triton_serves_gpus_where_nothing_is_compiled() -> None:
+def test_triton_serves_gpus_where_nothing_is_compiled(run: Callable[..., list[str]]) -> None:
     missing = "import sys; sys.modules['smoothfast._C'] = None\n"
     (line,) = run(missing + SERVED, SMOOTHFAST_BACKEND="auto", TRITON_INTERPRET="1")
     why = " (smoothfast._C is not built)"
@@ -266,7 +298,7 @@ def test_triton_serves_gpus_where_nothing_is_compiled() -> None:
     assert json.loads(line) == [live, True, True]
 
 
-def test_no_backend_but_the_reference() -> None:
+def test_no_backend_but_the_reference(run: Callable[..., list[str]]) -> None:
     code = "import sys; sys.modules['triton'] = sys.modules['smoothfast._C'] = None\n"
     code += "import json, smoothfast as sf; print(json.dumps(sf.ops.backends()))"
     why = "smoothfast._C is not built"

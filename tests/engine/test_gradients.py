@@ -272,13 +272,17 @@ def test_a_loss_of_two_classes(net: Net, images: Tensor) -> None:
     torch.testing.assert_close(found.losses, found.logits[rows, pairs[:, 1]] - found.logits[rows, pairs[:, 0]])
 
 
+def both(logits: Tensor, classes: Tensor) -> Tensor:
+    """Two losses at once: what a runner gets wrong in either is in their sum. A runner takes 4 s to make ready."""
+    return cross_entropy(logits, classes) + margin(logits, classes)
+
+
 @pytest.mark.parametrize("runner", ["compiled", "openvino"])
-@pytest.mark.parametrize("loss", [cross_entropy, margin])
-def test_runners_agree(net: Net, images: Tensor, runner: str, loss: Any) -> None:
+def test_runners_agree(net: Net, images: Tensor, runner: str) -> None:
     if runner == "openvino":
         pytest.importorskip("openvino")
-    wanted = make(net, loss=loss, micro_batch=16).outcomes(images, CLASSES, IDS, 0, 6, "backward")
-    found = make(net, loss=loss, micro_batch=16, runner=runner).outcomes(images, CLASSES, IDS, 0, 6, "backward")
+    wanted = make(net, loss=both, micro_batch=16).outcomes(images, CLASSES, IDS, 0, 6, "backward")
+    found = make(net, loss=both, micro_batch=16, runner=runner).outcomes(images, CLASSES, IDS, 0, 6, "backward")
     torch.testing.assert_close(found.losses, wanted.losses, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.gradients, wanted.gradients, rtol=1e-3, atol=1e-5)
 

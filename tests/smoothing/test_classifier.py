@@ -190,7 +190,7 @@ def test_results_do_not_depend_on_how_images_are_passed(method: Callable[..., An
     images = torch.cat([IMAGES, IMAGES.flip(0), IMAGES.flip(3)])
     whole = method(make(), images)
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
-    for size, order in ((1, torch.arange(12)), (2, torch.arange(12)), (5, shuffled), (12, shuffled)):
+    for size, order in ((1, shuffled[:6]), (5, shuffled), (12, shuffled)):
         for chunk in order.split(size):
             assert same(method(make(max_batch=7 * size), images[chunk], image_ids=chunk), rows(whole, chunk))
 
@@ -548,19 +548,17 @@ def test_sequential_certifies_with_few_samples(clear: sf.SmoothedClassifier, n: 
 
 
 @pytest.mark.parametrize("bound", ["multiclass", "cohen"])
-@pytest.mark.parametrize("tolerance", [0.02, 0.2, 1.0])
-def test_tolerance_stays_within_its_distance_of_fixed(
-    clear: sf.SmoothedClassifier, bound: str, tolerance: float
-) -> None:
+def test_tolerance_stays_within_its_distance_of_fixed(clear: sf.SmoothedClassifier, bound: str) -> None:
     images = blocks(*LEVELS, *LEVELS)
     fixed = clear.certify(images, n0=50, n=4000, bound=bound)
-    early = clear.certify(images, n0=50, n=4000, bound=bound, method="tolerance", tolerance=tolerance)
-    assert (early.radii >= fixed.radii - tolerance * 0.3).all()
-    assert (early.samples <= fixed.samples + PILOT).all()
-    if tolerance < 1:
-        assert early.labels[:3].tolist() == early.labels[5:8].tolist() == [0, 1, 2]
-    else:
-        assert early.samples.double().mean() < 0.5 * 4050
+    for tolerance in (0.02, 0.2, 1.0):
+        early = clear.certify(images, n0=50, n=4000, bound=bound, method="tolerance", tolerance=tolerance)
+        assert (early.radii >= fixed.radii - tolerance * 0.3).all()
+        assert (early.samples <= fixed.samples + PILOT).all()
+        if tolerance < 1:
+            assert early.labels[:3].tolist() == early.labels[5:8].tolist() == [0, 1, 2]
+        else:
+            assert early.samples.double().mean() < 0.5 * 4050
 
 
 def test_sequential_predict_answers_as_fixed_on_clear_images(clear: sf.SmoothedClassifier) -> None:

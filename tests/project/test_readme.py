@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from helpers.launcher import Result, start
 
+from smoothfast import data
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -40,8 +42,10 @@ def smoothfast(words: list[str]) -> Result:
     return done
 
 
-def test_python_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    """One after the other, in one namespace."""
+def test_python_examples(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, in one namespace, on the first 60 of the images: two batches, the last of them smaller."""
+    every = data.demo()
+    monkeypatch.setattr(data, "demo", lambda: data.Images(every.images[:60], every.labels[:60]))
     example = "".join(block for language, block in BLOCKS if language == "python")
     exec(compile(example, "README.md", "exec"), {})
     printed = capsys.readouterr().out

@@ -240,5 +240,5 @@ def test_sigma_may_be_0_where_the_network_has_noise_of_its_own(base: nn.Module) 
     assert model.differentiable(2)(IMAGES).shape == (5, CLASSES)
     with pytest.raises(ValueError, match="sigma is 0; a radius takes noise on images"):
         model.certify(IMAGES)
-    with pytest.raises(ValueError, match="sigma is 0; it must be positive and finite"):
+    with pytest.raises(ValueError, match=r"sigma is 0\.0; it must be finite and at least 1e-06"):
         SmoothedClassifier(Net(), 0, CLASSES)

@@ -50,7 +50,9 @@ def _certify(name: str, count: int, options: Sequence[str], logs: list[Log]) -> 
     launcher = [] if name == ALONE else [*LAUNCH, f"--nproc-per-node={count}", "-m", "--"]
     with TemporaryDirectory() as folder:
         out = Path(folder) / "certify.tsv"
-        harness.whole_process(*launcher, "smoothfast", "certify", *options, "--out", str(out), OMP_NUM_THREADS="1")
+        harness.whole_process(
+            *launcher, "smoothfast", "certify", "--seed", "0", *options, "--out", str(out), OMP_NUM_THREADS="1"
+        )
         head, *rows = (line.split("\t") for line in out.read_text().splitlines())
     logs.append({column: list(cells) for column, cells in zip(head, zip(*rows, strict=True), strict=True)})
 

@@ -25,6 +25,7 @@ from ..streams import Stream, drawn_seed
 from ..voting import log_scores, voting_rule
 from .results import Certificate, Prediction, certificate, counts, prediction
 from .soft import SoftClassifier
+from .turns import Turns
 
 LEAST_U = 0.05  # of randomized bounds
 
@@ -33,7 +34,8 @@ class SmoothedClassifier(nn.Module):
     """A base classifier, smoothed: a drop-in module, and the procedures PREDICT and CERTIFY of Cohen et al. 2019.
 
     `forward` draws new samples at every call; `scores`, `top`, `votes`, `predict` and `certify` are pure functions of
-    the seed, the images and their ids. The base classifier runs in eval mode and is left in the mode it was in.
+    the seed, the images and their ids. The base classifier runs in eval mode and is left in the mode it was in. Threads
+    may share a classifier: calls wait for each other.
 
     Args:
         base: any module from images [B, C, H, W] to logits [B, K].
@@ -105,6 +107,7 @@ class SmoothedClassifier(nn.Module):
         self.training = base.training  # packages that put back the mode they found would train the base classifier
         self._engines: RunnerCache[BaseFunction, Engine] = RunnerCache()
         self._workload: tuple[Any, Workload] | None = None
+        self._turns = Turns()
         self.reset()
 
     def reset(self) -> None:
@@ -124,13 +127,14 @@ class SmoothedClassifier(nn.Module):
         PyTorch: slower, the same values up to rounding, and NaN where a logit is not finite. Predictions alone are
         faster under `torch.no_grad()`.
         """
-        first = 0 if self.deterministic else self._next_sample
-        self._next_sample = first + self.samples
-        images = finite_images(images)
-        if self.voting.differentiable and self._gradient_is_asked(images):
-            average = Average(self.function(images), Stream.FORWARD, self.voting.name)
-            return average.scores(images, first, self.samples)
-        decisions = self._decide_alike(images.detach(), None, self._count(self.samples, first, Stream.FORWARD))
+        with self._turns.taken():
+            first = 0 if self.deterministic else self._next_sample
+            self._next_sample = first + self.samples
+            images = finite_images(images)
+            if self.voting.differentiable and self._gradient_is_asked(images):
+                average = Average(self.function(images), Stream.FORWARD, self.voting.name)
+                return average.scores(images, first, self.samples)
+            decisions = self._decide_alike(images.detach(), None, self._count(self.samples, first, Stream.FORWARD))
         given = counts(decisions, self.num_classes).to(images.device)
         scores = log_scores(self.voting, given, self.samples).float()
         return scores if self.voting.differentiable else _WithoutGradient.apply(images, scores, self.voting.name)
@@ -241,18 +245,20 @@ class SmoothedClassifier(nn.Module):
         # Checks the arguments before any work. A smaller u gives radii that mean nothing: infinite ones below alpha.
         most = new(label=None if classes is None else 0, u=LEAST_U if randomize else 1.0).most
         images = checked_images(images)
-        engine = self.engine(images, most)
-
-        def procedure(position: int, image_id: int) -> Procedure:
-            u = max(uniform(self.seed, image_id), LEAST_U) if randomize else 1.0
-            return new(label=None if classes is None else classes[position], u=u, deviation=engine.function.deviation)
-
-        decisions = self._decide(engine, images, ids, procedure)
         asked = {
             "n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound, "radius": radius,
             "tolerance": tolerance, "labels": classes, "randomize": randomize, "image_ids": ids,
         }  # fmt: skip
-        return certificate(decisions, engine, alpha, {**asked, "declined": self._engines.declined})
+        with self._turns.taken():
+            engine = self.engine(images, most)
+
+            def procedure(position: int, image_id: int) -> Procedure:
+                label = None if classes is None else classes[position]
+                u = max(uniform(self.seed, image_id), LEAST_U) if randomize else 1.0
+                return new(label=label, u=u, deviation=engine.function.deviation)
+
+            decisions = self._decide(engine, images, ids, procedure)
+            return certificate(decisions, engine, alpha, {**asked, "declined": self._engines.declined})
 
     # ---- the base classifier as a function, and the engine that runs it ----------------------------------------------
 
@@ -325,7 +331,10 @@ class SmoothedClassifier(nn.Module):
     ) -> list[Decision]:
         most = procedure().most  # its arguments are checked even where there is no image
         ids = checked_ids(image_ids, len(images))
-        return self._decide(self.engine(images, most), images, ids, lambda *_: procedure()) if len(images) else []
+        if not len(images):
+            return []
+        with self._turns.taken():
+            return self._decide(self.engine(images, most), images, ids, lambda *_: procedure())
 
     def _count(self, samples: int, first: int = 0, stream: Stream = Stream.PREDICT) -> Callable[[], Procedure]:
         """Makes procedures that count what some samples give each class, in units of the voting rule."""
@@ -343,12 +352,13 @@ class SmoothedClassifier(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the engines, which are made anew where they are needed."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_engines", "_workload")}
+        made = ("_engines", "_workload", "_turns")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state.pop("_network", None)  # of version 0.1
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._engines, self._workload = RunnerCache(), None
+        self._engines, self._workload, self._turns = RunnerCache(), None, Turns()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this module, or a plain one of its base classifier."""

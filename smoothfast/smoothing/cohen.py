@@ -12,13 +12,15 @@ from ..images import checked_images
 from ..procedures.votes import ABSTAIN, Count, Votes
 from ..streams import Stream
 from .classifier import SmoothedClassifier
+from .turns import Turns
 
 
 class Smooth:
     """A smoothed classifier as Cohen et al. define it: Gaussian noise on float images, Cohen's bound, their formulas.
 
     Unlike theirs it is seeded, runs on any device and leaves the base classifier's mode alone. Every call draws new
-    samples, as theirs does. `SmoothedClassifier` gives larger radii (multi-class bound) that hold in floating point.
+    samples, as theirs does; calls of several threads wait for each other. `SmoothedClassifier` gives larger radii
+    (multi-class bound) that hold in floating point.
 
     Args:
         base_classifier: maps [B, C, H, W] in [0, 1] to [B, num_classes].
@@ -34,6 +36,7 @@ class Smooth:
         self._smoothed = SmoothedClassifier(
             base_classifier, float(sigma), num_classes, noise="gaussian", precision="fp32", seed=seed
         )
+        self._turns = Turns()
         self._calls = 0  # the image id of a call, so that each draws samples of its own
 
     @property
@@ -62,9 +65,10 @@ class Smooth:
         """
         from scipy.stats import norm
 
-        votes = self._votes(x, n, alpha, batch_size)
-        top = int(votes(n0, Stream.SELECT).argmax())
-        estimation = votes(n, Stream.ESTIMATE)
+        with self._turns.taken():
+            votes = self._votes(x, n, alpha, batch_size)
+            top = int(votes(n0, Stream.SELECT).argmax())
+            estimation = votes(n, Stream.ESTIMATE)
         lower = lower_confidence_bound(int(estimation[top]), n, alpha)
         if lower < 0.5:
             return ABSTAIN, 0.0
@@ -74,7 +78,8 @@ class Smooth:
         """PREDICT: the most probable class, wrong with probability at most alpha, or ABSTAIN. Arguments as above."""
         from scipy.stats import binomtest
 
-        counts = self._votes(x, n, alpha, batch_size)(n, Stream.PREDICT)
+        with self._turns.taken():
+            counts = self._votes(x, n, alpha, batch_size)(n, Stream.PREDICT)
         votes = np.append(counts, n - counts.sum())  # rows without a class are a rival
         first, second = np.argsort(-votes, kind="stable")[:2]
         undecided = binomtest(int(votes[first]), int(votes[first] + votes[second]), 0.5).pvalue > alpha

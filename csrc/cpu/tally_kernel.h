@@ -51,9 +51,9 @@ void soft_shares(const Block& block) {
   for (int64_t i = 0; i < all; ++i) terms[i] = exponential(terms[i]);
   for (int64_t r = 0; r < block.rows; ++r) {
     const int64_t first = r * classes;
-    int64_t total = 0;
-    for (int64_t i = first; i < first + classes; ++i) total += fixed(terms[i] * kTermUnits);
-    const double units = units_per_term(total);
+    uint64_t total = 0;  // of a broken row it is anything, and may wrap around
+    for (int64_t i = first; i < first + classes; ++i) total += (uint64_t)fixed(terms[i] * kTermUnits);
+    const double units = units_per_term((int64_t)total);
     for (int64_t i = first; i < first + classes; ++i) shares[i] = fixed(terms[i] * units);
   }
 }

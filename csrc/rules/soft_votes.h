@@ -15,12 +15,13 @@ constexpr double kProbabilityUnits = 0x1p32, kLogitUnits = 0x1p20, kTermUnits = 
 // Logits beyond count as these ends. With either unit no class gets more than 2^32: 2^31 - 1 rows fit into 63 bits.
 constexpr float kLargestLogit = 0x1p12f;
 
-// The nearest integer, to even on ties, for values up to 2^51: as no instruction of AVX2 rounds to 64 bits.
+// The nearest integer, to even on ties, for values up to 2^51: as no instruction of AVX2 rounds to 64 bits. Of others,
+// which broken rows have, it is anything: hence no signed arithmetic.
 SMOOTHFAST_INLINE int64_t fixed(double value) {
   const double shifted = value + 0x1.8p52;
-  int64_t bits;
+  uint64_t bits;
   std::memcpy(&bits, &shifted, 8);
-  return bits - 0x4338000000000000;
+  return static_cast<int64_t>(bits - 0x4338000000000000);
 }
 
 // A logit as float32: float64 is rounded, to the ends of the range if it lies beyond.

@@ -56,18 +56,16 @@ THREAD = Instrument(
     "thread",
     ("-DINTRA_OP_PARALLEL", "-include", str(Path(__file__).with_name("threads.h")), "-fsanitize=thread"),
     ("libtsan.so", "libstdc++.so"),
-    {"TSAN_OPTIONS": "halt_on_error=1"},
+    {"TSAN_OPTIONS": f"halt_on_error=1:suppressions={Path(__file__).with_name('threads.txt')}"},
 )
 
 
 @dataclass(frozen=True)
 class Defect:
-    """A defect to be planted: a text, which must occur once in a file of csrc/, that becomes another, and the source
-    that is then compiled anew."""
+    """A defect to be planted: texts of files of csrc/, each of which must occur once, with what they become, and the
+    source that is then compiled anew."""
 
-    path: str
-    text: str
-    instead: str
+    changes: dict[str, dict[str, str]]
     source: str
 
 
@@ -109,9 +107,12 @@ class Instrumented:
         name = f"defect{len(list(self.folder.glob('defect*')))}"
         csrc = self.folder / f"{name}-csrc"
         shutil.copytree(CSRC, csrc)
-        content = (csrc / defect.path).read_text()
-        assert content.count(defect.text) == 1
-        (csrc / defect.path).write_text(content.replace(defect.text, defect.instead))
+        for path, texts in defect.changes.items():
+            content = (csrc / path).read_text()
+            for text, instead in texts.items():
+                assert content.count(text) == 1
+                content = content.replace(text, instead)
+            (csrc / path).write_text(content)
         source = Path(defect.source)
         objects = self._of_source | {source: self._compiled(csrc, source)}
         self._package(self.folder / name, list(objects.values()))

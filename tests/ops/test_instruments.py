@@ -1,0 +1,64 @@
+"""The extension under sanitizers: calls of all ops on odd shapes, the tests of the ops, and defects that are found."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers.instrumented import ADDRESS, COMPILER, ROOT, THREAD, Defect, Instrument, Instrumented
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("extension")]
+PROGRAM = str(ROOT / "tests" / "helpers" / "odd_calls.py")
+# What is compiled after the tests ran, or runs a compiler itself, or asks how the extension was built.
+TESTS = "instruction_set or contiguous or scalar or avx"
+TALLY, STEP, SUM = ("cpu/tally_kernel.h", "cpu/attack_step_kernel.h", "cpu/replica_sum_kernel.h")
+WRAPPING = ("uint64_t total = 0", "total += (uint64_t)fixed(terms[i] * kTermUnits)")
+DEFECTS = {
+    "address": {
+        "one element too many": Defect({STEP: {"i < end; ++i": "i <= end; ++i"}}, "cpu/attack_step.cpp"),
+        "a row too many": Defect({SUM: {"- 3; i < last": "- 2; i < last"}}, "cpu/replica_sum.cpp"),
+        "a sum that overflows": Defect(
+            {TALLY: {text: text.replace("uint64_t", "int64_t") for text in WRAPPING}}, "cpu/tally.cpp"
+        ),
+    },
+    "thread": {
+        "no lock": Defect({"cpu/tally.cpp": {"const std::lock_guard<std::mutex> alone(adding);": ""}}, "cpu/tally.cpp"),
+    },
+}
+
+
+def runs_under(instrument: Instrument, folder: Path) -> bool:
+    source = folder / "empty.cpp"
+    source.write_text("int main() {}\n")
+    made = [*COMPILER, *instrument.flags, str(source), "-o", str(folder / "empty")]
+    try:
+        return all(not subprocess.run(command, check=False).returncode for command in (made, [folder / "empty"]))
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module", params=[ADDRESS, THREAD], ids=lambda instrument: instrument.name)
+def instrumented(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Instrumented:
+    folder: Path = tmp_path_factory.mktemp(request.param.name)
+    if not runs_under(request.param, folder):
+        pytest.skip(f"{COMPILER[0]} gives nothing here that runs under the {request.param.name} sanitizer")
+    return Instrumented(request.param, folder)
+
+
+def test_odd_calls(instrumented: Instrumented) -> None:
+    found = instrumented.run([PROGRAM])
+    assert found.returncode == 0, found.stdout
+    assert "scalar noisy_replicas=" in found.stdout
+
+
+def test_the_tests_of_the_ops(instrumented: Instrumented) -> None:
+    found = instrumented.test(str(ROOT / "tests" / "ops"), "-k", TESTS)
+    assert found.returncode == 0, found.stdout
+
+
+def test_defects_are_found(instrumented: Instrumented) -> None:
+    for name, defect in DEFECTS[instrumented.instrument.name].items():
+        found = instrumented.run([PROGRAM], instrumented.plant(defect))
+        assert found.returncode != 0, name
+        assert any(text in found.stdout for text in ("data race", "buffer-overflow", "runtime error")), found.stdout

@@ -95,9 +95,10 @@ def called(name: str, arguments: tuple[Any, ...], place: Callable[[Tensor], Tens
 
 
 def misplaced(tensor: Tensor) -> Tensor:
-    """A copy that begins an element after the start of its memory and ends with it."""
-    memory = tensor.new_empty(tensor.numel() + 1)
-    return memory[1:].as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor) if tensor.numel() else tensor
+    """A copy that begins an element after the start of its memory and ends with it; of a packed network, a float."""
+    skipped = 4 if tensor.dtype == torch.uint8 and tensor.dim() == 1 else 1
+    memory = tensor.new_empty(tensor.numel() + skipped)
+    return memory.as_strided(tensor.shape, tensor.stride(), skipped).copy_(tensor)
 
 
 def same(found: list[Tensor], expected: list[Tensor]) -> bool:

@@ -1,12 +1,14 @@
-"""The extension under sanitizers: calls of all ops on odd shapes, the tests of the ops, and defects that are found."""
+"""The extension under sanitizers: calls of all ops on odd shapes, the tests of the ops, and defects that are found.
+And the bodies of the kernels under memcheck, which knows neither AVX-512 nor, within minutes, torch."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from helpers.instrumented import ADDRESS, COMPILER, ROOT, THREAD, Defect, Instrument, Instrumented
+from helpers.instrumented import ADDRESS, COMPILER, CSRC, ROOT, THREAD, Defect, Instrument, Instrumented
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("extension")]
 PROGRAM = str(ROOT / "tests" / "helpers" / "odd_calls.py")
@@ -26,6 +28,10 @@ DEFECTS = {
         "no lock": Defect({"cpu/tally.cpp": {"const std::lock_guard<std::mutex> alone(adding);": ""}}, "cpu/tally.cpp"),
     },
 }
+
+SPOILED = """
+static const int never_written = (Raw<int64_t>(3).look(), 0);
+"""
 
 
 def runs_under(instrument: Instrument, folder: Path) -> bool:
@@ -62,3 +68,17 @@ def test_defects_are_found(instrumented: Instrumented) -> None:
         found = instrumented.run([PROGRAM], instrumented.plant(defect))
         assert found.returncode != 0, name
         assert any(text in found.stdout for text in ("data race", "buffer-overflow", "runtime error")), found.stdout
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
+@pytest.mark.parametrize("number", range(5), ids=["noisy_replicas", "tally", "replica_sum", "attack_step", "weights"])
+def test_memcheck(number: int, tmp_path: Path) -> None:
+    source, program = ROOT / "tests" / "ops" / "kernels_watched.cpp", str(tmp_path / "program")
+    for name, text in {"clean": source.read_text(), "spoiled": source.read_text() + SPOILED}.items():
+        (tmp_path / f"{name}.cpp").write_text(text)
+        flags = ["-std=c++17", "-O3", "-g1", "-w", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+        made = [*COMPILER, *flags, f"-I{CSRC}", f"-DOP={number}", str(tmp_path / f"{name}.cpp"), "-o", program]
+        subprocess.run(made, check=True)
+        watched = ["valgrind", "-q", "--error-exitcode=9", program]
+        found = subprocess.run(watched, capture_output=True, text=True, check=False)
+        assert found.returncode == {"clean": 0, "spoiled": 9}[name], found.stderr

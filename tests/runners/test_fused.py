@@ -197,6 +197,7 @@ def test_operators(processor: str) -> None:
         ((x.float(), packed, shape, processor), r"replicas must be bfloat16 \[R, 3, 32, 32\], not Float"),
         ((x[:, :, 1:], packed, shape, processor), "replicas must be bfloat16"),
         ((x, packed[:-1], shape, processor), "packed must come from fused_pack, for shape"),
+        ((x, torch.cat([packed[:1], packed])[1:], shape, processor), "packed must come from fused_pack, for shape"),
         ((x, packed, [16, 32, 64, 2, 3], processor), "packed must come from fused_pack, for shape"),
         ((x, packed, [16, 33, 64, 1, 3], processor), "widths must be multiples of 32"),
         ((x, packed, shape[:4], processor), "shape must be three widths, blocks and classes"),

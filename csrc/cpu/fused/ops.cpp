@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -87,7 +88,8 @@ void check_fused_network(const char* op, const at::Tensor& packed, at::IntArrayR
   TORCH_CHECK(!*refused, op, ": ", refused, "; shape is ", shape);
   const tiles::Program& program = tiles::program_of(network);
   const bool fits = packed.numel() == program.packed_backward || (!gradients && packed.numel() == program.packed);
-  TORCH_CHECK(packed.dim() == 1 && packed.scalar_type() == at::kByte && packed.is_contiguous() && fits, op,
+  const bool aligned = reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % alignof(float) == 0;  // it holds some
+  TORCH_CHECK(packed.dim() == 1 && packed.scalar_type() == at::kByte && packed.is_contiguous() && fits && aligned, op,
               ": packed must come from fused_pack", gradients ? " with gradients" : "", ", for shape ", shape);
 }
 

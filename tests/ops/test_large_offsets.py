@@ -90,7 +90,7 @@ def test_images_far_away(instruction_set: str, law: Law, channels_last: bool) ->
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_replicas_far_away(instruction_set: str, channels_last: bool) -> None:
+def test_replicas_far_away(channels_last: bool) -> None:
     needs(4)
     rows = 2**31 // prod(IMAGE) + 70
     slots = torch.full((rows,), -1)
@@ -158,7 +158,7 @@ def test_gradients_far_away(instruction_set: str, channels_last: bool) -> None:
     assert torch.equal(found, ops.replica_sum(gradients[-7:], last, 2 * ONE, 2))
 
 
-def test_sums_far_away(instruction_set: str) -> None:
+def test_sums_far_away() -> None:
     needs(4)
     images = FAR // 4 + 5
     gradients = torch.randn(3, *IMAGE, generator=GENERATOR)

@@ -19,6 +19,7 @@ from .display import console
 from .options import BY, JsonOptions, NoiseOptions, Options, command, named
 
 if TYPE_CHECKING:
+    from ..engine import Engine
     from ..procedures import Procedure
 
 DEMO_SIGMA = 0.25  # of the noise that the embedded weights were trained under
@@ -199,6 +200,7 @@ def _run(options: LogOptions) -> None:
     # error of usage is to wait.
     from ..processes import joined
     from ..runs.certify import log_run
+    from ..runs.logs import environment_of
     from .prepare import described, prepare
 
     samples = options.procedure(0, 0.0).most
@@ -216,10 +218,23 @@ def _run(options: LogOptions) -> None:
             engine, prepared.source, prepared.indices, options.procedure, options.settings() | prepared.about,
             options.out, resume=resume, progress=display.progress, group=group, shard=options.shard,
         )  # fmt: skip
-        if leads and options.as_json:
-            display.print_json({"sound": engine.sound} | _figures(options.out, engine.meta))
-        elif leads:
+        if not leads:
+            return
+        sound = bool(environment_of(options.out).get("sound", engine.sound))
+        if options.as_json:
+            display.print_json({"sound": sound} | _figures(options.out, engine.meta))
+        else:
             display.show_log(options.out)
+        if not sound and engine.function.law.name == "lattice":
+            display.tell(f"{options.out} is not sound: {_why(engine)} (docs/soundness.md)", style="red")
+
+
+def _why(engine: Engine) -> str:
+    """The reason why a log is not sound though its noise is."""
+    agreement = engine.meta["row_function"]
+    if agreement != "bit for bit":
+        return f'the logits of a row are a function of that row "{agreement}"'
+    return "the base classifier changed while it was sampled, in this run or in one before"
 
 
 def _expected(options: LogOptions, samples: int) -> int:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..checks import at_least
 from ..data import Labelled
 from ..engine import Engine, Job
 from ..environment import environment
 from ..images import checked_alike
-from ..modules import warn
 from ..procedures.votes import Decision, Procedure
 from ..processes import SingleProcess
 from .logs import Row, RunLog, put_in_order
@@ -44,7 +44,8 @@ def log_run(
 ) -> None:
     """Decides the images `indices` of a data set and writes a row for each as soon as it is decided.
 
-    In the end rows are in the order of the images, also where several processes wrote them as they came.
+    In the end rows are in the order of the images, also where several processes wrote them as they came. Whether the
+    log is sound stands in the environment beside it, and once it was found not to be, it stays so.
 
     Args:
         engine: for images like the first of these.
@@ -63,27 +64,29 @@ def log_run(
     settings = settings | engine.choices
     group.agree(settings | {"images": len(data)})
 
-    about = environment() | {"processes": group.size, "row_function": engine.meta["row_function"]}
+    agreement, sound = engine.meta["row_function"], engine.sound
+    about = environment() | {"processes": group.size, "row_function": agreement, "sound": sound}
 
     with ExitStack() as opened:  # by one process, until all rows are in order: no other writes them meanwhile
         logs: list[RunLog] = []
 
         def begin() -> list[int]:
             logs.append(opened.enter_context(RunLog(path, settings, about, resume)))
+            if not sound:  # a run before this one may have found nothing
+                logs[0].retract()
             return [index for index in indices if index not in logs[0].done]
 
         def write(rows: Iterable[Row]) -> None:
             for row in progress(rows, len(left), len(logs[0])):
                 logs[0].append(row)
+                if engine.meta["row_function"] != agreement:  # at once, since this run may be killed
+                    logs[0].retract()
             put_in_order(path)
 
-        sound, left = engine.sound, group.first(begin)
+        left = group.first(begin)
         work.gather(rows(engine, data, left, procedure, work), write)
-    if sound and not engine.sound:
-        warn(
-            f"{path} is not sound: the base classifier changed while it was sampled, or its logits of a row depend on "
-            f"the other rows of a pass (row_function: {engine.meta['row_function']})"
-        )
+        if group.sum(torch.tensor(int(not engine.sound))):
+            group.first(lambda: logs[0].retract())
 
 
 def rows(

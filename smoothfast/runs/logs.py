@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import contents
+from ..files import contents, whole
 from . import records
 from .records import COUNT, MOST, Number, RecordFile, Word, cells, complete, exact, integer, read_json, sidecar_of
 
@@ -222,6 +222,14 @@ class RunLog(RecordFile):
             raise ValueError(f"{self.path} has a line of image {row.idx} already, expected each once")
         self._append("\t".join(cells(_COLUMNS, row)) + "\n")
         self.done.add(row.idx)
+
+    def retract(self) -> None:
+        """Notes beside the log that it is not sound, whatever was thought when it was begun."""
+        sidecar = sidecar_of(self.path)
+        content = read_json(sidecar)
+        content.setdefault("environment", {})["sound"] = False
+        with whole(sidecar) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n")
 
     def _kept_settings(self) -> dict[str, Any]:
         return _read_settings(sidecar_of(self.path))

@@ -107,7 +107,7 @@ class SmoothedClassifier(nn.Module):
         self.training = base.training  # packages that put back the mode they found would train the base classifier
         self._engines: RunnerCache[BaseFunction, Engine] = RunnerCache()
         self._workload: tuple[Any, Workload] | None = None
-        self._turns = Turns()
+        self.turns = Turns()
         self.reset()
 
     def reset(self) -> None:
@@ -127,7 +127,7 @@ class SmoothedClassifier(nn.Module):
         PyTorch: slower, the same values up to rounding, and NaN where a logit is not finite. Predictions alone are
         faster under `torch.no_grad()`.
         """
-        with self._turns.taken():
+        with self.turns.taken():
             first = 0 if self.deterministic else self._next_sample
             self._next_sample = first + self.samples
             images = finite_images(images)
@@ -249,7 +249,7 @@ class SmoothedClassifier(nn.Module):
             "n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound, "radius": radius,
             "tolerance": tolerance, "labels": classes, "randomize": randomize, "image_ids": ids,
         }  # fmt: skip
-        with self._turns.taken():
+        with self.turns.taken():
             engine = self.engine(images, most)
 
             def procedure(position: int, image_id: int) -> Procedure:
@@ -333,7 +333,7 @@ class SmoothedClassifier(nn.Module):
         ids = checked_ids(image_ids, len(images))
         if not len(images):
             return []
-        with self._turns.taken():
+        with self.turns.taken():
             return self._decide(self.engine(images, most), images, ids, lambda *_: procedure())
 
     def _count(self, samples: int, first: int = 0, stream: Stream = Stream.PREDICT) -> Callable[[], Procedure]:
@@ -352,13 +352,13 @@ class SmoothedClassifier(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the engines, which are made anew where they are needed."""
-        made = ("_engines", "_workload", "_turns")
+        made = ("_engines", "_workload", "turns")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state.pop("_network", None)  # of version 0.1
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._engines, self._workload, self._turns = RunnerCache(), None, Turns()
+        self._engines, self._workload, self.turns = RunnerCache(), None, Turns()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this module, or a plain one of its base classifier."""

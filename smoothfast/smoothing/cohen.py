@@ -12,7 +12,6 @@ from ..images import checked_images
 from ..procedures.votes import ABSTAIN, Count, Votes
 from ..streams import Stream
 from .classifier import SmoothedClassifier
-from .turns import Turns
 
 
 class Smooth:
@@ -36,7 +35,6 @@ class Smooth:
         self._smoothed = SmoothedClassifier(
             base_classifier, float(sigma), num_classes, noise="gaussian", precision="fp32", seed=seed
         )
-        self._turns = Turns()
         self._calls = 0  # the image id of a call, so that each draws samples of its own
 
     @property
@@ -65,7 +63,7 @@ class Smooth:
         """
         from scipy.stats import norm
 
-        with self._turns.taken():
+        with self._smoothed.turns.taken():
             votes = self._votes(x, n, alpha, batch_size)
             top = int(votes(n0, Stream.SELECT).argmax())
             estimation = votes(n, Stream.ESTIMATE)
@@ -78,7 +76,7 @@ class Smooth:
         """PREDICT: the most probable class, wrong with probability at most alpha, or ABSTAIN. Arguments as above."""
         from scipy.stats import binomtest
 
-        with self._turns.taken():
+        with self._smoothed.turns.taken():
             counts = self._votes(x, n, alpha, batch_size)(n, Stream.PREDICT)
         votes = np.append(counts, n - counts.sum())  # rows without a class are a rival
         first, second = np.argsort(-votes, kind="stable")[:2]

@@ -51,6 +51,16 @@ def test_a_log_for_programs(run: Run, toys: Path, tmp_path: Path, command: str) 
     assert resumed.out == result.out  # nothing is left to do
 
 
+def test_a_log_that_is_not_sound_stays_so(run: Run, toys: Path) -> None:
+    """Though nothing is left to do for the run that goes on with it."""
+    words = arguments("certify", toys, model="smoothfast_toys:restless")
+    first = run(*words, "--json")
+    assert parsed(first.out)["sound"] is False
+    assert "run.tsv is not sound: the base classifier changed while it was sampled" in " ".join(first.err.split())
+    assert parsed(run(*words, "--json", "--resume").out)["sound"] is False
+    assert parsed(run(*arguments("certify", toys, out="other.tsv"), "--json").out)["sound"] is True
+
+
 def test_an_attack_for_programs(run: Run, toys: Path, tmp_path: Path) -> None:
     result = run(*attack_arguments(toys), "--json")
     assert result.status == 0, result.err

@@ -14,8 +14,10 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import smoothfast as sf
 from smoothfast.modules import weights_sha256
+from smoothfast.procedures import FixedCertify
 from smoothfast.runners.choice import fingerprint
 from smoothfast.runs.certify import log_run
+from smoothfast.runs.logs import environment_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 5
@@ -220,14 +222,14 @@ def test_rows_of_the_actual_images_are_looked_at(tmp_path: Any) -> None:
     certificate = smoothed.certify(grey, n0=5, n=40)
     assert (certificate.meta["row_function"], certificate.sound) == ("no", False)
 
-    from smoothfast.procedures import FixedCertify
-
-    engine = make(Selective(), sigma=0.05).engine(grey)
-    data = [(image, 0) for image in grey]
-    with pytest.warns(UserWarning, match=r"is not sound: .*row_function: no"):
-        log_run(
-            engine, data, [0, 1], lambda *_: FixedCertify(5, 40, 0.001, 0.05, "multiclass"), {}, tmp_path / "run.tsv"
-        )  # fmt: skip
+    engine, data, log = make(Selective(), sigma=0.05).engine(grey), [(image, 0) for image in grey], tmp_path / "run.tsv"
+    log_run(engine, data, [0], lambda *_: FixedCertify(5, 40, 0.001, 0.05, "multiclass"), {}, log)
+    assert environment_of(log)["row_function"] == "bit for bit"  # as it seemed when the log was begun
+    assert environment_of(log)["sound"] is False
+    fresh = make(Selective(), sigma=0.05).engine(grey)
+    log_run(fresh, data, [0], lambda *_: FixedCertify(5, 40, 0.001, 0.05, "multiclass"), {}, log, resume=True)
+    assert fresh.sound  # which had nothing to do
+    assert environment_of(log)["sound"] is False
 
 
 def test_a_look_at_rows_leaves_their_votes_as_they_are() -> None:

@@ -111,7 +111,7 @@ def test_a_thread_that_fails_lets_the_others_go_on(model: SmoothedClassifier) ->
 def test_copies_and_pickles_have_turns_of_their_own() -> None:
     model = made()
     expected = answer(model, 0)
-    with model._turns.taken(), ThreadPoolExecutor(1) as pool:
+    with model.turns.taken(), ThreadPoolExecutor(1) as pool:
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(pool.submit(answer, other, 0).result(PATIENCE), expected)
 

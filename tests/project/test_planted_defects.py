@@ -32,8 +32,8 @@ DEFECTS = {
     ),
     "radius rounded up": (
         "statistics/radii.py",
-        "gap * _ROUND_DOWN, 0.0), 0.0)",
-        "gap / _ROUND_DOWN, 0.0), 0.0)",
+        "quantile * (1 - _QUANTILE_MARGIN * np.sign(quantile))",
+        "quantile * (1 + 3 * _QUANTILE_MARGIN * np.sign(quantile))",
         STATISTICS,
     ),
     "selection samples used again": (

@@ -1,7 +1,7 @@
 """A million certificates and predictions by each procedure, from images to radii, and the errors among them counted.
 
 The base classifier cuts one noisy pixel into classes, so the probability of each is known from the table of the noise.
-The law is one where errors are likeliest: radii at their boundary. The last results stand in docs/records.md.
+The law is one where errors are likeliest: radii at their boundary. docs/trust.md says what was run.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A certificate is wrong with probability alpha at most, whatever the attack. The images, on the lattice of 8 bits and
 within the radius, come from EPGD and DDN on the smoothed network, and from a search on the lattice along its gradient.
-The last result stands in docs/records.md.
+docs/trust.md says what was run.
 """
 
 from __future__ import annotations

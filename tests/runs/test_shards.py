@@ -297,7 +297,8 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_written(plain: Callable[[str
     log = Path("run.tsv").read_bytes()
     Path("run.tsv").write_bytes(b"".join(log.splitlines(keepends=True)[:3]))  # its sidecar is larger than the log
     results = Launch().run(2, *words, "--resume", room=len(log) // 2)
-    assert [result.status for result in results] == [1, 0]
+    assert [result.status for result in results] == [1, 1]
+    assert "smoothfast: " not in results[1].err
     assert "cannot write to run.tsv (File too large)" in " ".join(results[0].err.split())
     assert 2 < len(read_log("run.tsv")) < COUNT
     succeeded(Launch().run(2, *words, "--resume"))

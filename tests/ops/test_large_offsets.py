@@ -41,7 +41,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros that take memory where they are written."""
     count = prod(shape) * dtype.itemsize
-    if not count:  # of no bytes torch makes a view that has another stride
+    if not count:  # torch takes no view of no bytes as another dtype
         return torch.zeros(shape, dtype=dtype)
     return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)
 

@@ -49,8 +49,8 @@ def compared(depth: int, gradients: bool) -> list[harness.Row]:
 @torch.no_grad()
 def contenders(depth: int, gradients: bool) -> dict[str, Callable[[], Any]]:
     """Runners of a network with random weights, in bf16; ratios are against the last."""
-    base = network(depth)
-    replicas = micro_batch_of((ROWS, 3, 32, 32), torch.bfloat16, harness.CPU).copy_(torch.randn(ROWS, 3, 32, 32))
+    base, shape = network(depth), (ROWS, 3, 32, 32)
+    replicas = micro_batch_of(shape, torch.bfloat16, harness.CPU, torch.channels_last).copy_(torch.randn(shape))
     inputs = (replicas, torch.arange(ROWS)[:, None] % 10) if gradients else (replicas,)
     found = recognised(base, (replicas,))
     named: dict[str, Callable[[], Any]] = {}

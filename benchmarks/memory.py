@@ -53,7 +53,7 @@ def rows(sizes: Sequence[tuple[int, int]], repeats: int) -> list[harness.Row]:
 
 def run(samples: int, images: int) -> int:
     """Votes of images that are made when the engine asks for them; how many there were."""
-    engine = Engine(BaseFunction.resolved(Cheap().eval(), lattice_law(0.25), (3, 32, 32), torch.uint8), 10)
+    engine = Engine(BaseFunction.resolved(Cheap().eval(), lattice_law(0.25), (3, 32, 32), torch.uint8))
     jobs = (
         Job(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), image_id, Count(samples))
         for image_id in range(images)

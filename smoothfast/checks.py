@@ -46,6 +46,14 @@ def noise_level(**values: float | None) -> None:
             raise ValueError(f"{name} is {value}; it must be finite and at least {LEAST_SIGMA}, in [0, 1] pixel units")
 
 
+def in_pixel_units(argument: str, value: float, most: float) -> None:
+    """Raises ValueError where a value is too large for images in [0, 1], as one in units of 8 bits is."""
+    if value > most:
+        raise ValueError(
+            f"{argument} is {value:g}; it is at most {most:g} in [0, 1] pixel units: did you mean {value:g}/255?"
+        )
+
+
 def not_negative(**values: float | None) -> None:
     """Raises ValueError unless every value is at least 0 and finite, or None; by name."""
     for name, value in values.items():

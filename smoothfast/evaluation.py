@@ -8,15 +8,16 @@ classifier (`forward` has a stream of its own): so no image has been fitted to t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checks import choice
-from .engine import BaseFunction, Gradients
-from .images import pixels
+from .engine import BaseFunction, Gradients, as_module
+from .images import UNIT, checked_bounds, pixels
 from .ops.laws import no_noise
 from .smoothing.classifier import SmoothedClassifier
 from .smoothing.results import winners
@@ -73,18 +74,26 @@ def accuracy(votes: Tensor, labels: Sequence[int] | Tensor, level: float = LEVEL
     return Accuracy(correct, len(votes), *map(float, bounds))
 
 
-def base_votes(model: nn.Module, images: Tensor, max_batch: int | None = None) -> Tensor:
+def base_votes(
+    model: nn.Module | Callable[[Tensor], Any],
+    images: Tensor,
+    max_batch: int | None = None,
+    bounds: Sequence[float] | None = UNIT,
+) -> Tensor:
     """Votes int64 [N, K] of the base classifier for images without noise, computed in float32: one for each image, and
     none where its logits are not finite.
 
     Args:
-        model: a `SmoothedClassifier`, of which the base classifier is asked, with its normalisation; or any module from
-            images [N, C, H, W] in [0, 1] to logits [N, K].
-        images: uint8 (0..255) or float (0..1) [N, C, H, W].
+        model: a `SmoothedClassifier`, of which the base classifier is asked, with its normalisation and bounds; or any
+            module or function from images [N, C, ...] to logits [N, K].
+        images: uint8 (0..255) or float (0..1, or `bounds`) [N, C, ...].
         max_batch: rows per forward pass; by image size and device if not given.
+        bounds: (low, high) of float images that lie in another range than 0 .. 1; None: in none.
     """
-    base, normalize = (model.base, model.normalize) if isinstance(model, SmoothedClassifier) else (model, None)
-    images = pixels(images)
+    base, normalize, bounds = as_module(model, "model"), None, checked_bounds(bounds)
+    if isinstance(model, SmoothedClassifier):
+        base, normalize, bounds = model.base, model.normalize, model.bounds
+    images = pixels(images, bounds)
     function = BaseFunction.resolved(
         base, no_noise(), images.shape[1:], normalize=normalize, precision="fp32", micro_batch=max_batch
     )
@@ -93,9 +102,10 @@ def base_votes(model: nn.Module, images: Tensor, max_batch: int | None = None) -
     return Gradients(function).outcomes(images, zeros, zeros, 0, 1).votes
 
 
-def distances(images: Tensor, adversarial: Tensor, norm: str) -> Tensor:
-    """Distances that images were moved by, float64 [N] in [0, 1] pixel units, by norm "linf" or "l2"; exact but for the
-    sum."""
+def distances(images: Tensor, adversarial: Tensor, norm: str, bounds: Sequence[float] | None = UNIT) -> Tensor:
+    """Distances that images were moved by, float64 [N] in units of their range ([0, 1] for uint8), by norm "linf" or
+    "l2"; exact but for the sum."""
+    bounds = checked_bounds(bounds)
     choice("norm", norm, ORDERS)
-    moved = pixels(adversarial).double() - pixels(images).double().to(adversarial.device)
+    moved = pixels(adversarial, bounds).double() - pixels(images, bounds).double().to(adversarial.device)
     return torch.linalg.vector_norm(moved.flatten(1), ORDERS[norm], dim=1)

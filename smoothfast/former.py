@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 MOVED = {
     "smoothfast.cohen": {"Smooth": "smoothfast.smoothing:Smooth"},
@@ -41,3 +41,12 @@ class _Former(MetaPathFinder, Loader):
 def find_former() -> None:
     """Lets the modules of version 0.1 be found."""
     sys.meta_path.append(_Former())
+
+
+def classifier_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a pickled `SmoothedClassifier`, also of one of version 0.1, which had no bounds."""
+    if "num_classes" in state:
+        others = {name: value for name, value in state.items() if name not in ("num_classes", "_network", "_workload")}
+        new = {"_num_classes": state["num_classes"], "_rule": "prediction", "bounds": (0.0, 1.0)}
+        return others | new | {"_said_far_outside": False}
+    return state

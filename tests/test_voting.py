@@ -279,7 +279,7 @@ def test_one_pass_serves_every_rule() -> None:
     function = BaseFunction.resolved(
         Pixels().eval(), engine.function.law, (3, 6, 6), torch.uint8, precision="fp32", micro_batch=16, seed=SEED
     )
-    several = Engine(function, CLASSES, rules)
+    several = Engine(function, rules)
     jobs = [Job(image, i, Total(50)) for i, image in enumerate(PIXELS)]
     decisions = list(several.run(jobs))
     for place, (rule, name) in enumerate(zip(rules, ("prediction", "soft", "weighted", "logit"), strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import names, ops
-from ..checks import at_least, choice, seed_in_range
-from ..engine import BaseFunction, Gradients, default_micro_batch
+from ..checks import at_least, choice, in_pixel_units, seed_in_range
+from ..engine import Adapter, BaseFunction, Gradients, as_module, default_micro_batch
 from ..engine.blocks import BLOCK
-from ..images import checked_ids, checked_labels, pixels
+from ..images import UNIT, Bounds, by_channel, checked_bounds, checked_ids, checked_labels, pixels
 from ..layers import draws_noise
 from ..losses import Loss, cross_entropy
 from ..modules import device_of
-from ..normalization import Normalization
+from ..normalization import Normalization, checked_normalization
 from ..ops.laws import float_law
 from ..ops.philox import uniforms
-from ..runners.choice import CORES, RunnerCache, candidates, measure
-from ..runners.precision import resolve_precision
+from ..runners.choice import CORES, RunnerCache
 from ..smoothing import SmoothedClassifier, SoftClassifier
 from ..streams import MAX_SAMPLE_ID, Stream
 
@@ -43,6 +43,8 @@ class Options(TypedDict, total=False):
             (`runners.choice`).
         replicas_per_forward: for models that draw noise of their own once in a forward pass: how many samples of an
             image share it. 1 draws anew for each sample; images beside each other share it still.
+        bounds: (low, high) of images that lie in another range than 0 .. 1; None: in none. Those of a
+            `SmoothedClassifier` if it is one.
     """
 
     sigma: float | Sequence[float] | None
@@ -51,6 +53,7 @@ class Options(TypedDict, total=False):
     max_batch: int | None
     runner: str
     replicas_per_forward: int | None
+    bounds: Sequence[float] | None
 
 
 ROOM = 2**24  # numbers that a repetition has for the samples of an image: of PGD, steps times samples are in use
@@ -64,9 +67,9 @@ class Attack(ABC):
     """An attack on a model: `adversarial = attack(images, labels)`.
 
     Args:
-        model: a `SmoothedClassifier`, of which the base classifier is attacked under its noise, or any module from
-            images [N, C, H, W] in [0, 1] to logits [N, K]. It runs in eval mode and is left in the mode it was in; its
-            parameters get no gradients.
+        model: a `SmoothedClassifier`, of which the base classifier is attacked under its noise, or any module or
+            function from images [N, C, ...] to logits [N, K], as a `SmoothedClassifier` takes them. It runs in eval
+            mode and is left in the mode it was in; its parameters get no gradients.
         samples: noisy copies, or passes of a model that draws noise itself, behind each gradient or loss.
 
     The others are described in `Options`.
@@ -87,7 +90,7 @@ class Attack(ABC):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Callable[[Tensor], Any],
         *,
         samples: int = 1,
         sigma: float | Sequence[float] | None = None,
@@ -96,20 +99,24 @@ class Attack(ABC):
         max_batch: int | None = None,
         runner: str = "auto",
         replicas_per_forward: int | None = None,
+        bounds: Sequence[float] | None = UNIT,
     ) -> None:
         choice("runner", runner, names.RUNNERS)
         if isinstance(model, SoftClassifier):
             raise ValueError("model is a SoftClassifier, which is for other packages; give the SmoothedClassifier")
         seed_in_range(seed)
         at_least(1, samples=samples, max_batch=max_batch, replicas_per_forward=replicas_per_forward)
-        self.model, self.samples, self.seed = model, samples, seed
+        self.model = model = as_module(model, "model")
+        self.samples, self.seed = samples, seed
         self.max_batch, self.runner = max_batch, runner
         self.replicas_per_forward = replicas_per_forward
         self.base: nn.Module = model
         self.normalize: Normalization | None = None
-        self.clip = False
+        self.clip, self.bounds = False, checked_bounds(bounds)
         if isinstance(model, SmoothedClassifier):
-            self.base, self.normalize, self.clip = model.base, model.normalize, model.clip
+            if self.bounds not in (UNIT, model.bounds):
+                raise ValueError(f"bounds is {bounds}; those of the SmoothedClassifier are {model.bounds}")
+            self.base, self.normalize, self.clip, self.bounds = model.base, model.normalize, model.clip, model.bounds
             sigma = tuple(model.sigma.tolist()) if sigma is None else sigma
             precision = precision or model.precision
         self.precision = precision or "auto"
@@ -118,14 +125,15 @@ class Attack(ABC):
         self._takes_normalized = False
         self._targets: Targets | None = None
         self._engines: RunnerCache[BaseFunction, Gradients] = RunnerCache()
+        self._adapter = Adapter()
 
     def __call__(
         self, images: Tensor, labels: Sequence[int] | Tensor, image_ids: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """Adversarial images float32 [N, C, H, W] in [0, 1], or normalised as `set_normalization_used` says.
+        """Adversarial images float32 [N, C, ...] in their range, or normalised as `set_normalization_used` says.
 
         Args:
-            images: uint8 (0..255) or float (0..1) [N, C, H, W].
+            images: uint8 (0..255) or float (0..1, or `bounds`) [N, C, ...].
             labels: int [N], the true classes; in the mode targeted by label, the classes to be reached.
             image_ids: [N], the numbers that noise is drawn under; 0..N-1 if not given.
 
@@ -133,6 +141,7 @@ class Attack(ABC):
             ValueError: an argument is out of its range.
         """
         images = self._pixels(images)
+        self._adapter.look_again()
         ids = torch.tensor(checked_ids(image_ids, len(images)), dtype=torch.int64, device=images.device)
         if not len(images):
             return images
@@ -146,7 +155,7 @@ class Attack(ABC):
 
         Args:
             engine: of this attack, see `engine`.
-            images: float32 [N, C, H, W] in [0, 1]. This and the others, on the device of the model, are not checked.
+            images: float32 [N, C, ...] in [0, 1]. This and the others, on the device of the model, are not checked.
             labels, image_ids: int64 [N].
         """
         engine.forwards = engine.backwards = 0
@@ -176,12 +185,23 @@ class Attack(ABC):
 
     @abstractmethod
     def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
-        """Adversarial images of images [N, C, H, W], away from or towards classes [N]."""
+        """Adversarial images of images [N, C, ...], away from or towards classes [N]."""
+
+    @property
+    def range(self) -> Bounds:
+        """The range of images, infinite where they have none."""
+        return self.bounds or (-math.inf, math.inf)
 
     @property
     def sign(self) -> int:
         """Direction in which the attack goes along the gradients of the loss: 1 is up, -1 down to a target."""
         return 1 if self._targets is None else -1
+
+    def _require_within_range(self, **lengths: float) -> None:
+        """Raises ValueError where a length in Linf is larger than the range of pixels; by name."""
+        for name, length in lengths.items():
+            if self.bounds == UNIT:
+                in_pixel_units(name, length, 1.0)
 
     def _directed(self, classes: Tensor) -> Tensor:
         """Classes and directions int64 [N, 2], as `losses.capped_margin` takes them."""
@@ -218,8 +238,9 @@ class Attack(ABC):
             raise ValueError(
                 "the model is a SmoothedClassifier, which takes images in [0, 1] and has its own normalize"
             )
-        ops.affine((mean, std), len(mean), torch.float32)  # checks them
-        self.normalize, self._takes_normalized = (tuple(mean), tuple(std)), True
+        self.normalize = checked_normalization((mean, std), self.bounds == UNIT)
+        ops.affine(self.normalize, len(mean), torch.float32)  # checks them
+        self._takes_normalized = True
 
     def _random_targets(self, engine: Gradients, images: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
         samples = torch.full_like(ids, MAX_SAMPLE_ID - self.repetition)
@@ -237,26 +258,29 @@ class Attack(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes but for the engines, which are made anew where they are needed."""
-        return {name: value for name, value in self.__dict__.items() if name != "_engines"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_engines", "_adapter")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         former = {"draw": "repetition", "draws": "passes_per_image"}  # names of version 0.1
         self.__dict__.update({former.get(name, name): value for name, value in state.items() if name != "_kept"})
-        self._engines = RunnerCache()
+        self.__dict__.setdefault("bounds", UNIT)  # it had none in version 0.1
+        self._engines, self._adapter = RunnerCache(), Adapter()
 
     # ---- what goes in and out --------------------------------------------------------------------------------------
 
     def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
         assert self.normalize is not None
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in self.normalize)
+        mean, std = (by_channel(values, images) for values in self.normalize)
         return mean, std
 
     def _pixels(self, images: Tensor) -> Tensor:
-        """Images float32 in [0, 1], on the device of the model."""
+        """Images float32 in their range, on the device of the model."""
         if self._takes_normalized:
             mean, std = self._statistics(images)
-            images = (images * std + mean).clamp(0, 1)  # rounding may have left the range
-        return pixels(images.to(device_of(self.base)))
+            images = images * std + mean
+            if self.bounds is not None:
+                images = images.clamp(*self.bounds)  # rounding may have left the range
+        return pixels(images, self.bounds).to(device_of(self.base))
 
     def _normalized(self, adversarial: Tensor) -> Tensor:
         if not self._takes_normalized:
@@ -271,7 +295,7 @@ class Attack(ABC):
     # ---- the engine ------------------------------------------------------------------------------------------------
 
     def engine(self, images: Tensor, count: int) -> Gradients:
-        """The engine for images [N, C, H, W] of this shape, by the runner that takes least, and by the next where it
+        """The engine for images [N, C, ...] of this shape, by the runner that takes least, and by the next where it
         declines the model.
 
         Args:
@@ -282,23 +306,21 @@ class Attack(ABC):
 
     def functions(self, images: Tensor, count: int) -> list[BaseFunction]:
         """The base classifier for images of this shape by each runner to be tried, the preferred one first."""
-        runners = [self.runner]
-        if self.runner == "auto":
-            runners = self._candidates(images, count)
-        return [self._function(images, count, runner) for runner in runners]
+        if self.runner != "auto":
+            return [self._function(images, count, self.runner)]
+        return [self._function(images, count, runner) for runner in self._candidates(images, count)]
 
     def _candidates(self, images: Tensor, count: int) -> list[str]:
         if self.replicas_per_forward is not None:
             return ["eager"]  # a model that draws noise itself is no fixed graph
-        device = device_of(self.base)
         passes = count * self.passes_per_image * self.samples * (1 + ("backward" in self.needs))
-        workload = measure(self.base, tuple(images.shape[1:]))
-        return candidates(workload, passes, resolve_precision(self.precision, device), device)
+        return self._function(images, count, "eager").candidates(passes)
 
     def _function(self, images: Tensor, count: int, runner: str) -> BaseFunction:
         return BaseFunction.resolved(
             self.base, self.law, images.shape[1:], normalize=self.normalize, clip=self.clip, precision=self.precision,
             runner=runner, micro_batch=self._micro_batch(images, count, runner), seed=self.seed,
+            adapter=self._adapter,
         )  # fmt: skip
 
     def _new_engine(self, function: BaseFunction) -> Gradients:

@@ -16,6 +16,7 @@ from .. import ops
 from ..checks import at_least, not_negative, positive
 from ..engine import Gradients
 from ..engine.gradients import Outcome
+from ..images import by_image
 from ..losses import capped_margin, margin
 from ..ops.laws import Law, gaussian_law
 from ..ops.philox import stream_key, uniforms
@@ -43,10 +44,11 @@ class _BlackBox(Attack):
         options.setdefault("precision", "fp32")
         super().__init__(model, samples=samples, **options)
         not_negative(eps=eps)
+        self._require_within_range(eps=eps)
         self.eps = eps
 
     def _project(self, points: Tensor, images: Tensor) -> Tensor:
-        ops.attack_step(points, images, torch.zeros_like(points), "linf", 0.0, self.eps, 0.0, 1.0)
+        ops.attack_step(points, images, torch.zeros_like(points), "linf", 0.0, self.eps, *self.range)
         return points
 
     def _unanimous(self, votes: Tensor, classes: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class NAttack(_BlackBox):
 
     Args:
         model: see `Attack`.
-        eps: radius of the ball, in [0, 1] pixel units. No result leaves it, nor [0, 1], by one ulp.
+        eps: radius of the ball, in [0, 1] pixel units. No result leaves it, nor the range of images, by one ulp.
         steps: of the mean, at most. Every tenth time it is looked whether the mean is adversarial.
         population: members at each step.
         samples: noisy copies of a member.
@@ -91,6 +93,7 @@ class NAttack(_BlackBox):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, eps, samples, options)
+        tanh_space.require_range(self.bounds)
         at_least(1, steps=steps, population=population)
         positive(search_sigma=search_sigma, lr=lr)
         self.steps, self.population, self.lr = steps, population, lr
@@ -118,7 +121,7 @@ class _Evolution:
         self.directed, self.image_id = attack._directed(label), image_id
         self.key = stream_key(attack.seed, Stream.ATTACK_START, image.device)
         self.one = image.new_ones(image.shape[1])
-        self.mean = tanh_space.from_pixels(image) + self.noise(START, torch.zeros_like(image_id))
+        self.mean = tanh_space.from_pixels(image, attack.range) + self.noise(START, torch.zeros_like(image_id))
 
     def noise(self, law: Law, members: Tensor) -> Tensor:
         """Noise float32 [B, C, H, W] of members [B], whose numbers take the place of sample ids."""
@@ -129,7 +132,7 @@ class _Evolution:
 
     def points(self, numbers: Tensor) -> Tensor:
         """Points in the ball, of numbers [B, C, H, W] in tanh space."""
-        return self.attack._project(tanh_space.to_pixels(numbers), self.image.expand_as(numbers))
+        return self.attack._project(tanh_space.to_pixels(numbers, self.attack.range), self.image.expand_as(numbers))
 
     def outcome(self, numbers: Tensor, first: int) -> Outcome:
         """The outcome of samples from `first` on, at the points of numbers [B, C, H, W]."""
@@ -155,7 +158,7 @@ class _Evolution:
         scores = ((worth - worth.mean()) / worth.std(correction=0)).float()
         factor = attack.lr / (attack.population * attack.search_law.sigma[0] ** 2)
         for some, score in zip(members.split(size), scores.split(size), strict=True):
-            products = self.noise(attack.search_law, some) * score.view(-1, 1, 1, 1)
+            products = self.noise(attack.search_law, some) * by_image(score, self.image)
             self.mean += ops.replica_sum(products, torch.zeros_like(some), factor * self.one, 1)
 
 
@@ -170,7 +173,7 @@ class Square(_BlackBox):
 
     Args:
         model: see `Attack`.
-        eps: radius of the ball, in [0, 1] pixel units. No result leaves it, nor [0, 1], by one ulp.
+        eps: radius of the ball, in [0, 1] pixel units. No result leaves it, nor the range of images, by one ulp.
         queries: what is proposed, at most, the stripes included.
         p_init: share of the image that the first squares cover.
         samples: noisy copies for each comparison.
@@ -196,6 +199,8 @@ class Square(_BlackBox):
         self.passes_per_image = 2 * queries
 
     def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
+        if images.dim() != 4:
+            raise ValueError(f"images have shape {tuple(images.shape)}; Square changes squares of [N, C, H, W]")
         points, at = images.clone(), torch.arange(len(images), device=images.device)
         for query in range(self.queries):
             proposed = self._proposed(query, points[at], images[at], ids[at])

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from .. import names, ops
 from ..checks import at_least, choice, not_negative
 from ..engine import Gradients
+from ..images import by_image
 from ..losses import FEWEST, LOSSES, difference, margin
 from ..noise import gaussian
 from ..ops.philox import uniforms
@@ -33,7 +34,7 @@ class PGD(Attack):
 
     Args:
         model: see `Attack`.
-        eps: radius of the ball, in [0, 1] pixel units. No result leaves it, nor [0, 1], by one ulp.
+        eps: radius of the ball, in [0, 1] pixel units. No result leaves it, nor the range of images, by one ulp.
         alpha: length of a step; a quarter of eps if not given.
         steps: how many (k).
         random_start: begin anywhere in the ball, all places being equally likely, instead of at the image.
@@ -69,6 +70,8 @@ class PGD(Attack):
         choice("loss", loss, LOSSES)
         self.eps, self.alpha = eps, eps / 4 if alpha is None else alpha
         not_negative(eps=eps, alpha=self.alpha)
+        if norm == "linf":
+            self._require_within_range(eps=eps, alpha=self.alpha)
         at_least(1, steps=steps, restarts=restarts)
         self.steps, self.random_start, self.norm, self.restarts = steps, random_start, norm, restarts
         self.loss, self.fewest = LOSSES[loss], FEWEST.get(loss, 2)
@@ -86,7 +89,7 @@ class PGD(Attack):
                 return found
             reached = self._reached(engine, found, classes, ids, len(runs) * self.steps * self.samples)
             better = reached > highest
-            best, highest = torch.where(better.view(-1, 1, 1, 1), found, best), torch.where(better, reached, highest)
+            best, highest = torch.where(by_image(better, found), found, best), torch.where(better, reached, highest)
         return best
 
     def _runs(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Iterator[Tensor]:
@@ -111,7 +114,7 @@ class PGD(Attack):
         return engine.outcomes(adversarial, classes, ids, first, self.samples, self.needs[0]).gradients
 
     def _step(self, adversarial: Tensor, images: Tensor, gradients: Tensor, alpha: float) -> None:
-        ops.attack_step(adversarial, images, gradients, self.norm, alpha, self.eps, 0.0, 1.0)
+        ops.attack_step(adversarial, images, gradients, self.norm, alpha, self.eps, *self.range)
 
     def _start(self, images: Tensor, ids: Tensor, run: int) -> Tensor:
         """The points that a run starts from: a function of seed, image id, repetition and run."""

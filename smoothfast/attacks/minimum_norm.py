@@ -18,6 +18,7 @@ from .. import ops
 from ..checks import at_least, not_negative, positive
 from ..engine import Gradients
 from ..engine.gradients import Outcome
+from ..images import by_image
 from ..losses import capped_margin, margin
 from ..ops.reference import norms
 from ..smoothing.results import winners
@@ -110,6 +111,8 @@ class DDN(_MinimumNorm):
         if not 0 < gamma < 1:
             raise ValueError(f"gamma is {gamma}; it must lie between 0 and 1")
         self.steps, self.gamma, self.init_norm, self.levels, self.max_norm = steps, gamma, init_norm, levels, max_norm
+        if levels is not None and self.bounds is None:
+            raise ValueError(f"levels is {levels} and bounds is None; without a range there are no levels: levels=None")
         self.passes_per_image = steps
 
     def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
@@ -126,16 +129,18 @@ class DDN(_MinimumNorm):
             length = LAST_LENGTH + (1 - LAST_LENGTH) * (1 + math.cos(math.pi * step / self.steps)) / 2
             points[at] = self._moved(points[at], images[at], self.sign * outcome.gradients, length, radii[at])
         if self.max_norm is not None:
-            ops.attack_step(nearest.points, images, torch.zeros_like(images), "l2", 0.0, self.max_norm, 0.0, 1.0)
+            ops.attack_step(nearest.points, images, torch.zeros_like(images), "l2", 0.0, self.max_norm, *self.range)
         return nearest.points
 
     def _moved(self, points: Tensor, images: Tensor, gradients: Tensor, length: float, radii: Tensor) -> Tensor:
-        """Points after one step, then put onto the sphere of radius `radii` [N, 1] around the image, into [0, 1] and
+        """Points after one step, then put onto the sphere of radius `radii` [N, 1] around the image, into the range and
         onto the grid."""
         moves = (points.double() - images).flatten(1) + _rescaled(gradients.double().flatten(1), length)
-        moved = (images + _rescaled(moves, radii).view(images.shape)).clamp(0, 1)
+        moved = (images + _rescaled(moves, radii).view(images.shape)).clamp(*self.range)
         if self.levels is not None:
-            moved = (moved * (self.levels - 1)).round() / (self.levels - 1)
+            low, high = self.range
+            steps = (self.levels - 1) / (high - low)
+            moved = low + ((moved - low) * steps).round() / steps
         return moved.float()
 
 
@@ -184,6 +189,7 @@ class CW(_MinimumNorm):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(model, samples, options)
+        tanh_space.require_range(self.bounds)
         positive(c=c, lr=lr)
         not_negative(kappa=kappa)
         at_least(1, steps=steps, search_steps=search_steps)
@@ -211,7 +217,7 @@ class CW(_MinimumNorm):
         """Whether images became adversarial in a search with one c for each, bool [N]."""
         images = nearest.images
         found, before = torch.zeros_like(ids, dtype=torch.bool), torch.full_like(weights, torch.inf)
-        variables = [tanh_space.from_pixels(image) for image in images]
+        variables = [tanh_space.from_pixels(image, self.range) for image in images]
         optimizer = torch.optim.Adam(variables, self.lr)
         at = nearest.open()
         points = images[at]  # tanh and its inverse would miss them by 5e-7
@@ -225,7 +231,7 @@ class CW(_MinimumNorm):
                 objective = distances**2 + weights[at] * (self.kappa - self.sign * outcome.losses)
                 going &= objective < PROGRESS * before[at]
                 before[at] = objective
-            factors = self.sign * weights[at].float().view(-1, 1, 1, 1)
+            factors = self.sign * by_image(weights[at].float(), images)
             slopes = 2 * (points - images[at]) - factors * outcome.gradients
             at, slopes = at[going], slopes[going]
             if not len(at):
@@ -237,6 +243,6 @@ class CW(_MinimumNorm):
         """The points of some variables after a step down the slopes at their points; it leaves alone all others."""
         optimizer.zero_grad()
         for variable, slope in zip(variables, slopes, strict=True):
-            variable.grad = slope * tanh_space.derivative(variable)
+            variable.grad = slope * tanh_space.derivative(variable, self.range)
         optimizer.step()
-        return torch.stack([tanh_space.to_pixels(variable) for variable in variables])
+        return torch.stack([tanh_space.to_pixels(variable, self.range) for variable in variables])

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..engine.gradients import count_classes
+from ..engine import Adapter
 from ..modules import device_of
 from ..smoothing.classifier import SmoothedClassifier
 from .attack import Attack
@@ -41,7 +41,7 @@ class Transfer:
             base = self.model.base
             if self.attack._takes_normalized:
                 raise ValueError("attack returns normalised images; the model is a SmoothedClassifier, of [0, 1]")
-        classes, others = count_classes(base, shape), count_classes(self.attack.base, shape)
+        classes, others = (Adapter()(network, shape).num_classes for network in (base, self.attack.base))
         if classes != others:
             raise ValueError(f"model has {classes} classes; that of the attack has {others}")
         return self.attack(images, labels, image_ids).to(device_of(base))

@@ -111,7 +111,7 @@ def described(smoothed: SmoothedClassifier, engine: Engine, image: Tensor, passe
     how = f"{function.runner} base classifier, precision {function.precision}, normalisation {normalization}"
     if smoothed.runner != "auto" or function.device.type != "cpu":
         return how
-    workload, cores = smoothed.workload(image), len(engine.lanes)
+    workload, cores = engine.function.adapted.workload, len(engine.lanes)
     expected = ", ".join(
         f"{runner} {seconds(runner, workload, passes, function.precision, cores):,.0f} s"
         for runner in installed(workload, function.precision)

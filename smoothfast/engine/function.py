@@ -17,9 +17,10 @@ from ..normalization import Normalization
 from ..ops.laws import Law
 from ..ops.philox import stream_key
 from ..runners import Runner, make_runners, micro_batch_of
-from ..runners.choice import fingerprint
-from ..runners.precision import DTYPES, resolve_precision
+from ..runners.choice import candidates, fingerprint
+from ..runners.precision import DTYPES
 from ..streams import Stream
+from .adapter import Adapted, Adapter
 from .noisy_network import NoisyNetwork
 
 
@@ -31,26 +32,24 @@ class BaseFunction:
     and replicas are made by it. `resolved` makes one from what users give.
 
     Attributes:
-        base: base classifier, normalised images [B, C, H, W] to logits [B, K].
+        adapted: the base classifier as a network, and what it takes.
         law: of the noise.
-        shape: (C, H, W) of the images.
+        shape: (C, ...) of the images.
         image_dtype: uint8 or float32.
         normalize: (mean, std) applied after the noise, or None.
         clip: clamp noisy images to their range after the noise.
-        precision: "fp32", "bf16" or "fp16" (autocast).
         runner: "eager", "compiled" (torch.compile with frozen weights), "openvino" (CPU) or "fused" (CIFAR ResNets in
             bf16 on some CPUs).
         micro_batch: rows per forward pass, of which each core of a CPU makes its own.
         seed: of all noise.
     """
 
-    base: nn.Module
+    adapted: Adapted
     law: Law
     shape: tuple[int, ...]
     image_dtype: torch.dtype
     normalize: Normalization | None
     clip: bool
-    precision: str
     runner: str
     micro_batch: int
     seed: int
@@ -69,20 +68,39 @@ class BaseFunction:
         runner: str = "eager",
         micro_batch: int | None = None,
         seed: int = 0,
+        adapter: Adapter | None = None,
     ) -> BaseFunction:
         """The function that these arguments stand for here: "auto" precision and a micro-batch not given are chosen by
         the device of the base classifier and the size of the images.
 
+        Args:
+            base: base classifier, normalised images [B, C, ...] to logits [B, K].
+            adapter: of whoever makes functions of one base classifier again and again.
+
         Raises:
-            ValueError: an argument is out of its range.
+            ValueError: an argument is out of its range, or the base classifier returns no logits.
         """
-        device = device_of(base)
+        size = tuple(shape)
         if len(law.sigma) not in (1, shape[0]):
             raise ValueError(f"sigma has {len(law.sigma)} entries; the images have {shape[0]} channels")
-        rows = micro_batch or default_micro_batch(shape, device)
-        chosen = resolve_precision(precision, device)
-        size = tuple(shape)
-        return cls(base, law, size, image_dtype, normalize, clip, chosen, runner, rows, seed)
+        found = (adapter or Adapter())(base, size, precision)
+        rows = micro_batch or default_micro_batch(size, device_of(base))
+        return cls(found, law, size, image_dtype, normalize, clip, runner, rows, seed)
+
+    @property
+    def base(self) -> nn.Module:
+        """The base classifier: normalised images [B, C, ...] to logits [B, K]."""
+        return self.adapted.network
+
+    @property
+    def precision(self) -> str:
+        """The precision that is computed in: "fp32", "bf16" or "fp16" (autocast)."""
+        return self.adapted.precision
+
+    @property
+    def num_classes(self) -> int:
+        """K of the base classifier."""
+        return self.adapted.num_classes
 
     @cached_property
     def device(self) -> torch.device:
@@ -120,19 +138,26 @@ class BaseFunction:
             "device": self.device.type,
             "law": self.law.name,
             "clip": self.clip,
-        }
+        } | ({"adapted": dict(self.adapted.notes)} if self.adapted.notes else {})
 
     def key(self) -> Any:
         """The key of caches: all that it is made of, but for code and attributes of a module, which nobody sees."""
-        images = self.shape, self.image_dtype, self.normalize, self.clip
+        images = self.shape, self.num_classes, self.image_dtype, self.normalize, self.clip
         choices = self.law.name, self.law.sigma, self.precision, self.micro_batch, self.seed
         return fingerprint(self.base, self.runner), images, choices
+
+    def candidates(self, passes: int) -> list[str]:
+        """The runners to be tried for so many forward passes, the preferred one first. A network that computes in a
+        dtype of its own runs as it is."""
+        if "dtype" in self.adapted.notes:
+            return ["eager"]
+        return candidates(self.adapted.workload, passes, self.precision, self.device)
 
     def noisy(self, images: Tensor, rows: Iterable[Tensor], key: Tensor) -> ops.Noisy:
         """The arguments of `ops.noisy_replicas` but for the form of the replicas.
 
         Args:
-            images: [S, C, H, W] of the dtype of its images.
+            images: [S, C, ...] of the dtype of its images.
             rows: slots, image ids and sample ids, int64 [R] each.
             key: int64 [2], of seed and stream.
         """
@@ -140,12 +165,12 @@ class BaseFunction:
         return images, slots, image_ids, sample_ids, key, *self.constants, self.clip
 
     def replicas(self, images: Tensor, rows: Iterable[Tensor], key: Tensor) -> Tensor:
-        """Noisy, normalised copies [R, C, H, W] as the base classifier takes them; arguments as of `noisy`."""
-        return ops.noisy_replicas(*self.noisy(images, rows, key), self.dtype, torch.channels_last)
+        """Noisy, normalised copies [R, C, ...] as the base classifier takes them; arguments as of `noisy`."""
+        return ops.noisy_replicas(*self.noisy(images, rows, key), self.dtype, self.adapted.layout)
 
     def examples(self, net: NoisyNetwork) -> tuple[Tensor, ...]:
         """A micro-batch of zeros, and what its network takes beside one."""
-        replicas = micro_batch_of((self.micro_batch, *self.shape), self.dtype, self.device)
+        replicas = micro_batch_of((self.micro_batch, *self.shape), self.dtype, self.device, self.adapted.layout)
         key = stream_key(self.seed, Stream.PREDICT, self.device)
         return replicas, *net.draw(key, replicas.new_zeros(1, dtype=torch.int64))
 

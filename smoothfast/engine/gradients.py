@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from itertools import cycle
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from ..checks import choice
-from ..layers import without_noise
+from ..images import by_channel, by_image
 from ..losses import Differentiated, Loss, cross_entropy
-from ..modules import device_of, evaluating
+from ..modules import evaluating
 from ..ops.philox import stream_key
 from ..runners import Runner
 from ..runners.declined import declined
@@ -57,7 +57,7 @@ class Sums:
         top: float32 [N], the largest logarithm of a weight.
         scalars: float32 [N, 2 + K]: sums of the weights, of the losses and of the logits.
         votes: int64 [N, K], by class.
-        gradients: float32 [N, C, H, W], the weighted sums.
+        gradients: float32 [N, C, ...], the weighted sums.
     """
 
     top: Tensor
@@ -81,8 +81,8 @@ class Sums:
         self.scalars[index] = scalars
         self.votes[index] += block.votes
         if self.gradients is not None and block.gradients is not None:
-            before, now = before.view(-1, 1, 1, 1), now.view(-1, 1, 1, 1)
-            self.gradients[index] = self.gradients[index] * before + block.gradients * now
+            ours, theirs = self.gradients[index], block.gradients
+            self.gradients[index] = ours * by_image(before, ours) + theirs * by_image(now, theirs)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Outcome:
         losses: float32 [N], averaged over the samples as `AVERAGES` says.
         logits: float32 [N, K], the mean.
         votes: int64 [N, K], by class; a sample with logits that are not finite has none.
-        gradients: float32 [N, C, H, W] of the losses with respect to the images; empty where none were asked for.
+        gradients: float32 [N, C, ...] of the losses with respect to the images; empty where none were asked for.
     """
 
     losses: Tensor
@@ -129,7 +129,7 @@ class Gradients:
         forwards, backwards: samples that went through the base classifier so far.
 
     Raises:
-        ValueError: an argument is out of its range, or the base classifier does not return [B, K].
+        ValueError: an argument is out of its range.
     """
 
     origin = 0
@@ -147,7 +147,7 @@ class Gradients:
         self.net = NoisyNetwork(function.base)
         self._one = torch.ones(function.shape[0], device=function.device)
         self._key = stream_key(function.seed, Stream.ATTACK, function.device)
-        self.num_classes = count_classes(function.base, function.shape)
+        self.num_classes = function.num_classes
         self.lanes = make_lanes(function.device, Lane)
         self._runners: dict[bool, list[Runner]] = {}
         self.forwards = self.backwards = 0
@@ -157,7 +157,6 @@ class Gradients:
         code or attributes changed."""
         if self.function.runner == "eager" and self._runners:
             self.net = NoisyNetwork(self.function.base)
-            self.num_classes = count_classes(self.function.base, self.function.shape)
             self._runners.clear()
 
     def outcomes(
@@ -166,7 +165,7 @@ class Gradients:
         """The outcome of `samples` noisy copies of each image, from number `origin` + `first` on in the stream ATTACK.
 
         Args:
-            images: float32 [N, C, H, W].
+            images: float32 [N, C, ...].
             classes: int64 [N] or [N, k], what the loss takes.
             image_ids: int64 [N], the numbers the noise is drawn under.
             how: "forward": no gradients. "backward": by differentiation. "estimate": by forward passes alone, for
@@ -194,7 +193,8 @@ class Gradients:
         weights, losses, logits = sums.scalars[:, 0], sums.scalars[:, 1] / samples, sums.scalars[:, 2:] / samples
         if self.average == "probabilities":
             losses = math.log(samples) - sums.top - weights.log()
-        gradients = losses.new_empty(0) if sums.gradients is None else sums.gradients / weights.view(-1, 1, 1, 1)
+        found = sums.gradients
+        gradients = losses.new_empty(0) if found is None else found / by_image(weights, found)
         return Outcome(losses, logits, sums.votes, gradients)
 
     def _computed(self, how: str, request: Request, samples: int) -> Iterator[tuple[list[Tensor], Sums]]:
@@ -230,6 +230,7 @@ class Gradients:
         with strict_arithmetic(self.function.device):
             logits, gradients = STEPS[how](self, run, (replicas, classes, *noise), request.images, numbers)
         logits = logits.float()
+        self._require_classes(logits)
         losses = self.loss(logits, *classes.unbind(1))
         top, weights = _relative(self.log_weights(losses), blocks, count)
         votes = torch.zeros(count, self.num_classes, dtype=torch.int64, device=slots.device)
@@ -238,9 +239,14 @@ class Gradients:
         summed = ops.replica_sum(scalars, blocks, self._one.new_ones(scalars.shape[1]), count)[:, :, 0, 0]
         if gradients is None:
             return Sums(top, summed, votes, None)
-        weighted = gradients.float() * weights.view(-1, 1, 1, 1)
+        weighted = gradients.float() * by_image(weights, gradients)
         scale = self._one if how == "estimate" else self.function.constants[1]
         return Sums(top, summed, votes, ops.replica_sum(weighted, blocks, scale, count))
+
+    def _require_classes(self, logits: Tensor) -> None:
+        if logits.shape[1] != self.num_classes:
+            found = logits.shape[1]
+            raise ValueError(f"the base classifier returns logits of {found} classes, before {self.num_classes}")
 
     # ---- how the rows of a micro-batch get their gradients: (logits, gradients or None) ----------------------------
 
@@ -257,7 +263,7 @@ class Gradients:
         drawn = ops.noisy_replicas(
             torch.zeros_like(images), *numbers, self._key, self.function.constants[0], self._one, 0 * self._one
         )
-        variance = torch.tensor(self.function.law.sigma, device=images.device).square().view(-1, 1, 1)
+        variance = by_channel(self.function.law.sigma, images).square()
         return self._forward(run, inputs)[0], -drawn / variance
 
     # ---- runners ---------------------------------------------------------------------------------------------------
@@ -296,7 +302,9 @@ class Gradients:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(replicas.shape, generator=generator).to(replicas.device)
         classes = classes + torch.arange(classes.shape[1], device=classes.device)
-        found = run(noise.to(replicas.dtype).contiguous(memory_format=torch.channels_last), classes, *own)[1][:BLOCK]
+        found = run(noise.to(replicas.dtype).contiguous(memory_format=self.function.adapted.layout), classes, *own)[1][
+            :BLOCK
+        ]
         wanted = Differentiated(self.net.network, self.loss)(noise[:BLOCK], classes[:BLOCK], *own)[1]
         cosine = torch.cosine_similarity(found.float().flatten(1), wanted.flatten(1)).median()
         if cosine < LEAST_COSINE[self.function.precision]:
@@ -316,17 +324,3 @@ def _relative(log_weights: Tensor, blocks: Tensor, count: int) -> tuple[Tensor, 
     top, at = log_weights.new_full((count,), -torch.inf), blocks.clamp(min=0)
     top.scatter_reduce_(0, at, log_weights.masked_fill(blocks < 0, -torch.inf), "amax")
     return top, (log_weights - top[at]).exp()
-
-
-def count_classes(base: nn.Module, shape: Sequence[int]) -> int:
-    """K of a base classifier from images [N, C, H, W] to logits [N, K].
-
-    Raises:
-        ValueError: it returns something else.
-    """
-    with evaluating(base), without_noise(base), torch.no_grad():
-        logits = base(torch.zeros(2, *shape, device=device_of(base)))
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model turns 2 images into {found}; it must return logits [2, K]")
-    return logits.shape[1]

@@ -72,7 +72,6 @@ class Engine:
 
     Args:
         function: what runs. Its micro-batch is halved until it fits into memory.
-        num_classes: K; checked against what the base classifier returns.
         votings: voting rules, V of them, of which each counts every pass. Procedures are handed [V K + 1]: counts by
             rule and class in units of the rule, then the rows without a vote. Those of `procedures` that test or bound
             anything take votes of "prediction" alone.
@@ -82,18 +81,12 @@ class Engine:
         choices: what it is and how it runs, for records.
 
     Raises:
-        ValueError: the base classifier does not return [B, num_classes], or has weights of another dtype than float32.
+        ValueError: the base classifier does not return [B, K] for a micro-batch.
         DeclinedError: the runner cannot take the base classifier.
     """
 
-    def __init__(self, function: BaseFunction, num_classes: int, votings: Sequence[Voting] = (PREDICTION,)) -> None:
-        wrong = {p.dtype for p in function.base.parameters()} - {torch.float32}
-        if wrong:
-            raise ValueError(
-                f"the base classifier has weights of {', '.join(map(str, wrong))}; keep them float32, and choose what "
-                "is computed in by precision"
-            )
-        self.function, self.num_classes = function, num_classes
+    def __init__(self, function: BaseFunction, votings: Sequence[Voting] = (PREDICTION,)) -> None:
+        self.function, self.num_classes = function, function.num_classes
         self._asked, self._asked_key = function, function.key()
         self.votings = [voting.to(function.device) for voting in votings]
         self.net = NoisyNetwork(function.base)

@@ -33,6 +33,7 @@ __all__ = [
     "fused_votes",
     "noisy_replicas",
     "perturb_weights",
+    "planes",
     "reference",
     "registration",
     "replica_sum",
@@ -62,7 +63,7 @@ def noisy_replicas(
     `sample_ids[r]`; rows with `slots[r] < 0` are padding and hold zeros.
 
     Args:
-        images: uint8 (0..255) or float32 (0..1) [S, C, H, W]. The lattice law needs uint8.
+        images: uint8 (0..255) or float32 [S, C, ...], of any rank from 2 on. The lattice law needs uint8.
         slots: int64 [R], which image a row copies.
         image_ids: int64 [R], below 2**44.
         sample_ids: int64 [R], below 2**40.
@@ -71,13 +72,13 @@ def noisy_replicas(
         scale, shift: float32 [C], from `affine`.
         clip: clamp to the range of the images after the noise; then part of the base classifier.
         dtype: float32, bfloat16 or float16.
-        memory_format: contiguous or channels_last. Neither changes the noise.
+        memory_format: contiguous or, of images [S, C, H, W], channels_last. Neither changes the noise.
 
     Returns:
-        [R, C, H, W]. Differentiable with respect to float images: the gradient of an image is the sum over its rows.
+        [R, C, ...]. Differentiable with respect to float images: the gradient of an image is the sum over its rows.
     """
-    return torch.ops.smoothfast.noisy_replicas(
-        images,
+    replicas: Tensor = torch.ops.smoothfast.noisy_replicas(
+        planes(images),
         slots,
         image_ids,
         sample_ids,
@@ -90,6 +91,15 @@ def noisy_replicas(
         dtype,
         memory_format == torch.channels_last,
     )
+    return replicas.view(len(slots), *images.shape[1:])
+
+
+def planes(images: Tensor) -> Tensor:
+    """Images of any rank [N, C, ...] as the kernels take them, [N, C, H, W]: what follows the channels is one plane, in
+    its order; features [N, D] are D channels of one pixel. A view, where that can be."""
+    if images.dim() in (2, 3):
+        return images[:, :, None, None] if images.dim() == 2 else images[:, :, None]
+    return images.flatten(2, -2) if images.dim() > 4 else images
 
 
 def tally(logits: Tensor, slots: Tensor, counts: Tensor, invalid: Tensor, voting: Voting = PREDICTION) -> None:
@@ -116,15 +126,16 @@ def replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) ->
     same bits.
 
     Args:
-        gradients: float32, bfloat16 or float16 [R, C, H, W].
+        gradients: float32, bfloat16 or float16 [R, C, ...].
         slots: int64 [R], the image of a row, below `images`; rows with a negative slot are padding and count nowhere.
         scale: float32 [C], what the sums are multiplied by.
         images: how many images there are.
 
     Returns:
-        float32 [images, C, H, W], contiguous. Differentiable with respect to the gradients.
+        float32 [images, C, ...], contiguous. Differentiable with respect to the gradients.
     """
-    return torch.ops.smoothfast.replica_sum(gradients, slots, scale, images)
+    sums: Tensor = torch.ops.smoothfast.replica_sum(planes(gradients), slots, scale, images)
+    return sums.view(images, *gradients.shape[1:])
 
 
 def attack_step(
@@ -136,21 +147,23 @@ def attack_step(
     Autograd does not see the step.
 
     Args:
-        adversarial: float32 [N, C, H, W], the attack so far, written. It shares no memory with the others.
-        images: float32 [N, C, H, W], the centres of the balls; they must lie in [low, high], which nobody checks.
-        gradients: float32 [N, C, H, W], of what the attack makes larger. With linf, NaN counts as 0; with l2, an image
+        adversarial: float32 [N, C, ...], contiguous where the rank is above 4, the attack so far, written. It shares no
+            memory with the others.
+        images: float32 [N, C, ...], the centres of the balls; they must lie in [low, high], which nobody checks.
+        gradients: float32 [N, C, ...], of what the attack makes larger. With linf, NaN counts as 0; with l2, an image
             whose gradient is zero or not finite makes no step.
         norm: "linf" (a step is alpha times the sign) or "l2" (alpha times the gradient of unit norm).
         alpha: length of the step, at least 0, in units of the images.
         eps: radius of the ball, at least 0, in units of the images; rounded down to float32. With l2, 2**-28 of it
             stays free for the roundings of the norm.
-        low, high: the range of pixels.
+        low, high: the range of pixels; infinite where there is none.
 
     Raises:
         ValueError: norm is neither "linf" nor "l2".
     """
     choice("norm", norm, reference.NORMS)
-    torch.ops.smoothfast.attack_step(adversarial, images, gradients, norm, alpha, eps, low, high)
+    each = map(planes, (adversarial, images, gradients))
+    torch.ops.smoothfast.attack_step(*each, norm, alpha, eps, low, high)
 
 
 def perturb_weights(
@@ -272,6 +285,7 @@ def fused_gradients(
 def affine(normalize: Normalization | None, channels: int, image_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`scale` and `shift` of `noisy_replicas`, float32 [C]: (x - mean) / std on images in [0, 1], or x as it is."""
     mean, std = normalize if normalize is not None else ([0.0] * channels, [1.0] * channels)
+    mean, std = (list(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"normalize has {len(mean)} means and {len(std)} stds; the images have {channels} channels")
     if not all(s > 0 and math.isfinite(s) for s in std):

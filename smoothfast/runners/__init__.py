@@ -40,6 +40,8 @@ def make_runners(
     return RUNNERS[kind](network, dtype, device, examples, count)
 
 
-def micro_batch_of(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros [B, C, H, W], as the noise kernel would write replicas."""
-    return torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+def micro_batch_of(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, layout: torch.memory_format
+) -> Tensor:
+    """Zeros [B, C, ...], as the noise kernel would write replicas."""
+    return torch.zeros(shape, dtype=dtype, device=device).contiguous(memory_format=layout)

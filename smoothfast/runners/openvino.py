@@ -40,30 +40,34 @@ def make(
         model = openvino.convert_model(exported)
         model.reshape({place: list(tensor.shape) for place, tensor in enumerate(examples)})  # weights need it
         steps = import_module("openvino.preprocess").PrePostProcessor(model)
-        # Pixels [rows, H, W, C], as the noise kernel writes them in channels_last; so are their gradients.
-        images = [output for output in range(len(model.outputs)) if len(model.output(output).partial_shape) == 4]
-        for port in (steps.input(0), *map(steps.output, images)):
-            port.tensor().set_element_type(element).set_layout(openvino.Layout("NHWC"))
-            port.model().set_layout(openvino.Layout("NCHW"))
+        # Pixels [rows, H, W, C], where the noise kernel writes them in channels_last; so are their gradients.
+        last = replicas.dim() == 4 and replicas.is_contiguous(memory_format=torch.channels_last)
+        for port in (steps.input(0), *map(steps.output, range(1, len(model.outputs)))):
+            port.tensor().set_element_type(element)
+            if last:
+                port.tensor().set_layout(openvino.Layout("NHWC"))
+                port.model().set_layout(openvino.Layout("NCHW"))
         converted = openvino.Core().compile_model(steps.build(), "CPU", settings)
     except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
         raise declined("openvino", error) from error
-    return [_asking(converted.create_infer_request(), dtype) for _ in range(count)]
+    return [_asking(converted.create_infer_request(), dtype, last) for _ in range(count)]
 
 
-def _asking(request: Any, dtype: torch.dtype) -> Runner:
+def _asking(request: Any, dtype: torch.dtype, last: bool) -> Runner:
     openvino = import_module("openvino")
     element = getattr(openvino.Type, TYPES[dtype])
 
     def run(replicas: Tensor, *others: Tensor) -> Any:
-        pixels = replicas.permute(0, 2, 3, 1)
+        pixels = replicas.permute(0, 2, 3, 1) if last else replicas
         values = pixels.view(torch.int16) if dtype == torch.bfloat16 else pixels  # NumPy knows no bfloat16
         request.set_input_tensor(0, openvino.Tensor(values.numpy(), openvino.Shape(list(pixels.shape)), element))
         for place, tensor in enumerate(others, 1):
             request.set_input_tensor(place, openvino.Tensor(tensor.numpy()))
         request.infer()
-        outputs = [torch.from_numpy(output.data.copy()) for output in request.output_tensors]
-        outputs = [out.view(dtype).permute(0, 3, 1, 2) if out.dim() == 4 else out for out in outputs]
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        logits, *gradients = [torch.from_numpy(output.data.copy()) for output in request.output_tensors]
+        if not gradients:
+            return logits
+        values = gradients[0].view(dtype)
+        return logits, values.permute(0, 3, 1, 2) if last else values
 
     return run

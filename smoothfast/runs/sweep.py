@@ -157,6 +157,6 @@ class Sweep:
 
     def _engine(self, images: Tensor, sigma: float, passes: int) -> Engine:
         votings = [voting_rule(voting, self.model.num_classes) for voting in self.votings]
-        make = partial(Engine, num_classes=self.model.num_classes, votings=votings)
+        make = partial(Engine, votings=votings)
         engines: RunnerCache[BaseFunction, Engine] = RunnerCache()
         return engines.first_accepted(self.model.functions(images, passes, float_law(sigma)), make)

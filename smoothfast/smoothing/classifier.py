@@ -10,24 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import names
-from ..checks import at_least, choice, seed_in_range
-from ..engine import Average, BaseFunction, Engine, Job, default_micro_batch
-from ..images import checked_ids, checked_images, checked_labels, finite_images
+from .. import former, names
+from ..checks import at_least, choice, in_pixel_units, seed_in_range
+from ..engine import Adapter, Average, BaseFunction, Engine, Job, as_module, default_micro_batch
+from ..images import UNIT, checked_bounds, checked_ids, checked_images, checked_labels, far_outside, finite_images
 from ..layers import draws_noise
 from ..modules import device_of, warn
 from ..noise import uniform
-from ..normalization import Normalization
+from ..normalization import Normalization, checked_normalization
 from ..ops.laws import Law, float_law, gaussian_law, law_of
 from ..procedures import Count, Decision, Procedure, Total, certify_procedure, predict_procedure
-from ..runners.choice import RunnerCache, Workload, candidates, measure
+from ..runners.choice import RunnerCache
 from ..streams import Stream, drawn_seed
 from ..voting import log_scores, voting_rule
 from .results import Certificate, Prediction, certificate, counts, prediction
-from .soft import SoftClassifier
+from .soft import SoftClassifier, without_gradient
 from .turns import Turns
 
 LEAST_U = 0.05  # of randomized bounds
+LARGEST_SIGMA = 4.0  # in [0, 1] pixel units: 99 % of noisy values are then outside of the range
+ANY = 2**62  # classes, while it is not known of how many
 
 
 class SmoothedClassifier(nn.Module):
@@ -38,10 +40,12 @@ class SmoothedClassifier(nn.Module):
     may share a classifier: calls wait for each other.
 
     Args:
-        base: any module from images [B, C, H, W] to logits [B, K].
-        sigma: standard deviation of the noise, in [0, 1] pixel units; one number, or one per channel (a certificate
-            then uses the smallest). 0 where `base` has noise of its own (`layers`), which then is all there is.
-        num_classes: K.
+        base: any module or function from images [B, C, ...] to logits [B, K], alone, first in a tuple, or as `.logits`
+            or ["logits"]. Images may be of any rank from 2 on: features [N, D] have D channels.
+        sigma: standard deviation of the noise, in units of the images ([0, 1] pixel units for uint8); one number, or
+            one per channel (a certificate then uses the smallest). 0 where `base` has noise of its own (`layers`),
+            which then is all there is.
+        num_classes: K; None: that of the base classifier, found at the first call.
         samples: noisy copies per image in `forward`.
         voting: what a copy gives each class (Nemcovsky et al. 2019, arXiv 1911.07198, eq. 8-13). "prediction": 1 to its
             most probable class, a vote; "soft": the probability; "logit": the logit, clamped to -4096 .. 4096;
@@ -62,6 +66,7 @@ class SmoothedClassifier(nn.Module):
             takes least for the samples of one image (`runners.choice`), and the next where that one cannot take the
             network.
         clip: clamp noisy images to their range; the clamp is then part of the base classifier.
+        bounds: (low, high) of float images that lie in another range than 0 .. 1; None: in none.
         deterministic: let every call of `forward` repeat the same samples. An attacker then faces a deterministic
             model: say so beside any robustness figure.
 
@@ -73,9 +78,9 @@ class SmoothedClassifier(nn.Module):
 
     def __init__(
         self,
-        base: nn.Module,
+        base: nn.Module | Callable[[Tensor], Any],
         sigma: float | Sequence[float],
-        num_classes: int,
+        num_classes: int | None = None,
         samples: int = 64,
         voting: str | Sequence[float] = "prediction",
         normalize: Normalization | None = None,
@@ -86,6 +91,7 @@ class SmoothedClassifier(nn.Module):
         *,
         runner: str = "auto",
         clip: bool = False,
+        bounds: Sequence[float] | None = UNIT,
         deterministic: bool = False,
     ) -> None:
         super().__init__()
@@ -93,20 +99,26 @@ class SmoothedClassifier(nn.Module):
         if noise is not None:
             choice("noise", noise, names.NOISES)
         at_least(2, num_classes=num_classes)
-        self.voting = voting_rule(voting, num_classes)
+        self._rule, self._num_classes = voting, num_classes
+        self.voting = voting_rule(voting, num_classes or ANY)
         at_least(1, samples=samples, max_batch=max_batch)
         self.seed = drawn_seed() if seed is None else seed
         seed_in_range(self.seed)
-        self.base = base
+        self.base = base = as_module(base, "base")
+        self.bounds = checked_bounds(bounds)
+        if clip and self.bounds != UNIT:
+            raise ValueError(f"clip is True and bounds is {bounds}; noisy images are clamped to 0 .. 1 alone")
         sigmas = float_law(sigma).sigma if draws_noise(base) else gaussian_law(sigma).sigma
+        if self.bounds == UNIT:
+            in_pixel_units("sigma", max(sigmas), LARGEST_SIGMA)
         self.register_buffer("sigma", torch.tensor(sigmas, dtype=torch.float64))
-        self.num_classes, self.samples = num_classes, samples
-        self.normalize, self.noise = normalize, noise
+        self.samples, self.noise = samples, noise
+        self.normalize = checked_normalization(normalize, self.bounds == UNIT)
         self.precision, self.max_batch, self.runner, self.clip = precision, max_batch, runner, clip
         self.deterministic = deterministic
         self.training = base.training  # packages that put back the mode they found would train the base classifier
         self._engines: RunnerCache[BaseFunction, Engine] = RunnerCache()
-        self._workload: tuple[Any, Workload] | None = None
+        self._adapter, self._said_far_outside = Adapter(), False
         self.turns = Turns()
         self.reset()
 
@@ -114,8 +126,15 @@ class SmoothedClassifier(nn.Module):
         """The next call of `forward` starts again from the first sample."""
         self._next_sample = 0
 
+    @property
+    def num_classes(self) -> int:
+        """K; where it was not given, it is known from the first call on, and a ValueError before."""
+        if self._num_classes is None:
+            raise ValueError("num_classes is None; it is known once the classifier was called")
+        return self._num_classes
+
     def forward(self, images: Tensor) -> Tensor:
-        """Log-scores float32 [N, K] of images [N, C, H, W]; their argmax is the prediction.
+        """Log-scores float32 [N, K] of images [N, C, ...]; their argmax is the prediction.
 
         They are finite, and in the order of what the copies gave: `voting.log_scores` has the formulas; the score of a
         class with c of n votes is log((c + 1/2) / (n + K/2)). Every call draws samples that were not drawn before,
@@ -130,14 +149,18 @@ class SmoothedClassifier(nn.Module):
         with self.turns.taken():
             first = 0 if self.deterministic else self._next_sample
             self._next_sample = first + self.samples
-            images = finite_images(images)
+            images = finite_images(images, self.bounds)
+            if not self._said_far_outside and (found := far_outside(images, self.bounds)):
+                self._said_far_outside = True
+                warn(found)
+            self._learn_classes(images)
             if self.voting.differentiable and self._gradient_is_asked(images):
                 average = Average(self.function(images), Stream.FORWARD, self.voting.name)
                 return average.scores(images, first, self.samples)
             decisions = self._decide_alike(images.detach(), None, self._count(self.samples, first, Stream.FORWARD))
         given = counts(decisions, self.num_classes).to(images.device)
         scores = log_scores(self.voting, given, self.samples).float()
-        return scores if self.voting.differentiable else _WithoutGradient.apply(images, scores, self.voting.name)
+        return scores if self.voting.differentiable else without_gradient(images, scores, self.voting.name)
 
     def _gradient_is_asked(self, images: Tensor) -> bool:
         tensors = (images, *self.base.parameters())
@@ -156,7 +179,7 @@ class SmoothedClassifier(nn.Module):
     def scores(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
         """The mean of what the first `samples` noisy copies of each image give each class by the voting rule: float64
         [N, K]. By "prediction" it is the share of votes."""
-        decisions = self._decide_alike(checked_images(images), image_ids, self._count(samples))
+        decisions = self._decide_alike(checked_images(images, self.bounds), image_ids, self._count(samples))
         return counts(decisions, self.num_classes).double() * (self.voting.unit / samples)
 
     def top(
@@ -169,15 +192,17 @@ class SmoothedClassifier(nn.Module):
         spurious (the lowest class left) where none of these has a vote there.
         """
         at_least(1, k=k)
+        images = checked_images(images, self.bounds)
+        self._learn_classes(images)
         if k > self.num_classes:
             raise ValueError(f"k is {k}; it must be at most {self.num_classes}, the classes")
-        decisions = self._decide_alike(checked_images(images), image_ids, self._count(samples))
+        decisions = self._decide_alike(images, image_ids, self._count(samples))
         return counts(decisions, self.num_classes).argsort(dim=1, descending=True, stable=True)[:, :k]
 
     def votes(self, images: Tensor, samples: int = 1000, image_ids: Sequence[int] | Tensor | None = None) -> Tensor:
         """Votes by class, int64 [N, K], of the first `samples` noisy copies of each image."""
         self._require_votes("votes")
-        decisions = self._decide_alike(checked_images(images), image_ids, self._count(samples))
+        decisions = self._decide_alike(checked_images(images, self.bounds), image_ids, self._count(samples))
         return counts(decisions, self.num_classes)
 
     def predict(
@@ -191,13 +216,14 @@ class SmoothedClassifier(nn.Module):
         """PREDICT: the most probable class under noise, wrong with probability at most alpha, or ABSTAIN.
 
         Args:
-            images: uint8 (0..255) or float (0..1) [N, C, H, W].
+            images: uint8 (0..255) or float (0..1, or `bounds`) [N, C, ...].
             n: samples per image, the most of them for "sequential"; at least 11 at alpha 0.001.
             alpha: error level per image.
             method: "fixed", or "sequential": stops as soon as the votes decide, after 16 samples at the least.
             image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
         """
         self._require_votes("predict")
+        images = checked_images(images, self.bounds)
         decisions = self._decide_alike(checked_images(images), image_ids, lambda: predict_procedure(method, n, alpha))
         return prediction(decisions, self.num_classes)
 
@@ -219,7 +245,7 @@ class SmoothedClassifier(nn.Module):
         """CERTIFY: a class and an L2 radius within which it stays the prediction, wrong with probability at most alpha.
 
         Args:
-            images: uint8 (0..255) or float (0..1) [N, C, H, W]. Only uint8 images give sound certificates.
+            images: uint8 (0..255) or float (0..1, or `bounds`) [N, C, ...]. Only uint8 images give sound certificates.
             n0: samples that select the class.
             n: other samples that bound its probability; the most of them where the method stops early.
             alpha: error level per image.
@@ -239,12 +265,13 @@ class SmoothedClassifier(nn.Module):
         sigma = min(self.sigma.tolist())
         if not sigma:
             raise ValueError("sigma is 0; a radius takes noise on images")
+        images = checked_images(images, self.bounds)
+        self._learn_classes(images)
         ids = checked_ids(image_ids, len(images))
         classes = None if labels is None else checked_labels(labels, len(images), self.num_classes)
         new = partial(certify_procedure, method, n0, n, alpha, sigma, bound=bound, radius=radius, tolerance=tolerance)
         # Checks the arguments before any work. A smaller u gives radii that mean nothing: infinite ones below alpha.
         most = new(label=None if classes is None else 0, u=LEAST_U if randomize else 1.0).most
-        images = checked_images(images)
         asked = {
             "n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound, "radius": radius,
             "tolerance": tolerance, "labels": classes, "randomize": randomize, "image_ids": ids,
@@ -263,14 +290,12 @@ class SmoothedClassifier(nn.Module):
     # ---- the base classifier as a function, and the engine that runs it ----------------------------------------------
 
     def engine(self, images: Tensor, passes: int = 0) -> Engine:
-        """The engine for images [N, C, H, W] of this shape and dtype; made anew when these or the weights change.
+        """The engine for images [N, C, ...] of this shape and dtype; made anew when these or the weights change.
 
         Args:
             passes: forward passes that are to come; runner "auto" chooses by them.
         """
-        return self._engines.first_accepted(
-            self.functions(images, passes), self._new_engine, self.voting, self.num_classes
-        )
+        return self._engines.first_accepted(self.functions(images, passes), self._new_engine, self.voting)
 
     def functions(self, images: Tensor, passes: int, law: Law | None = None) -> list[BaseFunction]:
         """The base classifier for images of this shape and dtype by each runner to be tried, the preferred one first.
@@ -282,29 +307,32 @@ class SmoothedClassifier(nn.Module):
         function = self.function(images, law)
         if self.runner != "auto":
             return [replace(function, runner=self.runner)]
-        found = candidates(self.workload(images), passes, function.precision, function.device)
-        return [replace(function, runner=runner) for runner in found]
+        return [replace(function, runner=runner) for runner in function.candidates(passes)]
 
     def function(self, images: Tensor, law: Law | None = None) -> BaseFunction:
         """The base classifier for images of this shape and dtype, under its own noise or another law."""
         dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
-        return BaseFunction.resolved(
+        function = BaseFunction.resolved(
             self.base, law or law_of(self.noise, self.sigma.tolist(), dtype), images.shape[1:], dtype,
             normalize=self.normalize, clip=self.clip, precision=self.precision, micro_batch=self._micro_batch(images),
-            seed=self.seed,
+            seed=self.seed, adapter=self._adapter,
         )  # fmt: skip
+        if self._num_classes not in (None, function.num_classes):
+            raise ValueError(
+                f"num_classes is {self._num_classes}; the base classifier returns logits of {function.num_classes}"
+            )
+        return function
 
-    def workload(self, images: Tensor) -> Workload:
-        """The work of the base classifier on an image of this shape."""
-        key = images.shape[1:], [id(part) for part in self.base.modules()]
-        if self._workload is None or self._workload[0] != key:
-            self._workload = key, measure(self.base, tuple(images.shape[1:]))
-        return self._workload[1]
+    def _learn_classes(self, images: Tensor) -> None:
+        """Takes the number of classes from the base classifier where it was not given."""
+        if self._num_classes is None:
+            self._num_classes = self.function(images).num_classes
+            self.voting = voting_rule(self._rule, self._num_classes)
 
     def _new_engine(self, function: BaseFunction) -> Engine:
         if self.base.training:
             warn("the base classifier is in train mode; it runs in eval mode here")
-        return Engine(function, self.num_classes, (self.voting,))
+        return Engine(function, (self.voting,))
 
     def _micro_batch(self, images: Tensor) -> int | None:
         """Rows per forward pass; None: by image size and device. Where only one sample of an image can be in a
@@ -330,6 +358,7 @@ class SmoothedClassifier(nn.Module):
         self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[[], Procedure]
     ) -> list[Decision]:
         most = procedure().most  # its arguments are checked even where there is no image
+        self._learn_classes(images)
         ids = checked_ids(image_ids, len(images))
         if not len(images):
             return []
@@ -352,13 +381,12 @@ class SmoothedClassifier(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the engines, which are made anew where they are needed."""
-        made = ("_engines", "_workload", "turns")
+        made = ("_engines", "_adapter", "turns")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state.pop("_network", None)  # of version 0.1
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._engines, self._workload, self.turns = RunnerCache(), None, Turns()
+        super().__setstate__(former.classifier_state(state))  # type: ignore[no-untyped-call]
+        self._engines, self._adapter, self.turns = RunnerCache(), Adapter(), Turns()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this module, or a plain one of its base classifier."""
@@ -371,23 +399,3 @@ class SmoothedClassifier(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.sigma = sigma.to(self.sigma.device)  # half() must not round sigma
         return self
-
-
-class _WithoutGradient(torch.autograd.Function):
-    """Scores, which depend on images in a way that has no gradient.
-
-    Were they cut off from the images, an attack would stop at an error of torch that says nothing of votes, or climb
-    along whatever else is in its loss. Predictions for images that require a gradient are the same as for others.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, scores: Tensor, voting: str) -> Tensor:
-        ctx.voting = voting
-        return scores.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradients: Tensor) -> Any:
-        raise ValueError(
-            f"voting is {ctx.voting!r}, and votes have no gradient: give a gradient attack of another package "
-            "model.differentiable() in place of the model, or take one of smoothfast.attacks, which need no such thing"
-        )

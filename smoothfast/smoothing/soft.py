@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import at_least
 from ..engine import Average, BaseFunction
-from ..images import finite_images
+from ..images import Bounds, finite_images
 from ..ops.laws import Law, float_law
 from ..streams import Stream
 from ..voting import Voting
@@ -22,6 +22,7 @@ class Smoothed(Protocol):
     sigma: Tensor
     voting: Voting
     max_batch: int | None
+    bounds: Bounds | None
     training: bool
 
     def function(self, images: Tensor, law: Law | None = None) -> BaseFunction:
@@ -62,11 +63,11 @@ class SoftClassifier(nn.Module):
         self._next_sample = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Log-scores float32 [N, K] of images float (0..1) or uint8 (0..255) [N, C, H, W]; their exponentials sum to 1.
+        """Log-scores float32 [N, K] of images float (0..1) or uint8 (0..255) [N, C, ...]; their exponentials sum to 1.
 
         Differentiable with respect to float images.
         """
-        images = finite_images(images)
+        images = finite_images(images, self.smoothed.bounds)
         images = images / 255 if images.dtype == torch.uint8 else images
         first, self._next_sample = self._next_sample, self._next_sample + self.samples
         function = self.smoothed.function(images, float_law(self.smoothed.sigma.tolist()))
@@ -74,3 +75,29 @@ class SoftClassifier(nn.Module):
             function = replace(function, micro_batch=self.max_batch)
         mean = "logit" if self.smoothed.voting.name == "logit" else "soft"
         return Average(function, Stream.ATTACK, mean, frozen=True).scores(images, first, self.samples)
+
+
+def without_gradient(images: Tensor, scores: Tensor, voting: str) -> Tensor:
+    """Scores as they are, whose gradient by the images is an error that names the voting rule."""
+    out: Tensor = _WithoutGradient.apply(images, scores, voting)
+    return out
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """Scores, which depend on images in a way that has no gradient.
+
+    Were they cut off from the images, an attack would stop at an error of torch that says nothing of votes, or climb
+    along whatever else is in its loss. Predictions for images that require a gradient are the same as for others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, scores: Tensor, voting: str) -> Tensor:
+        ctx.voting = voting
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Any:
+        raise ValueError(
+            f"voting is {ctx.voting!r}, and votes have no gradient: give a gradient attack of another package "
+            "model.differentiable() in place of the model, or take one of smoothfast.attacks, which need no such thing"
+        )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..data import Images
-from ..engine.noisy_network import NoisyNetwork
+from ..engine import Adapter, NoisyNetwork
 from ..files import alone
 from ..images import pixels
 from ..modules import device_of, evaluating
@@ -70,11 +70,12 @@ class Trainer:
         group: SingleProcess | None = None,
         checkpoint_every: float = 300.0,
     ) -> None:
-        self.model = model.to(memory_format=torch.channels_last)
+        adapted = Adapter()(model, data.images.shape[1:], "fp32")
+        self.model, self._layout = model.to(memory_format=adapted.layout), adapted.layout
         self.settings, self.folder = settings, RunFolder(out, settings, metadata or {})
         self.group, self.checkpoint_every = group or SingleProcess(), checkpoint_every
         self.device = device_of(model)
-        self.net = NoisyNetwork(self.model)
+        self.net = NoisyNetwork(adapted.network)
         self._key = stream_key(settings.seed, Stream.TRAIN, self.device)
         self.data = on(self.device, data)
         self.indices, held_out = split(len(data), settings.validation)
@@ -184,7 +185,7 @@ class Trainer:
         rows = torch.arange(len(images), device=self.device)
         samples = torch.as_tensor(sample, device=self.device).expand(len(images)).contiguous()
         key = stream_key(self.settings.seed, stream, self.device)
-        return ops.noisy_replicas(images, rows, ids, samples, key, law, scale, shift, memory_format=torch.channels_last)
+        return ops.noisy_replicas(images, rows, ids, samples, key, law, scale, shift, memory_format=self._layout)
 
     def forward(self, images: Tensor, number: int) -> Tensor:
         """Logits float32 [B, K] of normalised images [B, C, H, W], by one pass of the model.

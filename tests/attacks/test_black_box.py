@@ -97,7 +97,7 @@ def test_modes(make: Callable[..., Attack]) -> None:
 
 
 @short
-@pytest.mark.parametrize("eps", [1e-3, EPS, 0.3, 2.0])
+@pytest.mark.parametrize("eps", [1e-3, EPS, 0.3, 1.0])
 def test_no_result_leaves_the_ball(make: Callable[..., Attack], eps: float) -> None:
     images = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)).mul(1.4).sub(0.2).clamp(0, 1)
     out = make(far(linear(3)), eps)(images, [0] * 4)

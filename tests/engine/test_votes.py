@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -80,7 +81,7 @@ def make(base: nn.Module | None = None, law: Law | None = None, micro_batch: int
     function = BaseFunction.resolved(
         (base or Pixels(CLASSES)).eval(), law or lattice_law(0.3), SHAPE, seed=SEED, micro_batch=micro_batch, **options
     )
-    return Engine(function, CLASSES)
+    return Engine(function)
 
 
 def jobs(order: list[int], images: Tensor = IMAGES) -> Iterator[Job]:
@@ -212,12 +213,27 @@ def test_rows_without_a_finite_logit_are_counted_apart() -> None:
     assert 0 < seen[-1] < sum(seen) == 200
 
 
-@pytest.mark.parametrize(("flatten", "shape"), [(1, "16, 16"), (2, "16, 3, 16")])
-def test_logits_of_another_shape_are_named(flatten: int, shape: str) -> None:
-    base = nn.Sequential(nn.Flatten(flatten), nn.LazyLinear(16))
-    base(torch.zeros(1, *SHAPE))
-    with pytest.raises(ValueError, match=rf"num_classes is 5; the base classifier turns 16 images into \({shape}\)"):
+@pytest.mark.parametrize(
+    ("flatten", "outputs", "message"),
+    [(2, 16, "turns 2 images into (2, 3, 16)"), (1, 1, "one logit z"), (0, 4, "turns 2 images into (4,)")],
+)
+def test_logits_of_another_shape_are_named(flatten: int, outputs: int, message: str) -> None:
+    base = nn.Sequential(nn.Flatten(flatten), nn.LazyLinear(outputs))
+    base(torch.zeros(2, *SHAPE))
+    with pytest.raises(ValueError, match=re.escape(message)):
         make(base)
+
+
+class Growing(nn.Module):
+    """A base classifier with as many classes as rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), len(x))
+
+
+def test_logits_of_other_classes_than_at_first_are_named() -> None:
+    with pytest.raises(ValueError, match=r"num_classes is 2; the base classifier turns 16 images into \(16, 16\)"):
+        make(Growing())
 
 
 # ---- procedures that stop early --------------------------------------------------------------------------------------
@@ -371,7 +387,7 @@ class Small(Pixels):
 def test_the_micro_batch_is_halved_until_it_fits() -> None:
     engine = make(Small(20), micro_batch=64)
     assert engine.function.micro_batch == engine.meta["micro_batch"] == 16
-    with pytest.raises(torch.OutOfMemoryError, match="1 rows"):
+    with pytest.raises(torch.OutOfMemoryError, match="2 rows"):
         make(Small(0), micro_batch=64)
 
 

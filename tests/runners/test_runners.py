@@ -49,7 +49,7 @@ class Net(nn.Module):
 
 def make(base: nn.Module, **options: Any) -> Engine:
     options = {"precision": "fp32", "micro_batch": 16} | options
-    return Engine(BaseFunction.resolved(base.eval(), lattice_law(0.3), SHAPE, torch.uint8, seed=7, **options), CLASSES)
+    return Engine(BaseFunction.resolved(base.eval(), lattice_law(0.3), SHAPE, torch.uint8, seed=7, **options))
 
 
 def votes(engine: Engine) -> list[list[int]]:
@@ -170,7 +170,7 @@ def test_lanes_give_the_votes_of_one(kind: str) -> None:
         function = BaseFunction.resolved(
             base, lattice_law(0.3), (3, 32, 32), torch.uint8, seed=7, precision=precision, runner=kind
         )
-        engine = Engine(function, 10)
+        engine = Engine(function)
         assert len(engine.lanes) == torch.get_num_threads()
         return [d.counts.tolist() for d in engine.run(Job(image, i, Count(100)) for i, image in enumerate(images))]
 

@@ -635,7 +635,7 @@ def test_labels_that_are_none(smoothed: sf.SmoothedClassifier, labels: Any, mess
             smoothed.certify(IMAGES, labels=labels, **settings)
 
 
-@pytest.mark.parametrize("labels", [[0.0, 1.0, 2.0, 3.0], torch.tensor([0.0, 1.5, 2.0, 3.0])])
+@pytest.mark.parametrize("labels", [[0.0, 0.5, 2.0, 3.0], torch.tensor([0.0, 1.5, 2.0, 3.0])])
 def test_fractions_are_no_labels(smoothed: sf.SmoothedClassifier, labels: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         smoothed.certify(IMAGES, n=100, labels=labels)
@@ -864,10 +864,10 @@ def test_arguments_that_no_classifier_can_have(options: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 7}, "num_classes is 7; the base classifier turns 32 images into (32, 5)"),
+        ({"num_classes": 7}, "num_classes is 7; the base classifier returns logits of 5"),
         ({"precision": "int8"}, "precision is 'int8'; it must be one of auto, fp32, bf16"),
-        ({"normalize": ([0.5], [0.2])}, "normalize has 1 means and 1 stds; the images have 3 channels"),
-        ({"normalize": ([0.5] * 3, [0.2, 0, 0.2])}, "normalize has std [0.2, 0, 0.2]; every std must be positive"),
+        ({"normalize": ([0.5] * 2, [0.2] * 2)}, "normalize has 2 means and 2 stds; the images have 3 channels"),
+        ({"normalize": ([0.5] * 3, [0.2, 0, 0.2])}, "normalize has std [0.2, 0.0, 0.2]; every std must be positive"),
         ({"sigma": [0.1, 0.2]}, "sigma has 2 entries; the images have 3 channels"),
         ({"sigma": []}, "sigma is []"),
     ],
@@ -884,7 +884,7 @@ NOT_FINITE = torch.full((1, 3, 4, 4), 0.5).index_fill(3, torch.tensor(2), float(
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (IMAGES[0], "images have shape (3, 4, 4); they must be [N, C, H, W]"),
+        (IMAGES[0, 0, 0], "images have shape (4,); they must be [N, C, H, W], or [N, ...] of any rank"),
         (IMAGES.long(), "images are torch.int64; they must be uint8 (0..255) or float (0..1)"),
         (IMAGES > 9, "images are torch.bool; they must be uint8 (0..255) or float (0..1)"),
         (IMAGES * 1.0, "images are float and range over 0 .. 254; float images must lie in 0 .. 1"),

@@ -196,7 +196,7 @@ def test_votes_without_a_class_are_rivals(least: float) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (IMAGE[None], r"images have shape \(1, 1, 3, 4, 4\)"),
+        (IMAGE[None], r"turns 2 images into \(2, 2, 4\)"),
         (IMAGE + 0.5, r"range over 1\.05 \.\. 1\.05"),
         (IMAGE / 0 * 0, "not finite"),
     ],

@@ -1,0 +1,252 @@
+"""Base classifiers as people have them, made networks from replicas to logits.
+
+One pass on two black images finds out which layout and precision a base classifier takes, what of its answer are the
+logits, and of how many classes. Everything that runs one asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from operator import attrgetter, itemgetter
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import without_noise
+from ..modules import device_of, evaluating, warn
+from ..runners.choice import Workload, measure
+from ..runners.precision import DTYPES, in_precision, resolve_precision, strict_arithmetic
+
+OWN = {torch.float64: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""The precision of replicas for networks with weights of another dtype than float32, which compute in their own."""
+
+LAYOUTS = {torch.channels_last: "channels_last", torch.contiguous_format: "contiguous"}
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """A base classifier as a network from replicas to logits, and what it takes.
+
+    Attributes:
+        network: replicas [B, ...] to logits [B, K]; the base classifier itself where nothing stands between.
+        shape: of an image.
+        precision: "fp32", "bf16" or "fp16".
+        layout: of replicas.
+        num_classes: K.
+        notes: what was adapted, for records.
+    """
+
+    network: nn.Module
+    shape: tuple[int, ...]
+    precision: str
+    layout: torch.memory_format
+    num_classes: int
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, base: nn.Module) -> tuple[Any, ...] | None:
+        """Returns what was found, if it is of this base classifier."""
+        inner = self.network.base if isinstance(self.network, Adaptation) else self.network
+        if inner is not base:
+            return None
+        return self.shape, self.precision, self.layout, self.num_classes, self.notes
+
+    @cached_property
+    def workload(self) -> Workload:
+        """The work of the network on an image."""
+        return measure(self.network, self.shape)
+
+
+class Adapter:
+    """The place where base classifiers enter. It keeps what it found out last, as long as that is asked again."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._key: Any = None
+        self._adapted: Adapted | None = None
+
+    def __call__(self, base: nn.Module, shape: Sequence[int], precision: str = "auto") -> Adapted:
+        """Adapts a base classifier for images [C, ...] of a shape. Warns of what it adapts.
+
+        Args:
+            precision: "fp32", "bf16", "fp16"; "auto" is bf16 where hardware and base classifier compute in it. A
+                network whose weights are not float32 computes in their dtype, whatever it is.
+
+        Raises:
+            ValueError: the weights are of several dtypes, or no logits of at least two classes are returned.
+            Exception: whatever the base classifier raises in every layout and precision.
+        """
+        key = [id(part) for part in base.modules()], device_of(base), tuple(shape), precision
+        with self._lock:
+            if self._adapted is None or key != self._key:
+                self._adapted, self._key = adapted(base, tuple(shape), precision, self._adapted), key
+            return self._adapted
+
+    def look_again(self) -> None:
+        """Lets the next call ask the base classifier anew: nobody can see whether its code or attributes changed."""
+        self._key = None
+
+
+def adapted(base: nn.Module, shape: tuple[int, ...], precision: str, former: Adapted | None) -> Adapted:
+    """Finds out what a base classifier takes and returns, by a pass; see `Adapter`.
+
+    Args:
+        former: what was found before, which is returned where it still holds.
+    """
+    own, refused = own_dtype(base), {}
+    for chosen, layout in _attempts(base, own, shape, precision):
+        try:
+            output = _answer(base, own, shape, chosen, layout)
+            break
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of whatever stands in somebody's forward
+            refused[chosen, layout] = error
+    else:
+        raise _told(refused[chosen, layout], shape)
+    path, logits_of = form(output)
+    notes = {"logits": f"output{path}"} if path else {}
+    if own is not None:
+        notes["dtype"] = str(own)
+    if refused and layout == torch.contiguous_format and len(shape) == 3:
+        notes["layout"] = LAYOUTS[layout]
+    if own is None and any(tried != chosen for tried, _ in refused):
+        notes["precision"] = chosen
+    num_classes = count_classes(logits_of(output))
+    if former is not None and former.of(base) == (shape, chosen, layout, num_classes, notes):
+        return former
+    if notes:
+        said = ", ".join(f"{name} {value}" for name, value in notes.items())
+        why = f" (otherwise it raises: {next(iter(refused.values()))!s:.80}...)" if refused else ""
+        warn(f"the base classifier is adapted: {said}{why}")
+    network = Adaptation(base, logits_of, own) if path or own is not None else base
+    return Adapted(network, shape, chosen, layout, num_classes, notes)
+
+
+def own_dtype(base: nn.Module) -> torch.dtype | None:
+    """The dtype that the weights of a network have, where it is not float32.
+
+    Raises:
+        ValueError: they have several.
+    """
+    found = {parameter.dtype for parameter in base.parameters() if parameter.is_floating_point()} - {torch.float32}
+    if found and (len(found) > 1 or found - OWN.keys() or any(p.dtype == torch.float32 for p in base.parameters())):
+        kinds = ", ".join(sorted({str(parameter.dtype) for parameter in base.parameters()}))
+        raise ValueError(
+            f"the base classifier has weights of {kinds}; keep them float32, and choose by precision what is "
+            "computed in"
+        )
+    return next(iter(found), None)
+
+
+def form(output: Any) -> tuple[str, Callable[[Any], Any]]:
+    """The place of the logits in the output of a base classifier, as text, and what takes them out."""
+    if isinstance(output, Tensor):
+        return "", _itself
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return ".logits", attrgetter("logits")
+    if isinstance(output, Mapping) and output:
+        key = "logits" if "logits" in output else next(iter(output))
+        if key == "logits" or len(output) == 1:
+            return f"[{key!r}]", itemgetter(key)
+    if isinstance(output, (tuple, list)) and output:
+        return "[0]", itemgetter(0)
+    told = f" with {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
+    raise ValueError(
+        f"the base classifier returns {type(output).__name__}{told}; it must return logits [B, K], alone, first in a "
+        "tuple, or as 'logits'"
+    )
+
+
+def count_classes(logits: Any) -> int:
+    """K of the logits [2, K] of two images.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2 and logits.shape[1] > 1:
+        return logits.shape[1]
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    hint = "; of one logit z for two classes make torch.stack([-z, z], 1)" if found in ((2,), (2, 1)) else ""
+    raise ValueError(
+        f"the base classifier turns 2 images into {found}; it must return logits [2, K] of 2 classes or more{hint}"
+    )
+
+
+class Adaptation(nn.Module):
+    """A base classifier that is fed in the dtype of its weights, and of whose output the logits are taken."""
+
+    def __init__(self, base: nn.Module, logits_of: Callable[[Any], Any], dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.base, self.logits_of, self.dtype = base, logits_of, dtype
+        self.training = base.training
+
+    def forward(self, replicas: Tensor) -> Any:
+        """Logits [B, K] of replicas [B, ...]."""
+        return self.logits_of(self.base(replicas if self.dtype is None else replicas.to(self.dtype)))
+
+
+class FunctionModule(nn.Module):
+    """A function from images to logits as a module, which has no weights that anybody sees."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.training = False
+
+    def forward(self, images: Tensor) -> Any:
+        """Returns what the function makes of images [B, ...]."""
+        return self.function(images)
+
+
+def as_module(base: Any, argument: str) -> nn.Module:
+    """A base classifier as a module: itself, or one that calls it.
+
+    Raises:
+        ValueError: it cannot be called.
+    """
+    if isinstance(base, nn.Module):
+        return base
+    if not callable(base) or isinstance(base, type):
+        raise ValueError(f"{argument} is {base!r:.80}; it must be a module or a function from images to logits")
+    return FunctionModule(base)
+
+
+def _told(error: Exception, shape: tuple[int, ...]) -> Exception:
+    """The error of a base classifier; of an image that came without its batch, one that says so."""
+    if len(shape) != 2:
+        return error
+    told = ValueError(
+        f"images are [N, {shape[0]}, {shape[1]}], which the base classifier does not take ({error}); one image is "
+        "[1, C, H, W]"
+    )
+    told.__cause__ = error
+    return told
+
+
+def _itself(output: Any) -> Any:
+    return output
+
+
+def _attempts(
+    base: nn.Module, own: torch.dtype | None, shape: tuple[int, ...], precision: str
+) -> Iterator[tuple[str, torch.memory_format]]:
+    """The precisions and layouts to be tried, in order: bf16 that nobody asked for gives way to float32 at last."""
+    chosen = OWN[own] if own is not None else resolve_precision(precision, device_of(base))
+    precisions = [chosen, "fp32"] if precision == "auto" and own is None and chosen != "fp32" else [chosen]
+    return product(precisions, LAYOUTS if len(shape) == 3 else [torch.contiguous_format])
+
+
+def _answer(
+    base: nn.Module, own: torch.dtype | None, shape: tuple[int, ...], precision: str, layout: torch.memory_format
+) -> Any:
+    """The output of a base classifier for two black images; no generator of torch is the worse for it."""
+    device, dtype = device_of(base), DTYPES[precision]
+    images = torch.zeros(2, *shape, dtype=dtype if own is None else own, device=device)
+    drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with drawing, evaluating(base), without_noise(base), torch.no_grad(), strict_arithmetic(device):
+        return in_precision(base, dtype, device)(images.contiguous(memory_format=layout))

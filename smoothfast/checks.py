@@ -10,6 +10,7 @@ from operator import index
 from typing import Any
 
 LEAST_SIGMA = 1e-6  # of noise, in pixel units; about 1e-38 numbers of float32 are subnormal, and kernels differ
+LARGEST_SIGMA = 4.0  # likewise; nine of ten noisy pixels are then out of their range
 
 
 def choice(argument: str, value: str, accepted: Iterable[str]) -> None:

@@ -127,6 +127,7 @@ class Attack(ABC):
         self._engines: RunnerCache[BaseFunction, Gradients] = RunnerCache()
         self._adapter = Adapter()
 
+    @torch.inference_mode(False)
     def __call__(
         self, images: Tensor, labels: Sequence[int] | Tensor, image_ids: Sequence[int] | Tensor | None = None
     ) -> Tensor:
@@ -320,7 +321,7 @@ class Attack(ABC):
         return BaseFunction.resolved(
             self.base, self.law, images.shape[1:], normalize=self.normalize, clip=self.clip, precision=self.precision,
             runner=runner, micro_batch=self._micro_batch(images, count, runner), seed=self.seed,
-            adapter=self._adapter,
+            adapter=self._adapter, gradient="backward" in self.needs,
         )  # fmt: skip
 
     def _new_engine(self, function: BaseFunction) -> Gradients:

@@ -7,6 +7,7 @@ logits, and of how many classes. Everything that runs one asks here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -66,65 +67,116 @@ class Adapter:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._key: Any = None
-        self._adapted: Adapted | None = None
+        self._found: dict[bool, tuple[Any, Adapted]] = {}  # by whether gradients are wanted
 
-    def __call__(self, base: nn.Module, shape: Sequence[int], precision: str = "auto") -> Adapted:
+    def __call__(
+        self, base: nn.Module, shape: Sequence[int], precision: str = "auto", gradient: bool = False
+    ) -> Adapted:
         """Adapts a base classifier for images [C, ...] of a shape. Warns of what it adapts.
 
         Args:
             precision: "fp32", "bf16", "fp16"; "auto" is bf16 where hardware and base classifier compute in it. A
                 network whose weights are not float32 computes in their dtype, whatever it is.
+            gradient: whether the gradient of the logits by the images is wanted too.
 
         Raises:
-            ValueError: the weights are of several dtypes, or no logits of at least two classes are returned.
+            ValueError: the weights are of several dtypes, no logits of at least two classes are returned, or there is
+                no gradient.
             Exception: whatever the base classifier raises in every layout and precision.
         """
         key = [id(part) for part in base.modules()], device_of(base), tuple(shape), precision
         with self._lock:
-            if self._adapted is None or key != self._key:
-                self._adapted, self._key = adapted(base, tuple(shape), precision, self._adapted), key
-            return self._adapted
+            former_key, former = self._found.get(gradient, (None, None))
+            if former is None or key != former_key:
+                former = adapted(Pass(base, tuple(shape), gradient), precision, former)
+                self._found[gradient] = key, former
+            return former
 
     def look_again(self) -> None:
         """Lets the next call ask the base classifier anew: nobody can see whether its code or attributes changed."""
-        self._key = None
+        self._found = {gradient: (None, found) for gradient, (_, found) in self._found.items()}
 
 
-def adapted(base: nn.Module, shape: tuple[int, ...], precision: str, former: Adapted | None) -> Adapted:
-    """Finds out what a base classifier takes and returns, by a pass; see `Adapter`.
+def adapted(look: Pass, precision: str, former: Adapted | None) -> Adapted:
+    """Finds out what a base classifier takes and returns, by passes; see `Adapter`.
 
     Args:
         former: what was found before, which is returned where it still holds.
     """
-    own, refused = own_dtype(base), {}
-    for chosen, layout in _attempts(base, own, shape, precision):
+    refused: dict[Any, Exception] = {}
+    for chosen, layout in look.attempts(precision):
         try:
-            output = _answer(base, own, shape, chosen, layout)
+            output = look.output(chosen, layout)
             break
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of whatever stands in somebody's forward
             refused[chosen, layout] = error
     else:
-        raise _told(refused[chosen, layout], shape)
-    path, logits_of = form(output)
+        raise _told(refused[chosen, layout], look.shape)
+    (path, logits_of), own = form(output), look.own
     notes = {"logits": f"output{path}"} if path else {}
     if own is not None:
         notes["dtype"] = str(own)
-    if refused and layout == torch.contiguous_format and len(shape) == 3:
+    if refused and layout == torch.contiguous_format and len(look.shape) == 3:
         notes["layout"] = LAYOUTS[layout]
-    if own is None and any(tried != chosen for tried, _ in refused):
+    if any(tried != chosen for tried, _ in refused):
         notes["precision"] = chosen
     num_classes = count_classes(logits_of(output))
-    if former is not None and former.of(base) == (shape, chosen, layout, num_classes, notes):
+    if former is not None and former.of(look.base) == (look.shape, chosen, layout, num_classes, notes):
         return former
     if notes:
         said = ", ".join(f"{name} {value}" for name, value in notes.items())
         why = f" (otherwise it raises: {next(iter(refused.values()))!s:.80}...)" if refused else ""
         warn(f"the base classifier is adapted: {said}{why}")
-    network = Adaptation(base, logits_of, own) if path or own is not None else base
-    return Adapted(network, shape, chosen, layout, num_classes, notes)
+    network = Adaptation(look.base, logits_of, own) if path or own is not None else look.base
+    return Adapted(network, look.shape, chosen, layout, num_classes, notes)
+
+
+class Pass:
+    """A pass of a base classifier on two black images [C, ...], with the gradient by them if that is wanted.
+
+    Attributes:
+        own: the dtype that it computes in, where that of its weights is not float32.
+    """
+
+    def __init__(self, base: nn.Module, shape: tuple[int, ...], gradient: bool) -> None:
+        self.base, self.shape, self.gradient = base, shape, gradient
+        self.device, self.own = device_of(base), own_dtype(base)
+
+    def attempts(self, precision: str) -> Iterator[tuple[str, torch.memory_format]]:
+        """The precisions and layouts to be tried, in order: bf16 that nobody asked for gives way to float32 at last."""
+        chosen = resolve_precision(precision, self.device) if self.own is None else OWN[self.own]
+        gives_way = precision == "auto" and self.own is None and chosen != "fp32"
+        layouts = LAYOUTS if len(self.shape) == 3 else [torch.contiguous_format]
+        return product([chosen, "fp32"] if gives_way else [chosen], layouts)
+
+    def output(self, precision: str, layout: torch.memory_format) -> Any:
+        """What comes out; no generator of torch is the worse for it."""
+        dtype = DTYPES[precision]
+        drawing = torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+        recording = torch.enable_grad() if self.gradient else torch.no_grad()
+        plain = torch.inference_mode(False), recording, strict_arithmetic(self.device)
+        with ExitStack() as stack:
+            for context in (drawing, evaluating(self.base), without_noise(self.base), *plain):
+                stack.enter_context(context)
+            images = torch.zeros(2, *self.shape, dtype=self.own or dtype, device=self.device)
+            images = images.contiguous(memory_format=layout).requires_grad_(self.gradient)
+            output = in_precision(self.base, dtype, self.device)(images)
+            if self.gradient:
+                _require_gradient(form(output)[1](output), images)
+        return output
+
+
+def _require_gradient(logits: Tensor, images: Tensor) -> None:
+    """Raises ValueError where logits do not depend on images in a way that autograd sees, as a zero would be taken for
+    the gradient of a robust model."""
+    total = logits.float().sum()
+    if not total.requires_grad or torch.autograd.grad(total, images, allow_unused=True)[0] is None:
+        raise ValueError(
+            "the base classifier has no gradient by its images (its layers are quantised, or it goes by NumPy or "
+            "`detach`): attack it by forward passes alone, with NAttack or Square"
+        )
 
 
 def own_dtype(base: nn.Module) -> torch.dtype | None:
@@ -230,23 +282,3 @@ def _told(error: Exception, shape: tuple[int, ...]) -> Exception:
 
 def _itself(output: Any) -> Any:
     return output
-
-
-def _attempts(
-    base: nn.Module, own: torch.dtype | None, shape: tuple[int, ...], precision: str
-) -> Iterator[tuple[str, torch.memory_format]]:
-    """The precisions and layouts to be tried, in order: bf16 that nobody asked for gives way to float32 at last."""
-    chosen = OWN[own] if own is not None else resolve_precision(precision, device_of(base))
-    precisions = [chosen, "fp32"] if precision == "auto" and own is None and chosen != "fp32" else [chosen]
-    return product(precisions, LAYOUTS if len(shape) == 3 else [torch.contiguous_format])
-
-
-def _answer(
-    base: nn.Module, own: torch.dtype | None, shape: tuple[int, ...], precision: str, layout: torch.memory_format
-) -> Any:
-    """The output of a base classifier for two black images; no generator of torch is the worse for it."""
-    device, dtype = device_of(base), DTYPES[precision]
-    images = torch.zeros(2, *shape, dtype=dtype if own is None else own, device=device)
-    drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with drawing, evaluating(base), without_noise(base), torch.no_grad(), strict_arithmetic(device):
-        return in_precision(base, dtype, device)(images.contiguous(memory_format=layout))

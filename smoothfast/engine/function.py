@@ -68,14 +68,18 @@ class BaseFunction:
         runner: str = "eager",
         micro_batch: int | None = None,
         seed: int = 0,
+        num_classes: int | None = None,
         adapter: Adapter | None = None,
+        gradient: bool = False,
     ) -> BaseFunction:
         """The function that these arguments stand for here: "auto" precision and a micro-batch not given are chosen by
         the device of the base classifier and the size of the images.
 
         Args:
             base: base classifier, normalised images [B, C, ...] to logits [B, K].
+            num_classes: K, if the caller knows it.
             adapter: of whoever makes functions of one base classifier again and again.
+            gradient: whether gradients by images are wanted.
 
         Raises:
             ValueError: an argument is out of its range, or the base classifier returns no logits.
@@ -83,7 +87,9 @@ class BaseFunction:
         size = tuple(shape)
         if len(law.sigma) not in (1, shape[0]):
             raise ValueError(f"sigma has {len(law.sigma)} entries; the images have {shape[0]} channels")
-        found = (adapter or Adapter())(base, size, precision)
+        found = (adapter or Adapter())(base, size, precision, gradient)
+        if num_classes not in (None, found.num_classes):
+            raise ValueError(f"num_classes is {num_classes}; the base classifier returns logits of {found.num_classes}")
         rows = micro_batch or default_micro_batch(size, device_of(base))
         return cls(found, law, size, image_dtype, normalize, clip, runner, rows, seed)
 

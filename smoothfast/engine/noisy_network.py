@@ -7,6 +7,7 @@ gets depends on its numbers alone.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -67,8 +68,15 @@ class NoisyNetwork:
     def run_frozen(self, replicas: Tensor, key: Tensor, passes: Tensor) -> Any:
         """Logits [B, K] as of `run`, with gradients with respect to the replicas alone."""
         self.refresh()
+        inputs = (replicas, *self.draw(key, passes))
+        if any(isinstance(part, torch.jit.ScriptModule) for part in self.network.modules()):
+            with torch.no_grad():
+                network = deepcopy(self.network)  # functional_call takes no TorchScript
+            for parameter in network.parameters():
+                parameter.requires_grad_(False)
+            return network(*inputs)
         frozen = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
-        return functional_call(self.network, frozen, (replicas, *self.draw(key, passes)))
+        return functional_call(self.network, frozen, inputs)
 
     def _inputs(self, bank: Bank | None, key: Tensor, passes: Tensor) -> tuple[Tensor, ...]:
         drawn = [] if bank is None else [weights[0] for weights in bank.draw(passes, within(key, Stream.WEIGHT))]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import former, names
-from ..checks import at_least, choice, in_pixel_units, seed_in_range
+from ..checks import LARGEST_SIGMA, at_least, choice, in_pixel_units, seed_in_range
 from ..engine import Adapter, Average, BaseFunction, Engine, Job, as_module, default_micro_batch
 from ..images import UNIT, checked_bounds, checked_ids, checked_images, checked_labels, far_outside, finite_images
 from ..layers import draws_noise
@@ -28,7 +28,6 @@ from .soft import SoftClassifier, without_gradient
 from .turns import Turns
 
 LEAST_U = 0.05  # of randomized bounds
-LARGEST_SIGMA = 4.0  # in [0, 1] pixel units: 99 % of noisy values are then outside of the range
 ANY = 2**62  # classes, while it is not known of how many
 
 
@@ -155,7 +154,9 @@ class SmoothedClassifier(nn.Module):
                 warn(found)
             self._learn_classes(images)
             if self.voting.differentiable and self._gradient_is_asked(images):
-                average = Average(self.function(images), Stream.FORWARD, self.voting.name)
+                average = Average(
+                    self.function(images, gradient=images.requires_grad), Stream.FORWARD, self.voting.name
+                )
                 return average.scores(images, first, self.samples)
             decisions = self._decide_alike(images.detach(), None, self._count(self.samples, first, Stream.FORWARD))
         given = counts(decisions, self.num_classes).to(images.device)
@@ -309,19 +310,15 @@ class SmoothedClassifier(nn.Module):
             return [replace(function, runner=self.runner)]
         return [replace(function, runner=runner) for runner in function.candidates(passes)]
 
-    def function(self, images: Tensor, law: Law | None = None) -> BaseFunction:
-        """The base classifier for images of this shape and dtype, under its own noise or another law."""
+    def function(self, images: Tensor, law: Law | None = None, gradient: bool = False) -> BaseFunction:
+        """The base classifier for images of this shape and dtype, under its own noise or another law; with its gradient
+        by images."""
         dtype = torch.uint8 if images.dtype == torch.uint8 else torch.float32
-        function = BaseFunction.resolved(
+        return BaseFunction.resolved(
             self.base, law or law_of(self.noise, self.sigma.tolist(), dtype), images.shape[1:], dtype,
             normalize=self.normalize, clip=self.clip, precision=self.precision, micro_batch=self._micro_batch(images),
-            seed=self.seed, adapter=self._adapter,
+            seed=self.seed, num_classes=self._num_classes, adapter=self._adapter, gradient=gradient,
         )  # fmt: skip
-        if self._num_classes not in (None, function.num_classes):
-            raise ValueError(
-                f"num_classes is {self._num_classes}; the base classifier returns logits of {function.num_classes}"
-            )
-        return function
 
     def _learn_classes(self, images: Tensor) -> None:
         """Takes the number of classes from the base classifier where it was not given."""

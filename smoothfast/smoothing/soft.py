@@ -25,7 +25,7 @@ class Smoothed(Protocol):
     bounds: Bounds | None
     training: bool
 
-    def function(self, images: Tensor, law: Law | None = None) -> BaseFunction:
+    def function(self, images: Tensor, law: Law | None = None, gradient: bool = False) -> BaseFunction:
         """The base classifier under noise, for images of this shape and dtype."""
 
 
@@ -70,7 +70,7 @@ class SoftClassifier(nn.Module):
         images = finite_images(images, self.smoothed.bounds)
         images = images / 255 if images.dtype == torch.uint8 else images
         first, self._next_sample = self._next_sample, self._next_sample + self.samples
-        function = self.smoothed.function(images, float_law(self.smoothed.sigma.tolist()))
+        function = self.smoothed.function(images, float_law(self.smoothed.sigma.tolist()), images.requires_grad)
         if self.max_batch is not None:
             function = replace(function, micro_batch=self.max_batch)
         mean = "logit" if self.smoothed.voting.name == "logit" else "soft"

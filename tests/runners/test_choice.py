@@ -89,7 +89,7 @@ def preferred(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         asked.append(passes)
         return ["compiled", "eager"] if passes >= 1000 else ["eager"]
 
-    monkeypatch.setattr("smoothfast.smoothing.classifier.candidates", choose)
+    monkeypatch.setattr("smoothfast.engine.function.candidates", choose)
 
     def make(network: nn.Module, dtype: torch.dtype, device: torch.device, examples: Any, count: int) -> list[Any]:
         return [network] * count

@@ -125,7 +125,7 @@ def micro_batch() -> Tensor:
 
 @frozen_runners
 def test_a_later_micro_batch_leaves_logits_as_they_are(runner: str) -> None:
-    one, other = make_runners(Net(3).eval(), runner, torch.float32, CPU, (torch.zeros(16, *SHAPE),), 2)
+    one, other = make_runners(Net(3).eval(), runner, torch.float32, CPU, (torch.zeros_like(micro_batch()),), 2)
     first, second = micro_batch(), micro_batch()
     with torch.no_grad():
         logits = one(first)

@@ -174,8 +174,7 @@ def test_runners_are_chosen_for_the_whole_run(smoothed: SmoothedClassifier, monk
         asked.append(passes)
         return ["eager"]
 
-    monkeypatch.setattr("smoothfast.attacks.attack.candidates", candidates)
-    monkeypatch.setattr("smoothfast.smoothing.classifier.candidates", candidates)
+    monkeypatch.setattr("smoothfast.engine.function.candidates", candidates)
     smoothed.runner = "auto"
     attack = make("epgd", smoothed, "smoothed", options("epgd", {}))
     passes, engine = settle(attack, smoothed, torch.zeros(1, 3, 6, 6, dtype=torch.uint8), 1000, 100)

@@ -152,7 +152,7 @@ class Pass:
         return product([chosen, "fp32"] if gives_way else [chosen], layouts)
 
     def output(self, precision: str, layout: torch.memory_format) -> Any:
-        """What comes out; no generator of torch is the worse for it."""
+        """Runs it; no generator of torch is the worse for it."""
         dtype = DTYPES[precision]
         drawing = torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
         recording = torch.enable_grad() if self.gradient else torch.no_grad()

@@ -350,7 +350,7 @@ def test_of_two_that_begin_together_one_goes_on(plain: Callable[[str], Plain], n
 
 # ---- models that fail ------------------------------------------------------------------------------------------------
 
-AMID = {"certify": 45, "attack": 150, "train": 5, "sweep": 12}  # passes after which some of the work is on the disk
+AMID = {"certify": 45, "attack": 150, "train": 6, "sweep": 12}  # passes after which some of the work is on the disk
 FAULTS = {
     "fails": ("RuntimeError: the cable is out\\x1b[2J; raised as shown above", "run it again, with --resume"),
     "memory": ("out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)", "with a smaller --batch"),

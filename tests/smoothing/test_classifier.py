@@ -1038,3 +1038,63 @@ def test_nothing_is_computed_before_settings_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=r"is|has|hold|are"):
             call()
+
+
+# ---- what people have in the place of images, labels and numbers -----------------------------------------------------
+
+
+def test_arrays_and_lists_are_images() -> None:
+    wanted = make().votes(IMAGES, 50)
+    for images in (IMAGES.numpy(), list(IMAGES), IMAGES.numpy()[::-1][::-1]):
+        assert torch.equal(make().votes(images, 50), wanted)
+    assert torch.equal(make()(IMAGES.numpy()), make()(IMAGES))
+    assert torch.equal(make().votes((IMAGES / 255).double().numpy(), 50), make().votes(IMAGES / 255, 50))
+    for images in (["cat.png"], [IMAGES[0], IMAGES[0, :1]], {"pixels": IMAGES}):
+        with pytest.raises(ValueError, match=r"images is a .* that is no array of numbers"):
+            make().votes(images)
+
+
+def test_roundings_beyond_the_range_are_none() -> None:
+    images = IMAGES / 255
+    images[0, 0, 0, 0], images[0, 0, 0, 1] = 1 + 2**-22, -(2.0**-24)
+    assert torch.equal(make().votes(images, 50), make().votes(images.clamp(0, 1), 50))
+    with pytest.raises(ValueError, match=r"range over 0 \.\. 1\.00001001; float images must lie in 0 \.\. 1"):
+        make().votes(images.clamp(0, 1) * (1 + 1e-5) / images.max().clamp(max=1))
+
+
+@pytest.mark.parametrize("images", [IMAGES.float(), (IMAGES / 255 - 0.5) / 0.25], ids=["0 .. 255", "normalised"])
+def test_images_far_out_of_range_are_warned_of_once(images: Tensor) -> None:
+    model = make()
+    with pytest.warns(UserWarning, match=r"images are float and range over .*; float images must lie in 0 \.\. 1"):
+        model(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(images)
+        make()(IMAGES / 255 * 1.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigma": 64}, "sigma is 64; it is at most 4 in [0, 1] pixel units: did you mean 64/255?"),
+        ({"normalize": ((125, 123, 114), (62, 62, 66))}, "pixels lie in 0 .. 1: did you mean each of them / 255?"),
+        ({"normalize": 0.5}, "normalize is 0.5; it must be (mean, std)"),
+        ({"normalize": ("grey", 1)}, "it must be (mean, std), of numbers by channel"),
+    ],
+)
+def test_numbers_in_other_units_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(**options)
+
+
+def test_one_mean_and_deviation_serve_all_channels() -> None:
+    wanted = make(normalize=([0.4] * 3, [0.3] * 3)).votes(IMAGES, 50)
+    for normalize in ((0.4, 0.3), ([0.4], [0.3]), (torch.full((3,), 0.4), np.full(3, 0.3))):
+        assert torch.equal(make(normalize=normalize).votes(IMAGES, 50), wanted)
+
+
+def test_whole_floats_are_labels() -> None:
+    settings = {"n": 100, "n0": 20}
+    wanted = make().certify(IMAGES, labels=[0, 1, 2, 3], **settings)
+    for labels in ([0.0, 1.0, 2.0, 3.0], torch.arange(4.0), np.arange(4)):
+        assert torch.equal(make().certify(IMAGES, labels=labels, **settings).radii, wanted.radii)

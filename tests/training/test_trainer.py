@@ -580,7 +580,7 @@ def test_augmentation_is_a_function_of_seed_image_and_epoch() -> None:
         ("recipe", "clean", "sigma is 0.25; for recipe 'clean' it must be 0: recipe 'gaussian' is the one with noise"),
         ("validation", -1, "validation is -1; it must be at least 0"),
         ("validation", 60, "batch is 16; there are only 10 images to train on"),
-        ("normalize", ([0.5], [0.5]), "normalize has 1 means and 1 stds; the images have 3 channels"),
+        ("normalize", ([0.5] * 2, [0.5] * 2), "normalize has 2 means and 2 stds; the images have 3 channels"),
         ("normalize", ([0.5] * 3, [0, 1, 1]), "normalize has std .*; every std must be positive"),
     ],
 )

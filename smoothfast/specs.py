@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-from .checks import choice
+from .checks import at_least, at_most, choice
 from .names import DATA, MODELS, WEIGHT_NOISES
 
 MODEL_SPECS = (
@@ -14,6 +15,27 @@ MODEL_SPECS = (
 DATA_SPECS = (
     f"{DATA[0]}, {', '.join(f'{name}:ROOT' for name in DATA[1:-1])}, {DATA[-1]}:PATH or package.module:callable"
 )
+MOST_SIDE = 16_384  # of a resized image, which takes 805 MB in RGB
+
+
+class Archive(NamedTuple):
+    """A published archive of images: its address, and the folder that it holds."""
+
+    url: str
+    folder: str
+
+    def missing(self, root: Path) -> str:
+        """Says that its folder is not in a root, and how to get it there."""
+        name = self.url.rpartition("/")[2]
+        if (root / name).is_file():
+            return f"{root / name} is not extracted: tar -xzf {root / name} -C {root}"
+        return f"there is no {root / self.folder}: get {self.url} and extract it in {root}"
+
+
+ARCHIVES = {
+    "cifar10": Archive("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "cifar-10-batches-py"),
+    "cifar100": Archive("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "cifar-100-python"),
+}
 
 
 def require_model(spec: str) -> None:
@@ -53,4 +75,13 @@ def require_data(spec: str, argument: str = "data") -> None:
     if not (kind and rest):
         raise ValueError(f"{argument} is {spec!r}; it must be {DATA_SPECS}")
     if kind in DATA[1:] and not Path(rest).exists():
-        raise ValueError(f"{argument} is {spec!r}, which cannot be read: there is no {rest}")
+        there = ARCHIVES[kind].missing(Path(rest)) if kind in ARCHIVES else f"there is no {rest}"
+        raise ValueError(f"{argument} is {spec!r}, which cannot be read: {there}")
+
+
+def require_sides(resize: int | None, crop: int | None) -> None:
+    """Raises ValueError unless images can be resized and cropped so."""
+    at_least(1, resize=resize, crop=crop)
+    at_most(MOST_SIDE, resize=resize, crop=crop)
+    if resize is not None and crop is not None and crop > resize:
+        raise ValueError(f"crop is {crop}; it must be at most {resize}, the resize")

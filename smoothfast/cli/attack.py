@@ -75,9 +75,11 @@ def attack(options: AttackOptions) -> None:
     """
     from ..runs import attack as runs
     from ..runs import attack_files
-    from .prepare import prepare
+    from .prepare import prepare, tell_classes
 
     prepared = prepare(options, options.sigma, options.seed)
+    prepared.require_readable()
+    tell_classes(prepared.source, prepared.smoothed.num_classes)
     picture = nullcontext() if options.picture is None else files.whole(options.picture)
     with picture as drawing:
         with files.whole(options.out) as tensors:
@@ -89,7 +91,9 @@ def attack(options: AttackOptions) -> None:
         if drawing is not None:
             _draw(prepared, attacked, drawing)
     if options.as_json:
-        display.print_json({"settings": settings} | runs.figures(attacked) | {"path": str(options.out)})
+        display.print_json(
+            {"settings": settings, "classes": prepared.classes} | runs.figures(attacked) | {"path": str(options.out)}
+        )
     display.written(options.out, options.picture)
 
 

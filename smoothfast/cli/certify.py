@@ -201,17 +201,19 @@ def _run(options: LogOptions) -> None:
     from ..processes import joined
     from ..runs.certify import log_run
     from ..runs.logs import environment_of
-    from .prepare import described, prepare
+    from .prepare import described, prepare, tell_classes
 
     samples = options.procedure(0, 0.0).most
     with joined() as group:
         resume = group.begin(options.resume, options.out)
         seed = group.first(partial(options.settled_seed, resume))
         prepared = prepare(options, options.sigma, seed, options.noise, group.device(options.device))
+        prepared.require_readable()
         passes = _expected(options, samples) * len(prepared.indices)
         engine = prepared.smoothed.engine(prepared.first, passes)
         leads = group.rank == 0
         if leads:
+            tell_classes(prepared.source, prepared.smoothed.num_classes)
             display.tell(f"{len(prepared.indices):,} images, {samples:,} samples each at most, seed {seed}")
             display.tell(described(prepared.smoothed, engine, prepared.first, passes))
         log_run(
@@ -222,7 +224,7 @@ def _run(options: LogOptions) -> None:
             return
         sound = bool(environment_of(options.out).get("sound", engine.sound))
         if options.as_json:
-            display.print_json({"sound": sound} | _figures(options.out, engine.meta))
+            display.print_json({"sound": sound, "classes": prepared.classes} | _figures(options.out, engine.meta))
         else:
             display.show_log(options.out)
         if not sound and engine.function.law.name == "lattice":

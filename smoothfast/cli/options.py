@@ -18,7 +18,15 @@ from .. import names
 from ..checks import at_least, at_most, choice, fraction, noise_level, seed_in_range
 from ..files import require_present
 from ..normalization import STATISTICS, Normalization
-from ..specs import DATA_SPECS, MODEL_SPECS, comes_without_weights, draws_no_noise, require_data, require_model
+from ..specs import (
+    DATA_SPECS,
+    MODEL_SPECS,
+    comes_without_weights,
+    draws_no_noise,
+    require_data,
+    require_model,
+    require_sides,
+)
 from . import display
 
 # More is a mistake, or the wish of who wrote a file: it would take gigabytes before anything is known to be wrong.
@@ -95,7 +103,30 @@ class ModelOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class SmoothedOptions(ModelOptions):
+class SizeOptions(Options):
+    """Options of commands that bring images to one size."""
+
+    resize: Annotated[
+        int | None,
+        typer.Option("--resize", help="Length that the shorter side of images gets, antialiased.", rich_help_panel=ON),
+    ] = None
+    crop: Annotated[
+        int | None, typer.Option("--crop", help="Side of the square in the middle that is kept.", rich_help_panel=ON)
+    ] = None
+
+    def check(self) -> None:
+        super().check()
+        require_sides(self.resize, self.crop)
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """The sides that are given, by name: settings of a run."""
+        given = {"resize": self.resize, "crop": self.crop}
+        return {name: side for name, side in given.items() if side is not None}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SmoothedOptions(ModelOptions, SizeOptions):
     """Options of commands that put images through a smoothed classifier."""
 
     data: Annotated[str, typer.Option("--data", help=f"{DATA_SPECS}.", rich_help_panel=ON)] = "demo"

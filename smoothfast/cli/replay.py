@@ -102,7 +102,8 @@ def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
         "model": options.model or _plain("model", settings.get("model", "resnet20")),
         "data": options.data or _plain("data", settings.get("data", "demo")),
         "weights": options.weights, "classes": options.classes,
-        "device": options.device or settings.get("device", "cpu"),
+        "device": options.device or settings.get("device", "cpu"), "resize": settings.get("resize"),
+        "crop": settings.get("crop"),
     }  # fmt: skip
     pairs = ((tuple(map(tuple, values)), name) for name, values in STATISTICS.items())
     normalize = settings.get("normalize")

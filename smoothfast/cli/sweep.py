@@ -81,9 +81,10 @@ def sweep(options: SweepOptions) -> None:
     from ..runs.sweep import Sweep
     from ..runs.sweep_log import SweepLog, put_in_order, read
     from ..runs.tables import sweep_table
-    from .prepare import prepare
+    from .prepare import prepare, tell_classes
 
     prepared = prepare(options, options.attack_sigma or PLACEHOLDER, options.seed)
+    tell_classes(prepared.source, prepared.smoothed.num_classes)
     plan = Sweep(
         prepared.smoothed, numbers("sigmas", options.sigmas) or (), options.voting.split(","),
         integers("samples", options.samples), options.attack, options.chosen() | {"sigma": options.attack_sigma},
@@ -94,8 +95,7 @@ def sweep(options: SweepOptions) -> None:
         "sigmas": plan.sigmas, "voting": plan.votings,
     }  # fmt: skip
     with SweepLog(options.out, settings) as log:
-        subset: Any = torch.utils.data.Subset(prepared.source, prepared.indices)  # type: ignore[arg-type]
-        chosen = in_memory(subset, display.bar("images"))
+        chosen = in_memory(prepared.source, display.bar("images"), prepared.indices)
         ids, bar = torch.tensor(prepared.indices), display.bar("sigmas and attacks")
         for block in plan.rows(pixels(chosen.images), chosen.labels, ids, log.done, bar):
             log.append(block)

@@ -18,7 +18,7 @@ from ..specs import require_data
 from ..training.presets import PRESETS
 from ..training.settings import BATCH_STATISTICS, LEARNED, NEEDS, PRECISIONS, SCHEDULES, SELECTIONS, Settings
 from . import display
-from .options import BY, ON, ModelOptions, StepOptions, command, named, numbers
+from .options import BY, ON, ModelOptions, SizeOptions, StepOptions, command, named, numbers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ FILES = ("checkpoint.pt", "model.safetensors")  # of a run that is not to be ove
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class TrainOptions(ModelOptions, StepOptions):
+class TrainOptions(ModelOptions, SizeOptions, StepOptions):
     """Options of `train`. Those that `Settings` has too, and that are not given, are as the preset has them."""
 
     data: Annotated[str, typer.Option("--data", help="Training images; a spec as of certify.", rich_help_panel=ON)]
@@ -126,29 +126,31 @@ class TrainOptions(ModelOptions, StepOptions):
 @command(TrainOptions)
 def train(options: TrainOptions) -> None:
     """Train a base classifier for smoothing."""
-    from ..data import in_memory, load
+    from ..data import Within, in_memory, load
     from ..processes import joined
     from ..training import Trainer
     from ..weights import Weights, read_weights
-    from .prepare import moved, number_of_classes
+    from .prepare import fill, moved, number_of_classes, tell_classes
 
     start = Weights({}) if options.weights is None else read_weights(options.weights)
     told = {"normalize": start.normalize} if "normalize" in start.settings else None
     settings = options.settings(start.sha256 or None, told)
-    source = load(options.data, "train")
+    sides = options.resize, options.crop
+    source = load(options.data, "train", *sides)
     num_classes = number_of_classes(options, start, source)
     network = _network(options, num_classes, settings.seed)
-    if start.tensors:
-        start.load_into(network)
+    fill(network, start, options, num_classes)
     with joined() as group:
         leads = group.rank == 0
-        held_out = None if options.test is None else in_memory(load(options.test, "test"))
+        held_out = None if options.test is None else in_memory(load(options.test, "test", *sides))
         about = {"model": options.model, "num_classes": str(num_classes), "data": options.data}
+        about |= {name: str(side) for name, side in options.sides.items()}
         if options.noise_strength != 1:
             about["noise_strength"] = str(options.noise_strength)
         if leads:
+            tell_classes(source, num_classes)
             display.tell(f"reading {len(source):,} training images")
-        images = in_memory(source, display.bar("images") if leads else iter)
+        images = in_memory(Within(source, options.data, num_classes), display.bar("images") if leads else iter)
         network = moved(network, group.device(options.device))
         trainer = Trainer(network, images, settings, options.out, held_out, metadata=about, group=group)
 

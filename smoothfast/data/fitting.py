@@ -48,8 +48,7 @@ class Fit:
         if self.crop is None:
             return height, width
         if min(height, width) < self.crop:
-            at_first = "" if self.resize is None else f" after resize {self.resize}"
-            raise ValueError(f"crop is {self.crop}; the image has {height}x{width} pixels{at_first}: pass --resize too")
+            raise ValueError(f"crop is {self.crop}; the image has {height}x{width} pixels: pass --resize too")
         return self.crop, self.crop
 
     def __call__(self, image: Tensor) -> Tensor:

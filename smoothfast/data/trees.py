@@ -99,7 +99,7 @@ class Zipped(Tree):
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
-            except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            except Exception as error:  # a reader that meets noise may raise anything
                 raise ValueError(f"{self.path} is neither a folder nor a zip file of one: {error}") from error
         return self._opened[1]
 

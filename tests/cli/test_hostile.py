@@ -138,6 +138,17 @@ def seen(path: Path) -> None:
     assert data.picture(str(path)).mode == "RGB"
 
 
+def write_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in ("ape/0.png", "bee/0.png"):
+            file.writestr(name, png(3, 4))
+
+
+def unpacked(path: Path) -> None:
+    source = data.load(f"folder:{path}")
+    data.require_readable(source, range(len(source)))
+
+
 READERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "run.tsv": (write_log, analyzed),
     "run.tsv.json": (lambda path: write_log(path.with_suffix("")), lambda path: analyzed(path.with_suffix(""))),
@@ -147,6 +158,7 @@ READERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
     "net.pt": (write_weights, loaded),
     "adv.safetensors": (write_attack, attacked),
     "checkpoint.pt": (write_checkpoint, restored),
+    "images.zip": (write_zip, unpacked),
     **{f"image.{kind}": (write_picture, seen) for kind in ("png", "jpg", "bmp", "tif", "webp", "ppm")},
 }
 of_each_reader = pytest.mark.parametrize("name", READERS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
+from helpers.pictures import equal, pixels, write_folder, write_image
 from torchvision import datasets
 
 import smoothfast as sf
@@ -21,90 +19,6 @@ from smoothfast import data
 from smoothfast.data import Images, in_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def pixels(seed: int, *shape: int) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-def write_image(path: Path, image: Tensor, mode: str = "RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.permute(1, 2, 0).numpy()).convert(mode).save(path)
-
-
-def write_folder(root: Path, seed: int = 0) -> list[tuple[Tensor, int]]:
-    """Two images of each of three classes, and what must be read from them: classes in alphabetical order."""
-    expected = []
-    for label, name in enumerate(["ape", "bee", "cat"]):
-        for number in range(2):
-            image = pixels(seed + 2 * label + number, 3, 5, 7)
-            write_image(root / name / f"{number}.png", image)
-            expected.append((image, label))
-    return expected
-
-
-def equal(source: data.Labelled, expected: list[tuple[Tensor, int]]) -> bool:
-    pairs = [source[index] for index in range(len(source))]
-    return [label for _, label in pairs] == [label for _, label in expected] and all(
-        image.dtype == torch.uint8 and torch.equal(image, wanted)
-        for (image, _), (wanted, _) in zip(pairs, expected, strict=True)
-    )
-
-
-# ---- folders ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_of_classes_serves_both_splits(tmp_path: Path) -> None:
-    expected = write_folder(tmp_path)
-    for split in data.SPLITS:
-        assert equal(sf.data.load(f"folder:{tmp_path}", split), expected)
-    assert equal(data.load(f"folder:{tmp_path}"), expected)
-
-
-def test_a_folder_of_splits(tmp_path: Path) -> None:
-    expected = {split: write_folder(tmp_path / split, seed) for seed, split in ((0, "train"), (100, "test"))}
-    for split in data.SPLITS:
-        assert equal(data.load(f"folder:{tmp_path}", split), expected[split])
-    assert equal(data.load(f"folder:{tmp_path}"), expected["test"])
-
-
-@pytest.mark.parametrize(("there", "asked"), [("test", "train"), ("train", "test")])
-def test_a_folder_without_the_split_is_not_a_folder_of_classes(tmp_path: Path, there: str, asked: str) -> None:
-    write_folder(tmp_path / there)
-    with pytest.raises(ValueError, match=f"data is 'folder:{tmp_path}', which cannot be read: .*{asked}"):
-        data.load(f"folder:{tmp_path}", asked)
-
-
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    expected = write_folder(tmp_path)
-    write_image(tmp_path / "train" / "0.png", pixels(9, 3, 5, 7))
-    assert equal(data.load(f"folder:{tmp_path}", "train"), [*expected, (pixels(9, 3, 5, 7), 3)])
-
-
-def test_a_colon_in_a_path_is_part_of_it(tmp_path: Path) -> None:
-    expected = write_folder(tmp_path / "a:b")
-    assert equal(data.load(f"folder:{tmp_path}/a:b"), expected)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_images_of_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
-    grey = torch.full((3, 5, 7), 102, dtype=torch.uint8)  # in the palette of P
-    write_image(tmp_path / "ape" / "0.png", grey, mode)
-    assert equal(data.load(f"folder:{tmp_path}"), [(grey, 0)])
-
-
-def test_real_images(data_root: Path, tmp_path: Path) -> None:
-    archive = data_root / "cifar10-jpeg.zip"
-    if not archive.exists():
-        pytest.skip(f"no {archive}")
-    with zipfile.ZipFile(archive) as file:
-        names = [name for name in file.namelist() if name.endswith(("/0000.jpg", "/0001.jpg"))]
-        file.extractall(tmp_path, names)
-    for split in data.SPLITS:
-        images = in_memory(data.load(f"folder:{tmp_path / 'cifar10-jpeg'}", split))
-        assert (images.images.dtype, images.images.shape) == (torch.uint8, (20, 3, 32, 32))
-        assert images.labels.tolist() == [label for label in range(10) for _ in range(2)]
-        assert images.images.float().std() > 40  # photographs, not a grey plane
 
 
 # ---- data sets of torchvision ----------------------------------------------------------------------------------------
@@ -145,16 +59,70 @@ def test_cifar100(tmp_path: Path) -> None:
     assert equal(data.load(f"cifar100:{tmp_path}", "test"), [(images[1], 99)])
 
 
-def test_imagenet_is_resized_and_cropped_at_the_centre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def split_folder(root: str, split: str, transform: Any, loader: Any) -> datasets.ImageFolder:
-        return datasets.ImageFolder(str(Path(root) / split), transform, loader=loader)
+@pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
+def test_cifar_that_is_not_there_says_where_it_is_from(tmp_path: Path, kind: str) -> None:
+    archive = f"{kind.replace('cifar', 'cifar-')}-python.tar.gz"
+    for root in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(
+            ValueError, match=rf"get https://www\.cs\.toronto\.edu/~kriz/{archive} and extract it in {root}$"
+        ):
+            data.load(f"{kind}:{root}")
+    (tmp_path / archive).touch()
+    with pytest.raises(ValueError, match=rf"is not extracted: tar -xzf {tmp_path}/{archive} -C {tmp_path}$"):
+        data.load(f"{kind}:{tmp_path}")
 
-    monkeypatch.setattr(datasets, "ImageNet", split_folder)
+
+@pytest.mark.usefixtures("any_checksum")
+def test_the_folder_of_cifar_itself_is_taken(tmp_path: Path) -> None:
+    root = tmp_path / "cifar-100-python"
+    dump(root / "test", {"data": pixels(1, 1, 3072).numpy(), "fine_labels": [4]})
+    dump(root / "meta", {"fine_label_names": [str(n) for n in range(100)]})
+    source = data.load(f"cifar100:{root}")
+    assert source[0][1] == 4
+    assert len(source.classes) == 100
+
+
+IDS = [f"n{number:08}" for number in range(1000)]
+
+
+def write_imagenet(root: Path, count: int) -> None:
+    """An image of one level in each of the first classes."""
+    for number, name in enumerate(IDS[:count]):
+        write_image(root / name / f"{name}.JPEG", torch.full((3, 2, 2), number % 256, dtype=torch.uint8))
+
+
+def test_imagenet_without_its_development_kit(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    write_imagenet(tmp_path / "val", 1000)
+    source = data.load(f"imagenet:{tmp_path}", resize=1)
+    assert (len(source), source[999][1]) == (1000, 999)
+    assert source.classes == tuple(IDS)
+    assert not recwarn.list
+    torch.save(({name: (f"no. {name}", "thing") for name in IDS}, []), tmp_path / "meta.bin")
+    assert data.load(f"imagenet:{tmp_path}").classes[7] == f"no. {IDS[7]}, thing"
+
+
+def test_imagenet_in_part_is_warned_of(tmp_path: Path) -> None:
+    write_imagenet(tmp_path / "val", 3)
+    with pytest.warns(UserWarning, match=r"val holds 3 classes, and ImageNet 1,000: their labels are 0 \.\. 2"):
+        assert [data.load(f"imagenet:{tmp_path}", resize=1)[index][1] for index in range(3)] == [0, 1, 2]
+
+
+def test_imagenet_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no .*/val with a folder for each class: n01440764"):
+        data.load(f"imagenet:{tmp_path}")
+    write_image(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG", pixels(0, 3, 4, 4))
+    with pytest.raises(ValueError, match="val holds no folders, one for each class, but images themselves"):
+        data.load(f"imagenet:{tmp_path}")
+
+
+@pytest.mark.filterwarnings("ignore:.*ImageNet")
+def test_imagenet_is_resized_and_cropped_at_the_centre(tmp_path: Path) -> None:
     image = pixels(2, 3, 256, 320)  # its short side is right, so only the crop is left to do
-    write_image(tmp_path / "val" / "n01440764" / "0.png", image)
-    write_image(tmp_path / "train" / "n01440764" / "0.png", torch.full((3, 300, 600), 9, dtype=torch.uint8))
+    write_image(tmp_path / "val" / IDS[0] / "0.png", image)
+    write_image(tmp_path / "train" / IDS[0] / "0.png", torch.full((3, 300, 600), 9, dtype=torch.uint8))
     assert equal(data.load(f"imagenet:{tmp_path}", "test"), [(image[:, 16:240, 48:272], 0)])
     assert equal(data.load(f"imagenet:{tmp_path}", "train"), [(torch.full((3, 224, 224), 9, dtype=torch.uint8), 0)])
+    assert equal(data.load(f"imagenet:{tmp_path}", crop=250), [(image[:, 3:253, 35:285], 0)])
 
 
 # ---- others ----------------------------------------------------------------------------------------------------------
@@ -173,6 +141,7 @@ def test_demo_is_balanced_and_of_cifar_size() -> None:
     assert (images.images.dtype, images.images.shape) == (torch.uint8, (200, 3, 32, 32))
     assert images.labels.dtype == torch.int64
     assert images.labels.bincount().tolist() == [20] * 10
+    assert (images.classes[3], len(images.classes)) == ("cat", 10)
     assert len(images.images.flatten(1).unique(dim=0)) == 200
     assert equal(data.load("demo"), list(zip(images.images, images.labels.tolist(), strict=True)))
 
@@ -197,7 +166,7 @@ def test_labels_may_be_integers_of_any_kind() -> None:
 
 def test_images_of_different_sizes_do_not_stack() -> None:
     source = [(pixels(0, 3, 5, 7), 0), (pixels(1, 3, 7, 5), 1)]
-    with pytest.raises(ValueError, match="the images differ in size"):
+    with pytest.raises(ValueError, match=r"differ in size: image 0 is 3x5x7, image 1 is 3x7x5 .*--resize 5 --crop 5"):
         in_memory(source)
 
 
@@ -237,19 +206,6 @@ def test_missing_data(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"data is '{kind}:{root}', which cannot be read"):
         data.load(f"{kind}:{root}")
     assert not root.exists()
-
-
-def test_a_folder_without_images(tmp_path: Path) -> None:
-    (tmp_path / "ape").mkdir()
-    with pytest.raises(ValueError, match="which cannot be read: Found no valid file for the classes ape"):
-        data.load(f"folder:{tmp_path}")
-
-
-def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
-    file = tmp_path / "images.zip"
-    file.touch()
-    with pytest.raises(ValueError, match=f"data is 'folder:{file}', which cannot be read"):
-        data.load(f"folder:{file}")
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,8 @@ def sweep(options: SweepOptions) -> None:
         "command": "sweep", "sigma": None, "attack": options.attack, **plan.options, "samples": plan.samples,
         "sigmas": plan.sigmas, "voting": plan.votings,
     }  # fmt: skip
+    chosen = in_memory(prepared.source, display.bar("images"), prepared.indices)
     with SweepLog(options.out, settings) as log:
-        chosen = in_memory(prepared.source, display.bar("images"), prepared.indices)
         ids, bar = torch.tensor(prepared.indices), display.bar("sigmas and attacks")
         for block in plan.rows(pixels(chosen.images), chosen.labels, ids, log.done, bar):
             log.append(block)

@@ -58,7 +58,7 @@ class Own:
 
     def name_of(self, index: int) -> str:
         """The name of an item in messages."""
-        return f"item {index} of {self.spec}"
+        return f"item {index}"
 
 
 def own(made: Any, spec: str, split: str) -> Labelled:

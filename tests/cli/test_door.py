@@ -44,7 +44,8 @@ RUN = {
 SHARED = [
     "--model=resnet21", "--model=resnet20+xni", "--model=:f", "--model=resnet32", "--weights=none.safetensors",
     "--classes=1", "--normalize=best", "--data=mnist", "--data=cifar10:", "--data=folder:nowhere", "--skip=0",
-    "--max=0", "--runner=fast", "--precision=int8", "--batch=0", "--seed=-1",
+    "--max=0", "--runner=fast", "--precision=int8", "--batch=0", "--seed=-1", "--resize=0", "--crop=-1",
+    "--resize=32 --crop=33",
 ]  # fmt: skip
 ATTACKED = ["--eps=-1/255", "--eps=8/0", "--eps=much", "--alpha=-0.1", "--steps=0", "--restarts=0"]
 USAGE = {
@@ -71,7 +72,7 @@ USAGE = {
         "--schedule=multi-step", "--clip-norm=0", "--recipe=adversarial --eps=8/0", "--steps=0", "--samples=0",
         "--train-samples=99", "--adversarial-weight=2", "--beta=-1", "--warmup=-1", "--noise-strength=-1",
         "--learn=none", "--norms=none", "--validation=-1", "--select=best", "--precision=int8", "--seed=-1",
-        "--out=trained",
+        "--out=trained", "--resize=0", "--resize=32 --crop=33",
     ],
     "demo": ["--n=5", "--max=0", "--runner=fast"],
     "analyze": ["--format=yaml", "--radii=0;1", "--plot=a.xyz", "--format=csv --json", "--frobnicate"],

@@ -118,7 +118,7 @@ def test_labels_that_begin_at_one_are_refused(loaded: Any, tells: bool) -> None:
     source = loaded(Counted([(COLOUR, label) for label in (1, 2, 3)]))
     with pytest.raises(
         ValueError,
-        match=r"'own_images:make', in which item 2 of own_images:make has label 3; the labels of 3 classes lie in "
+        match=r"'own_images:make', in which item 2 has label 3; the labels of 3 classes lie in "
         r"0 \.\. 2; do they begin at 1\? Subtract 1",
     ):
         in_memory(Within(source, "own_images:make", 3))

@@ -13,7 +13,8 @@ MODEL_SPECS = (
     "its weights"
 )
 DATA_SPECS = (
-    f"{DATA[0]}, {', '.join(f'{name}:ROOT' for name in DATA[1:-1])}, {DATA[-1]}:PATH or package.module:callable"
+    f"{DATA[0]}, {', '.join(f'{name}:ROOT' for name in DATA[1:-1])}, {DATA[-1]}:PATH (also a zip file) or "
+    "package.module:callable"
 )
 MOST_SIDE = 16_384  # of a resized image, which takes 805 MB in RGB
 

@@ -142,7 +142,9 @@ def train(options: TrainOptions) -> None:
     fill(network, start, options, num_classes)
     with joined() as group:
         leads = group.rank == 0
-        held_out = None if options.test is None else in_memory(load(options.test, "test", *sides))
+        held_out = None
+        if options.test is not None:
+            held_out = in_memory(Within(load(options.test, "test", *sides), options.test, num_classes))
         about = {"model": options.model, "num_classes": str(num_classes), "data": options.data}
         about |= {name: str(side) for name, side in options.sides.items()}
         if options.noise_strength != 1:

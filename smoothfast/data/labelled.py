@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,7 +42,8 @@ class Images:
 
 def classes_of(source: Any) -> tuple[str, ...]:
     """The names of the classes of a data set; none where it does not tell them."""
-    return tuple(str(name) for name in getattr(source, "classes", None) or ())
+    told = getattr(source, "classes", None)
+    return tuple(map(str, told)) if isinstance(told, Iterable) and not isinstance(told, str) else ()
 
 
 def name_of(source: Labelled, index: int) -> str:
@@ -62,7 +63,12 @@ def in_memory(
         ValueError: there are no images, or they differ in size; names those that do.
     """
     chosen = range(len(source)) if indices is None else indices
-    pairs = [source[index] for index in progress(chosen)]
+    steps = progress(chosen)
+    try:
+        pairs = [source[index] for index in steps]
+    finally:
+        if isinstance(steps, Generator):
+            steps.close()  # or a bar, and its thread, would outlive an image that cannot be read
     if not pairs:
         raise ValueError("the data set holds no images")
     require_one_size(source, ((index, image.shape) for index, (image, _) in zip(chosen, pairs, strict=True)))

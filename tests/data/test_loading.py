@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,6 +169,20 @@ def test_images_of_different_sizes_do_not_stack() -> None:
     source = [(pixels(0, 3, 5, 7), 0), (pixels(1, 3, 7, 5), 1)]
     with pytest.raises(ValueError, match=r"differ in size: image 0 is 3x5x7, image 1 is 3x7x5 .*--resize 5 --crop 5"):
         in_memory(source)
+
+
+def test_what_shows_progress_ends_where_an_image_cannot_be_read() -> None:
+    ended = []
+
+    def progress(indices: Iterable[int]) -> Iterator[int]:
+        try:
+            yield from indices
+        finally:
+            ended.append(True)
+
+    with pytest.raises(KeyError) as kept:
+        in_memory({0: (pixels(0, 3, 2, 2), 0), 2: None}, progress)  # type: ignore[arg-type]
+    assert (kept.value.args, ended) == ((1,), [True])
 
 
 def test_no_images_are_an_error_of_their_own() -> None:

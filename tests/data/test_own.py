@@ -175,7 +175,8 @@ def test_without_a_split_all_is_for_both(loaded: Any, made: Any) -> None:
 
 def test_names_of_classes(loaded: Any) -> None:
     assert loaded(BySplit).classes == ("ape", "bee")
-    assert loaded([]).classes == ()
+    for told in (None, 10, "ab", []):
+        assert loaded(type("Made", (list,), {"classes": told})()).classes == ()
     hugging = type("Made", (list,), {"features": {"img": None, "label": SimpleNamespace(names=["ape", "bee"])}})
     assert loaded(hugging([(COLOUR, 0)])).classes == ("ape", "bee")
 

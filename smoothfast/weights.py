@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .layers import noise_parameters
+from .layouts import LARGEST, Fitted, architecture_of, fitted, state_of
 
 DEMO = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"
 
-LARGEST = 1e6  # mean or deviation of pixels, in units of their range
-
-# Prefixes that wrappers leave: DataParallel, Sequential(normalise, network), SmoothedClassifier, torch.compile.
-PREFIXES = ("module.", "1.", "base.", "_orig_mod.")
+HEADS = ("fc", "linear", "classifier", "head", "heads", "logits")  # names of last layers
+SHOWN = 3  # names or faults in a message
+PICKLED = re.compile(r"GLOBAL [\w.]+")  # what torch names of a pickle that it does not take
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Weights:
         tensors: name to tensor.
         about: metadata of a safetensors file; empty for a torch checkpoint.
         sha256: of the file.
+        architecture: the name that a torch checkpoint has under "arch".
     """
 
     tensors: Mapping[str, Tensor]
     about: dict[str, str] = field(default_factory=dict)
     sha256: str = ""
+    architecture: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -49,6 +52,18 @@ class Weights:
         if not told.isdecimal() or len(told) > 9:
             raise ValueError(f"the weights tell num_classes {told!r:.50}, expected a number: pass --classes")
         return int(told)
+
+    @property
+    def rows(self) -> int:
+        """The rows of the last layer by the names and the order of the tensors: most likely the number of classes; 0
+        where nothing looks like it."""
+        found = [
+            (any(part in HEADS for part in name.split(".")), value.shape[0])
+            for name, value in self.tensors.items()
+            if value.dim() == 2 and name.endswith(".weight")
+        ]
+        heads = [rows for is_head, rows in found if is_head]
+        return heads[-1] if heads else 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -75,9 +90,11 @@ class Weights:
                     return told
         raise ValueError(f"the weights tell normalize {told!r:.100}, expected two lists of numbers: pass --normalize")
 
-    def load_into(self, network: nn.Module) -> None:
-        """Loads the tensors, names matched up to the prefixes of wrappers. A network with noise in its weights also
-        takes those of the plain one; strengths of noise are then left as they are.
+    def load_into(self, network: nn.Module) -> Fitted:
+        """Loads the tensors, names matched up to what wrappers and other programs make of them (`layouts`). A network
+        with noise in its weights also takes those of the plain one; strengths of noise are then left as they are.
+
+        Returns what was loaded, and what the checkpoint has in front of the network.
 
         Raises:
             ValueError: a tensor is missing, left over, or of another shape.
@@ -85,29 +102,50 @@ class Weights:
         wanted = network.state_dict()
         strengths = {id(parameter) for parameter in noise_parameters(network)}
         ours = {name: value for name, value in network.named_parameters() if id(value) in strengths}
-        given = _unwrapped(self.tensors, wanted)
-        if not ours.keys() & given.keys():
-            given = _unwrapped(self.tensors, {name: wanted[name] for name in wanted if name not in ours}) | ours
-        faults = [f"{name} is missing" for name in wanted if name not in given]
-        faults += [f"{name} is not in the model" for name in given if name not in wanted]
-        faults += [
-            f"{name} is {tuple(given[name].shape)}, the model has {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in given and given[name].shape != wanted[name].shape
-        ]
+        found = fitted(self.tensors, wanted)
+        if not ours.keys() & found.tensors.keys():
+            found = fitted(self.tensors, {name: wanted[name] for name in wanted if name not in ours})
+            found = replace(found, tensors=found.tensors | ours)
+        faults = _faults(found.tensors, wanted)
         if faults:
-            more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-            raise ValueError(f"the weights do not fit the model: {'; '.join(faults[:5])}{more}")
-        network.load_state_dict(given)
+            told = f"; the checkpoint tells arch {self.architecture!r}" if self.architecture else ""
+            raise ValueError(f"the weights do not fit the model: {faults}{told}")
+        network.load_state_dict(found.tensors)
+        return found
 
 
-def read_weights(path: Path) -> Weights:
-    """Reads a safetensors file, or a torch file that holds a state dict or has one under "state_dict" or "model".
+def _faults(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What is wrong with tensors for a network, in a line: what was looked for, and what was found."""
+    missing, extra = [name for name in wanted if name not in given], [name for name in given if name not in wanted]
+    shapes = [
+        f"{name} is {tuple(given[name].shape)}, the model has {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    said = [f"{_some(missing)} missing"] if missing else []
+    said += [f"{_some(extra)} not in the model"] if extra else []
+    said += [f"{'; '.join(shapes[:SHOWN])}{_more(shapes)}"] if shapes and not said else []
+    if any(".shortcut." in name for name in extra) and not any(".shortcut." in name for name in wanted):
+        said.append("its shortcuts are 1x1 convolutions, as those of resnet20b and resnet110b")
+    return "; ".join(said)
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:SHOWN])}{_more(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Reads a safetensors file, or a torch file that holds a state dict or has one by a key of `layouts.KEYS`.
 
     Raises:
         ValueError: the file is neither, or holds anything but plain tensors.
         OSError: it cannot be read.
     """
+    path = Path(path)
     digest = _digest(path)
     if path.suffix == ".safetensors":
         try:
@@ -116,13 +154,11 @@ def read_weights(path: Path) -> Weights:
                 return Weights({name: file.get_tensor(name) for name in names}, file.metadata() or {}, digest)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    state = read_torch(path)
-    for name in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
-            state = state[name]
+    checkpoint = read_torch(path)
+    state = state_of(checkpoint)
     if not isinstance(state, Mapping) or not state or not all(map(_plain, state.values())):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    return Weights({str(name): value for name, value in state.items()}, {}, digest)
+        raise ValueError(f"{path} holds no state dict of tensors{_found(state)}")
+    return Weights({str(name): value for name, value in state.items()}, {}, digest, architecture_of(checkpoint))
 
 
 def read_torch(path: Path) -> Any:
@@ -139,7 +175,13 @@ def read_torch(path: Path) -> Any:
     except Exception as error:  # an unpickler that meets noise may raise anything
         if isinstance(error, OSError) and error.filename is not None:  # not of a step to before the file
             raise
-        raise ValueError(f"{path} cannot be read with weights_only=True: {error}") from error
+        said = " ".join(str(error).split())
+        if pickled := PICKLED.search(said):
+            said = (
+                f"{pickled[0]} would run code; where you trust the file, read it once with weights_only=False and "
+                "torch.save(model.state_dict(), NEW)"
+            )
+        raise ValueError(f"{path} cannot be read with weights_only=True: {said}") from error
 
 
 def _require_honest(path: Path) -> None:
@@ -166,17 +208,8 @@ def _plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
-def _unwrapped(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the prefixes of wrappers, as far as the network's own names ask for it."""
-    names = {name: name for name in given}  # in the network, in the file
-    while names and names.keys() != wanted.keys():
-        if all(name.startswith(("0.", "1.")) for name in names):
-            # Sequential(normalise, network), as in Cohen's checkpoints: what layer 0 keeps is not the network's.
-            inner = {name: source for name, source in names.items() if name.startswith("1.")}
-        else:
-            inner = names
-        prefix = next((p for p in PREFIXES if inner and all(name.startswith(p) for name in inner)), None)
-        if prefix is None:
-            break
-        names = {name.removeprefix(prefix): source for name, source in inner.items()}
-    return {name: given[source] for name, source in names.items()}
+def _found(state: Any) -> str:
+    """What there is in the place of a state dict, in a few words."""
+    if not isinstance(state, Mapping) or not state:
+        return ""
+    return f"; it has {', '.join(str(key)[:30] for key in list(state)[:SHOWN])}{_more(list(state))}"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+import smoothfast as sf
 from smoothfast import models
 from smoothfast.layers import noise_parameters
+from smoothfast.layouts import statistics_by
 from smoothfast.models import Normalize, resnet20
+from smoothfast.normalization import CIFAR10_COHEN_STATISTICS, IMAGENET_STATISTICS
 from smoothfast.weights import Weights, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,7 +94,7 @@ def test_the_file_is_identified_by_its_bytes(path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: nn.Sequential(nn.Identity(), network)])
-@pytest.mark.parametrize("key", ["state_dict", "model"])
+@pytest.mark.parametrize("key", ["state_dict", "model", "net", "model_state_dict", "model_ema", "ema"])
 def test_checkpoints_of_training_programs(torch_file: Path, wrap: Callable[[nn.Module], nn.Module], key: str) -> None:
     state = wrap(trained()).state_dict()
     network = Tiny()
@@ -126,6 +132,115 @@ def test_a_compiled_network_on_either_side(path: Path) -> None:
     network = torch.compile(Tiny(), backend="eager")
     read_weights(write(path, torch.compile(trained(), backend="eager").state_dict())).load_into(network)
     assert same(network._orig_mod, trained())
+
+
+@pytest.mark.parametrize("name", ["model", "net", "network", "backbone"])
+def test_networks_that_are_part_of_another(name: str) -> None:
+    network = Tiny()
+    found = Weights(prefixed(trained().state_dict(), f"module.{name}.")).load_into(network)
+    assert same(network, trained())
+    assert (found.behind, found.statistics) == (False, None)
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda base: sf.SmoothedClassifier(base, 0.25, 3), lambda base: AveragedModel(nn.DataParallel(base))]
+)
+def test_what_stands_beside_the_network(tmp_path: Path, wrapped: Callable[[nn.Module], nn.Module]) -> None:
+    """The sigma of a smoothed classifier, the count of an average."""
+    network = Tiny()
+    path = write(tmp_path / "weights.pt", wrapped(trained()).state_dict())
+    read_weights(str(path)).load_into(network)
+    assert same(network, trained())
+
+
+def test_counters_that_old_batch_norms_lack() -> None:
+    network = Tiny()
+    Weights({name: value for name, value in trained().state_dict().items() if "num_batches" not in name}).load_into(
+        network
+    )
+    assert torch.equal(network.bn.running_var, trained().bn.running_var)
+    assert network.bn.num_batches_tracked == 0
+
+
+def renamed(state: dict[str, Tensor], *pairs: tuple[str, str]) -> dict[str, Tensor]:
+    for ours, theirs in pairs:
+        state = {re.sub(ours, theirs, name): value for name, value in state.items()}
+    return state
+
+
+STAGES = (r"^stage(\d)", r"layer\1")
+# Layouts as programs of the field write them: the network, its names there, the keys around, and what is in front.
+LAYOUTS: dict[str, tuple[Callable[[], nn.Module], Callable[[dict[str, Tensor]], dict[str, Any]]]] = {
+    "cohen": (
+        lambda: models.ResNet(8, 3, "B"),
+        lambda state: {
+            "epoch": 90,
+            "arch": "cifar_resnet110",
+            "state_dict": prefixed(renamed(state, STAGES, ("shortcut", "downsample")), "1."),
+            "optimizer": {"state": {}, "param_groups": []},
+        },
+    ),
+    "kuangliu": (
+        lambda: models.ResNet(8, 3, "B"),
+        lambda state: {"net": prefixed(renamed(state, STAGES, (r"^fc", "linear")), "module."), "acc": 95.1, "epoch": 7},
+    ),
+    "akamaster": (
+        lambda: models.ResNet(8, 3),
+        lambda state: {"state_dict": prefixed(renamed(state, STAGES, (r"^fc", "linear")), "module."), "best_prec1": 91},
+    ),
+    "robustness": (
+        lambda: models.ResNet(8, 3),
+        lambda state: {
+            "model": prefixed(state, "module.model.")
+            | prefixed(state, "module.attacker.model.")
+            | {"module.normalizer.new_mean": torch.full((3, 1, 1), 0.5)}
+            | {"module.normalizer.new_std": torch.full((3, 1, 1), 0.25)},
+            "epoch": 1,
+        },
+    ),
+    "trades": (
+        lambda: models.WideResNet(10, 1, 3),
+        lambda state: prefixed(
+            renamed(
+                state, (r"^stage(\d)", r"block\1.layer"), ("shortcut", "convShortcut"), (r"^bn\.", "bn1.")
+            ),
+            "module.",
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_the_field(tmp_path: Path, layout: str) -> None:
+    make, written = LAYOUTS[layout]
+    saved, network = make(), make()
+    weights = read_weights(write(tmp_path / "checkpoint.pth.tar", written(saved.state_dict())))
+    found = weights.load_into(network)
+    assert same(network, saved)
+    assert weights.rows == 3
+    assert found.behind == (layout in ("cohen", "robustness"))
+    assert found.statistics == (((0.5,) * 3, (0.25,) * 3) if layout == "robustness" else None)
+    assert weights.architecture == ("cifar_resnet110" if layout == "cohen" else "")
+
+
+@pytest.mark.parametrize("names", [("means", "sds"), ("mean", "std")])
+def test_statistics_of_a_layer_in_front(names: tuple[str, str]) -> None:
+    front = {f"0.{name}": torch.tensor(values) for name, values in zip(names, CIFAR10_COHEN_STATISTICS, strict=True)}
+    found = Weights(front | prefixed(trained().state_dict(), "1.")).load_into(Tiny())
+    assert found.statistics == CIFAR10_COHEN_STATISTICS
+
+
+@pytest.mark.parametrize("odd", [[0.5] * 17, [1e9] * 3, [0.0] * 3, [0.2] * 2])
+def test_odd_statistics_are_none(odd: list[float]) -> None:
+    front = {"0.mean": torch.full((3,), 0.5), "0.std": torch.tensor(odd)}
+    found = Weights(front | prefixed(trained().state_dict(), "1.")).load_into(Tiny())
+    assert (found.behind, found.statistics) == (True, None)
+
+
+def test_architectures_of_cohen() -> None:
+    assert statistics_by("cifar_resnet110") == CIFAR10_COHEN_STATISTICS
+    assert statistics_by("resnet50") == IMAGENET_STATISTICS
+    assert statistics_by("vit") is statistics_by("") is None
 
 
 def test_settings_of_the_training_run(tmp_path: Path) -> None:
@@ -174,7 +289,7 @@ def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(torch_file:
 
 def test_a_whole_pickled_network_is_refused(torch_file: Path) -> None:
     torch.save(nn.Linear(2, 2), torch_file)
-    with pytest.raises(ValueError, match="weights_only=True"):
+    with pytest.raises(ValueError, match=r"weights_only=True: GLOBAL .*save\(model\.state_dict\(\), NEW\)$"):
         read_weights(torch_file)
 
 
@@ -214,6 +329,26 @@ def test_other_numbers_of_classes() -> None:
         Weights(trained().state_dict()).load_into(Tiny(10))
 
 
+def test_what_was_looked_for_and_what_was_found_stand_in_one_short_line() -> None:
+    with pytest.raises(ValueError, match="do not fit the model") as caught:
+        Weights(torchvision.models.resnet18().state_dict(), architecture="resnet18").load_into(resnet20())
+    said = str(caught.value)
+    assert "stage1.0.conv1.weight" in said
+    assert "layer1.0.conv1.weight" in said
+    assert "arch 'resnet18'" in said
+    assert len(said) < 400
+    with pytest.raises(ValueError, match=r"its shortcuts are 1x1 convolutions, as those of resnet20b"):
+        Weights(models.resnet20b().state_dict()).load_into(resnet20())
+
+
+def test_a_checkpoint_that_holds_itself(torch_file: Path) -> None:
+    state: dict[str, Any] = {}
+    state["model"] = state
+    torch.save(state, torch_file)
+    with pytest.raises(ValueError, match="holds no state dict"):
+        read_weights(torch_file)
+
+
 def test_missing_and_extra_names() -> None:
     state = trained().state_dict()
     state["head.bias"] = state.pop("fc.bias")
@@ -225,7 +360,7 @@ def test_missing_and_extra_names() -> None:
 
 
 def test_many_faults_are_counted() -> None:
-    with pytest.raises(ValueError, match=r"conv\.weight is missing; .* and 3 more$"):
+    with pytest.raises(ValueError, match=r"conv\.weight, bn\.weight, bn\.bias and 5 more are missing$"):
         Weights({}).load_into(Tiny())
 
 
@@ -242,5 +377,5 @@ def test_a_noisy_network_takes_weights_of_the_plain_one_and_its_own() -> None:
     part = {name: value for name, value in noisy.state_dict().items() if name != "conv1.factors"}
     with pytest.raises(ValueError, match=r"conv1\.factors is missing"):
         Weights(part).load_into(again)
-    with pytest.raises(ValueError, match="is not in the model"):
+    with pytest.raises(ValueError, match="are not in the model"):
         Weights(noisy.state_dict()).load_into(plain)

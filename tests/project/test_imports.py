@@ -14,7 +14,7 @@ ORDER = [
     "modules", "images", "data", "voting", "losses",
     "ops", "noise", "environment",
     "layers", "runners", "engine",
-    "models", "weights",
+    "models", "layouts", "weights",
     "smoothing", "evaluation", "attacks",
     "processes", "training", "runs", "selftest", "cli", "__main__",
 ]  # fmt: skip

@@ -777,6 +777,16 @@ def test_a_checkpoint_of_the_base_alone_loads() -> None:
         smoothed.load_state_dict({"2.weight": torch.zeros(1)})
 
 
+def test_a_base_classifier_with_a_part_called_base_takes_its_own_checkpoint_and_that_of_the_whole() -> None:
+    base = nn.ModuleDict({"base": linear(1)})
+    saved, whole = nn.ModuleDict({"base": linear()}), make(base)
+    whole.load_state_dict(saved.state_dict())
+    assert torch.equal(base["base"][-1].weight, saved["base"][-1].weight)
+    again = make(nn.ModuleDict({"base": linear(1)}))
+    again.load_state_dict(whole.state_dict())
+    assert torch.equal(again.base["base"][-1].weight, saved["base"][-1].weight)
+
+
 def test_copies_are_independent() -> None:
     smoothed = make(linear())
     votes = smoothed.votes(IMAGES)
@@ -1077,7 +1087,7 @@ def test_images_far_out_of_range_are_warned_of_once(images: Tensor) -> None:
     ("options", "message"),
     [
         ({"sigma": 64}, "sigma is 64; it is at most 4 in [0, 1] pixel units: did you mean 64/255?"),
-        ({"normalize": ((125, 123, 114), (62, 62, 66))}, "pixels lie in 0 .. 1: did you mean each of them / 255?"),
+        ({"normalize": ((125, 123, 114), (62, 62, 66))}, "pixels lie in 0 .. 1: did you mean these numbers / 255?"),
         ({"normalize": 0.5}, "normalize is 0.5; it must be (mean, std)"),
         ({"normalize": ("grey", 1)}, "it must be (mean, std), of numbers by channel"),
     ],

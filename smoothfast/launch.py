@@ -27,6 +27,11 @@ def require_one(command: str) -> None:
         raise ValueError(f"{command} runs in one process; torchrun started {size}: run it without torchrun")
 
 
+def leads() -> bool:
+    """Tells whether this process is the one of a run that speaks."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
 def once(act: Callable[[], None]) -> None:
     """Acts in the process of a run that comes here first; the others wait for it. For what all of them would say."""
     if not launched():

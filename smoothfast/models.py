@@ -7,6 +7,7 @@ Inputs are images in [0, 1] that have been normalised, either by the fused kerne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 
@@ -16,10 +17,19 @@ from torch.nn import functional as F
 
 from .checks import imported
 from .layers import inject_noise
-from .normalization import CIFAR10_STATISTICS, CIFAR100_STATISTICS, IMAGENET_STATISTICS, STATISTICS
+from .normalization import (
+    CIFAR10_COHEN_STATISTICS,
+    CIFAR10_STATISTICS,
+    CIFAR100_STATISTICS,
+    IMAGENET_STATISTICS,
+    STATISTICS,
+)
+from .own_networks import NO_CLASSES, own_network
+from .pretrained import onnx_network, transformers_network
 from .specs import MODEL_SPECS, require_model
 
 __all__ = [
+    "CIFAR10_COHEN_STATISTICS",
     "CIFAR10_STATISTICS",
     "CIFAR100_STATISTICS",
     "IMAGENET_STATISTICS",
@@ -30,11 +40,13 @@ __all__ = [
     "ResNet",
     "WideResNet",
     "load",
+    "maker",
     "resnet20",
     "resnet20b",
     "resnet32",
     "resnet56",
     "resnet110",
+    "resnet110b",
     "wrn34_10",
 ]
 
@@ -215,8 +227,13 @@ def resnet56(num_classes: int = 10, shortcut: str = "A") -> ResNet:
 
 
 def resnet110(num_classes: int = 10, shortcut: str = "A") -> ResNet:
-    """ResNet-110 for 32x32 images, the CIFAR network of Cohen et al. (there with shortcut "B")."""
+    """ResNet-110 for 32x32 images."""
     return ResNet(110, num_classes, shortcut)
+
+
+def resnet110b(num_classes: int = 10) -> ResNet:
+    """ResNet-110 with shortcuts of 1x1 convolutions, the CIFAR network of Cohen et al. 2019."""
+    return ResNet(110, num_classes, "B")
 
 
 def wrn34_10(num_classes: int = 10) -> WideResNet:
@@ -230,6 +247,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet32": resnet32,
     "resnet56": resnet56,
     "resnet110": resnet110,
+    "resnet110b": resnet110b,
     "wrn34_10": wrn34_10,
 }
 
@@ -237,37 +255,54 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 SPECS = MODEL_SPECS
 
 
-def load(spec: str, num_classes: int) -> nn.Module:
-    """The untrained network that a spec names.
+def load(spec: str, num_classes: int | None = None) -> nn.Module:
+    """The network that a spec names.
 
     Args:
-        spec: a name of this module, `torchvision:resnet50`, `timm:NAME` where timm is installed, or
-            `package.module:callable`, called with `num_classes=`; followed by `+pni` or `+cni`, one with noise in the
-            weights (`layers.inject_noise`).
-        num_classes: number of logits.
+        spec: a name of this module, or `torchvision:resnet50`, or `timm:NAME` where timm is installed: untrained.
+            `hf:FOLDER` (an image classifier of transformers) and `onnx:FILE` (`pretrained`). `package.module:name` or
+            `file.py:name`: a network, a callable that makes one, with `num_classes=` where it takes that, or a function
+            from images to logits. Followed by `+pni` or `+cni`, one with noise in the weights (`layers.inject_noise`).
+        num_classes: number of logits; None where the network settles it.
 
     Raises:
         ValueError: the spec names nothing that can be built.
     """
+    return maker(spec)(num_classes)
+
+
+def maker(spec: str) -> Callable[[int | None], nn.Module]:
+    """The function from a number of logits to the network that a spec names (`load`); code that it names is imported.
+
+    Raises:
+        ValueError: there is no such code, or no such name in it.
+    """
     require_model(spec)
     plain, plus, noise = spec.rpartition("+")
     if plus:
-        return inject_noise(load(plain, num_classes), noise)
-    if spec in MODELS:
-        return MODELS[spec](num_classes=num_classes)
+        make = maker(plain)
+        return lambda num_classes: inject_noise(make(num_classes), noise)
     kind, _, name = spec.partition(":")
+    if spec in MODELS:
+        return partial(_built, spec, MODELS[spec])
+    if kind in LIBRARIES:
+        return partial(_built, spec, partial(LIBRARIES[kind], name))
+    if kind in PRETRAINED:
+        return lambda _: PRETRAINED[kind](name)
+    return partial(own_network, spec, imported(spec, "model", SPECS))
+
+
+LIBRARIES: dict[str, Callable[..., nn.Module]] = {
+    "torchvision": lambda name, **how: import_module("torchvision").models.get_model(name, weights=None, **how),
+    "timm": lambda name, **how: import_module("timm").create_model(name, **how),
+}
+PRETRAINED = {"hf": transformers_network, "onnx": onnx_network}
+
+
+def _built(spec: str, make: Callable[..., nn.Module], num_classes: int | None) -> nn.Module:
+    if num_classes is None:
+        raise ValueError(NO_CLASSES)
     try:
-        if kind == "torchvision":
-            return import_module("torchvision").models.get_model(name, weights=None, num_classes=num_classes)
-        if kind == "timm":
-            return import_module("timm").create_model(name, num_classes=num_classes)
+        return make(num_classes=num_classes)
     except (ImportError, ValueError, RuntimeError) as error:
         raise ValueError(f"model is {spec!r}, which cannot be built: {error}") from error
-    factory = imported(spec, "model", SPECS)
-    try:
-        network = factory(num_classes=num_classes)
-    except TypeError as error:
-        raise ValueError(f"model is {spec!r}, which cannot be called with num_classes=: {error}") from error
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"model is {spec!r}, which returned {type(network).__name__}; it must return an nn.Module")
-    return network

@@ -23,4 +23,4 @@ PREDICT_METHODS = ("fixed", "sequential")  # procedures
 FORMATS = ("markdown", "latex", "csv", "json")  # runs.tables
 DATA = ("demo", "cifar10", "cifar100", "imagenet", "folder")  # data
 WEIGHT_NOISES = ("pni", "cni")  # layers
-MODELS = ("resnet20", "resnet20b", "resnet32", "resnet56", "resnet110", "wrn34_10")  # models
+MODELS = ("resnet20", "resnet20b", "resnet32", "resnet56", "resnet110", "resnet110b", "wrn34_10")  # models

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from .checks import at_least, at_most, choice
+from .checks import at_least, at_most, choice, near
 from .names import DATA, MODELS, WEIGHT_NOISES
 
+LIBRARIES = ("torchvision", "timm")  # they build networks without weights
+FILES = ("hf", "onnx")  # networks in files, with their weights
 MODEL_SPECS = (
-    f"one of {', '.join(MODELS)}, torchvision:NAME, timm:NAME or package.module:callable; with +pni or +cni, noise in "
-    "its weights"
+    f"one of {', '.join(MODELS)}, torchvision:NAME, timm:NAME, hf:FOLDER, onnx:FILE, package.module:callable or "
+    "file.py:callable; with +pni or +cni, noise in its weights"
 )
 DATA_SPECS = (
     f"{DATA[0]}, {', '.join(f'{name}:ROOT' for name in DATA[1:-1])}, {DATA[-1]}:PATH (also a zip file) or "
@@ -45,27 +48,53 @@ def require_model(spec: str) -> None:
     if plus:
         choice("the noise in the weights of model", noise, WEIGHT_NOISES)
         return require_model(plain)
-    kind, colon, _ = spec.partition(":")
+    kind, colon, name = spec.partition(":")
     if spec not in MODELS and not (kind and colon):
-        raise ValueError(f"model is {spec!r}; it must be {MODEL_SPECS}")
+        unknown = f", an unknown model{near(spec, MODELS)}" if spec else ""
+        raise ValueError(f"model is {spec!r}{unknown}; it must be {MODEL_SPECS}")
+    if kind == "onnx" and not Path(name).is_file():
+        raise ValueError(f"model is {spec!r}, which cannot be read: there is no file {name}")
+    if names_code(spec):
+        _require_module(spec)
+
+
+def _require_module(spec: str) -> None:
+    """Raises ValueError where the module that a model is of is not there; nothing is imported."""
+    module = spec.rpartition(":")[0]
+    top, here = module.partition(".")[0], Path.cwd()
+    if module.endswith(".py"):
+        found, beside = Path(module).is_file(), [str(path) for path in Path(module).parent.glob("*.py")]
+    else:
+        found = not top or (here / f"{top}.py").exists() or (here / top).exists() or find_spec(top) is not None
+        beside = [path.stem for path in here.glob("*.py")]
+    if not found:
+        kind = "file" if module.endswith(".py") else "module"
+        raise ValueError(
+            f"model is {spec!r}, which cannot be imported: there is no {kind} {module}{near(module, beside)}"
+        )
 
 
 def draws_no_noise(spec: str) -> bool:
     """Tells whether a model is known to have no noise of its own; of a user's own model that is seen later."""
     kind, colon, _ = spec.partition(":")
-    return "+" not in spec and (not colon or kind in ("torchvision", "timm"))
+    return "+" not in spec and (not colon or kind in LIBRARIES + FILES)
 
 
 def names_code(spec: str) -> bool:
     """Tells whether a model or data set is a callable that would be imported."""
     kind, colon, _ = spec.rpartition("+")[0 if "+" in spec else 2].partition(":")
-    return bool(colon) and kind not in ("torchvision", "timm", *DATA[1:])
+    return bool(colon) and kind not in (*LIBRARIES, *FILES, *DATA[1:])
+
+
+def tells_its_classes(spec: str) -> bool:
+    """Tells whether it is the model that settles the number of classes: one in a file, or the user's own."""
+    return ":" in spec and not spec.startswith(tuple(f"{kind}:" for kind in LIBRARIES))
 
 
 def comes_without_weights(spec: str) -> bool:
     """Tells whether a model is built untrained, so that it needs a weights file. A user's own may bring its weights."""
     kind, colon, _ = spec.partition(":")
-    return not colon or kind in ("torchvision", "timm")
+    return not colon or kind in LIBRARIES
 
 
 def require_data(spec: str, argument: str = "data") -> None:

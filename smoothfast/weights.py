@@ -106,7 +106,7 @@ class Weights:
         if not ours.keys() & found.tensors.keys():
             found = fitted(self.tensors, {name: wanted[name] for name in wanted if name not in ours})
             found = replace(found, tensors=found.tensors | ours)
-        faults = _faults(found.tensors, wanted)
+        faults = _faults(found.tensors if found.tensors.keys() & wanted.keys() else self.tensors, wanted)
         if faults:
             told = f"; the checkpoint tells arch {self.architecture!r}" if self.architecture else ""
             raise ValueError(f"the weights do not fit the model: {faults}{told}")
@@ -115,7 +115,7 @@ class Weights:
 
 
 def _faults(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What is wrong with tensors for a network, in a line: what was looked for, and what was found."""
+    """Faults of tensors for a network, in a line: what was looked for, and what was found."""
     missing, extra = [name for name in wanted if name not in given], [name for name in given if name not in wanted]
     shapes = [
         f"{name} is {tuple(given[name].shape)}, the model has {tuple(wanted[name].shape)}"
@@ -209,7 +209,7 @@ def _plain(value: Any) -> bool:
 
 
 def _found(state: Any) -> str:
-    """What there is in the place of a state dict, in a few words."""
+    """Names of what there is in the place of a state dict."""
     if not isinstance(state, Mapping) or not state:
         return ""
     return f"; it has {', '.join(str(key)[:30] for key in list(state)[:SHOWN])}{_more(list(state))}"

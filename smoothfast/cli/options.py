@@ -17,7 +17,7 @@ import typer
 from .. import names
 from ..checks import at_least, at_most, choice, fraction, noise_level, seed_in_range
 from ..files import require_present
-from ..normalization import STATISTICS, Normalization
+from ..normalization import STATISTICS, Normalization, statistics_of
 from ..specs import (
     DATA_SPECS,
     MODEL_SPECS,
@@ -79,11 +79,16 @@ class ModelOptions(Options):
     ] = None
     classes: Annotated[
         int | None,
-        typer.Option("--classes", help="Number of classes, if neither weights nor data tell.", rich_help_panel=ON),
+        typer.Option("--classes", help="Number of classes, if nothing else tells it.", rich_help_panel=ON),
     ] = None
     normalize: Annotated[
         str | None,
-        named("--normalize", NORMALIZATIONS, "{} After the noise; as in training if the weights tell, else none.", ON),
+        named(
+            "--normalize",
+            NORMALIZATIONS,
+            "{} Or numbers, 0.5,0.5,0.5/0.2,0.2,0.2. After the noise; as in training if the weights tell, else none.",
+            ON,
+        ),
     ] = None
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …", rich_help_panel=BY)] = "cpu"
 
@@ -94,12 +99,12 @@ class ModelOptions(Options):
         at_least(2, classes=self.classes)
         at_most(MOST_CLASSES, classes=self.classes)
         if self.normalize is not None:
-            choice("normalize", self.normalize, NORMALIZATIONS)
+            statistics_of(self.normalize)
 
     @property
     def statistics(self) -> Normalization | None:
-        """The mean and deviation per channel that `normalize` names."""
-        return STATISTICS.get(self.normalize or "none")
+        """The mean and deviation per channel that `normalize` names or writes out."""
+        return statistics_of(self.normalize or "none")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .. import data, models
-from ..checks import at_most
+from .. import data, launch, models
+from ..checks import at_most, told
 from ..data.labelled import classes_of
-from ..engine import Engine, Job
+from ..engine import Adapter, Engine, Job
+from ..evaluation import accuracy, base_votes
 from ..images import checked_images
+from ..layouts import DEVIATIONS, MEANS, Fitted, statistics_by
+from ..normalization import FORM, Normalization, text_of
+from ..pretrained import transformers_statistics
 from ..procedures import Count
 from ..runners.choice import installed, seconds
 from ..runs.certify import chosen
 from ..smoothing import SmoothedClassifier
-from ..specs import names_code
+from ..specs import names_code, tells_its_classes
 from ..streams import Stream
 from ..text import one_line
 from ..weights import DEMO, Weights, read_weights
@@ -27,6 +32,10 @@ from . import display
 from .options import MOST_CLASSES, ModelOptions, SmoothedOptions
 
 TOLD = 20  # names of classes, at most
+PEEK, PEEKED_PIXELS = 50, 250_000  # images that base classifiers are judged by before a run, and pixels in all
+UNTOLD = (  # that is a warning where it may be right, and an error where it cannot
+    "says how images were normalised; pass --normalize as in training ({form}; none says that there is nothing to do)"
+)
 
 
 @dataclass(frozen=True)
@@ -76,21 +85,26 @@ def prepare(
     Raises:
         ValueError: something that is named cannot be loaded, or does not fit the rest.
     """
+    make = models.maker(options.model)  # of the user's code, the first thing that can be wrong
     weights = trained_weights(options)
     source = data.load(options.data, "test", options.resize, options.crop)
     if not len(source):
         raise ValueError(f"data is {options.data!r}, which holds no images")
     indices = chosen(len(source), options.skip, options.limit)
-    num_classes = number_of_classes(options, weights, source)
+    known = number_of_classes(options, weights, source)
+    network = moved(make(known).eval(), device or options.device)
+    found = fill(network, weights, options, known)
+    first = checked_images(source[indices[0]][0][None])
+    num_classes = settled_classes(options, network, known, tuple(first.shape[1:]))
     if names_code(options.data):
         source = data.Within(source, options.data, num_classes)
-    network = models.load(options.model, num_classes)
-    fill(network, weights, options, num_classes)
+    normalize, certain = normalization(options, weights, found, network)
     smoothed = SmoothedClassifier(
-        moved(network.eval(), device or options.device), sigma, num_classes, noise=noise, seed=seed,
-        normalize=weights.normalize if options.normalize is None else options.statistics,
-        precision=options.precision, max_batch=options.batch, runner=options.runner,
+        network, sigma, num_classes, noise=noise, seed=seed, normalize=normalize, precision=options.precision,
+        max_batch=options.batch, runner=options.runner,
     )  # fmt: skip
+    if not certain and launch.leads():
+        display.tell(f"warning: {_doubt(options, smoothed, source, indices)}", style="yellow", soft_wrap=True)
     about = {
         "data": options.data, "model": options.model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
         "normalize": smoothed.normalize, "seed": seed, "skip": options.skip, "max": options.limit, **options.sides,
@@ -105,16 +119,77 @@ def trained_weights(options: ModelOptions) -> Weights:
     return read_weights(options.weights or DEMO)
 
 
-def number_of_classes(options: ModelOptions, weights: Weights, source: data.Labelled) -> int:
-    """Takes the number of classes from the command line, else from the weights file, else from the data set."""
+def number_of_classes(options: ModelOptions, weights: Weights, source: data.Labelled) -> int | None:
+    """Takes the number of classes from the command line, else from the weights file, else from the data set; None where
+    none of these tells."""
     told = classes_of(source)
-    known = options.classes or weights.num_classes or len(told)
-    if not known:
-        raise ValueError("classes is not given, and neither the weights nor the data tell it; pass --classes")
+    known = options.classes or weights.num_classes or weights.rows or len(told)
     if known == 1 and told:
         raise ValueError(f"the data have one class alone, {one_line(told[0])!r:.50}; pass --classes")
     at_most(MOST_CLASSES, classes=known)  # also where a file tells it
-    return known
+    return known or None
+
+
+def settled_classes(options: ModelOptions, network: nn.Module, known: int | None, shape: tuple[int, ...]) -> int:
+    """The number of classes: that which the model returns, where it is not one that was built for it.
+
+    Raises:
+        ValueError: it is not the one that was given.
+    """
+    if known is not None and not tells_its_classes(options.model):
+        return known
+    try:
+        found = Adapter()(network, shape, "fp32").num_classes
+    except Exception as error:  # of the user's code, which sees an image for the first time
+        raise ValueError(f"model is {options.model!r}, which fails on images {shape}: {told(error)}") from error
+    if options.classes not in (None, found):
+        raise ValueError(f"classes is {options.classes}, and the model returns {found}")
+    return found
+
+
+def normalization(
+    options: ModelOptions, weights: Weights, found: Fitted | None, network: nn.Module
+) -> tuple[Normalization | None, bool]:
+    """Mean and deviation by channel, and whether that is certain: somebody told them, or the network has its own.
+
+    Raises:
+        ValueError: the weights stood behind a layer that the network has not, and nobody tells which.
+    """
+    if options.normalize is not None:
+        return options.statistics, True
+    if "normalize" in weights.settings:
+        return weights.normalize, True
+    if options.model.startswith("hf:") and options.weights is None:
+        statistics = transformers_statistics(options.model.removeprefix("hf:"))
+        return statistics, statistics is not None
+    if found is None or not found.behind:
+        return None, any(name.rpartition(".")[2] in MEANS + DEVIATIONS for name in network.state_dict())
+    statistics = found.statistics or statistics_by(weights.architecture)
+    if statistics is None:
+        untold = UNTOLD.format(form=FORM)
+        raise ValueError(f"in {options.weights} a layer stands in front of the network, and nothing {untold}")
+    why = "the layer in front of the network" if found.statistics else f"arch {weights.architecture!r}"
+    if launch.leads():
+        display.tell(f"normalisation {text_of(statistics)}, by {why} in {options.weights}")
+    return statistics, True
+
+
+def _doubt(options: ModelOptions, smoothed: SmoothedClassifier, source: data.Labelled, indices: list[int]) -> str:
+    """Says that nobody told the normalisation, and how right the base classifier is without noise."""
+    whose = options.model if options.weights is None else options.weights
+    said = f"nothing in {whose} {UNTOLD.format(form=FORM)}."
+    first = source[indices[0]][0]
+    count = max(1, min(PEEK, PEEKED_PIXELS // first.shape[-1] // first.shape[-2]))
+    pairs = [source[index] for index in indices[:count]]
+    like = [(image, label) for image, label in pairs if image.shape == first.shape and label >= 0]
+    if not like:
+        return said
+    images, labels = zip(*like, strict=True)
+    right = accuracy(base_votes(smoothed, torch.stack(images)), labels)
+    return (
+        f"{said} Without it, and without noise, the base classifier is right on {right.correct} of the first "
+        f"{right.count} images ({100 * right.share:.1f} %; chance {100 / smoothed.num_classes:.1f} %)"
+    )
 
 
 def tell_classes(source: data.Labelled, num_classes: int) -> None:
@@ -136,30 +211,32 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(f"{label} {one_line(name):.40}" for label, name in enumerate(names[:TOLD])) + more
 
 
-def fill(network: nn.Module, weights: Weights, options: ModelOptions, num_classes: int) -> None:
+def fill(network: nn.Module, weights: Weights, options: ModelOptions, known: int | None) -> Fitted | None:
     """Loads weights into a network, if there are any.
 
     Raises:
         ValueError: they do not fit; says so where the number of classes is that of the data.
     """
     try:
-        if weights.tensors:
-            weights.load_into(network)
+        return weights.load_into(network) if weights.tensors else None
     except ValueError as error:
-        if options.classes or weights.num_classes:
+        if options.classes or weights.num_classes or weights.rows or not known:
             raise
         raise ValueError(
-            f"{error}; the {num_classes:,} classes of the model are those of the data: if the weights are of more or "
-            "fewer, pass --classes"
+            f"{error}; the {known:,} classes of the model are those of the data: if the weights are of more or fewer, "
+            "pass --classes"
         ) from error
 
 
 def moved(network: nn.Module, device: str) -> nn.Module:
     """Moves a network to a device that users name."""
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it computes nothing")
         return network.to(device)
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}, which cannot be used: {error}") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device is {device!r}, which cannot be used: {said:.200}") from error
 
 
 def described(smoothed: SmoothedClassifier, engine: Engine, image: Tensor, passes: int) -> str:

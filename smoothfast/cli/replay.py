@@ -10,7 +10,7 @@ import typer
 
 from ..checks import at_least
 from ..files import require_present
-from ..normalization import STATISTICS
+from ..normalization import text_of
 from ..specs import names_code
 from . import display
 from .certify import CertifyOptions, LogOptions, PredictOptions
@@ -105,13 +105,10 @@ def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
         "device": options.device or settings.get("device", "cpu"), "resize": settings.get("resize"),
         "crop": settings.get("crop"),
     }  # fmt: skip
-    pairs = ((tuple(map(tuple, values)), name) for name, values in STATISTICS.items())
-    normalize = settings.get("normalize")
-    known = dict(pairs).get(tuple(map(tuple, normalize))) if normalize else "none"
     kept = {name: settings[name] for name in (*names, "runner", "precision", "seed")}
     chosen = kind(
         out=Path(), resume=True, sigma=settings["sigma"][0], noise=settings["law"], batch=settings["micro_batch"],
-        normalize=known, **given, **kept,
+        normalize=text_of(settings.get("normalize")), **given, **kept,
     )  # fmt: skip
     chosen.check()
     return chosen

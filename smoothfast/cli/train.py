@@ -130,16 +130,17 @@ def train(options: TrainOptions) -> None:
     from ..processes import joined
     from ..training import Trainer
     from ..weights import Weights, read_weights
-    from .prepare import fill, moved, number_of_classes, tell_classes
+    from .prepare import fill, moved, number_of_classes, settled_classes, tell_classes
 
     start = Weights({}) if options.weights is None else read_weights(options.weights)
     told = {"normalize": start.normalize} if "normalize" in start.settings else None
     settings = options.settings(start.sha256 or None, told)
     sides = options.resize, options.crop
     source = load(options.data, "train", *sides)
-    num_classes = number_of_classes(options, start, source)
-    network = _network(options, num_classes, settings.seed)
-    fill(network, start, options, num_classes)
+    known = number_of_classes(options, start, source)
+    network = _network(options, known, settings.seed)
+    num_classes = settled_classes(options, network, known, tuple(source[0][0].shape))
+    fill(network, start, options, known)
     with joined() as group:
         leads = group.rank == 0
         held_out = None
@@ -165,7 +166,7 @@ def train(options: TrainOptions) -> None:
             display.tell(f"{options.out / 'model.safetensors'}: {json.dumps(metrics)}")
 
 
-def _network(options: TrainOptions, num_classes: int, seed: int) -> nn.Module:
+def _network(options: TrainOptions, num_classes: int | None, seed: int) -> nn.Module:
     """Builds the network, its first weights a function of the seed alone."""
     import torch
 

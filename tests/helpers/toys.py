@@ -21,6 +21,15 @@ def model(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes))
 
 
+class Flat(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(48, num_classes)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
 class Counting(nn.Linear):
     def __init__(self, *sizes):
         super().__init__(*sizes)
@@ -87,6 +96,7 @@ def arguments(command: str, toys: Path, out: str = "run.tsv", **options: Any) ->
     chosen: dict[str, Any] = {
         "out": out, "model": "smoothfast_toys:model", "data": "smoothfast_toys:images",
         "weights": toys / "toy.safetensors", "sigma": 0.3, "n": 100, "precision": "fp32", "batch": 16, "seed": 3,
+        "normalize": "none",
     }  # fmt: skip
     chosen |= {"n0": 16} if command == "certify" else {}
     chosen |= options
@@ -121,5 +131,6 @@ def attack_arguments(toys: Path, **options: Any) -> list[str]:
         "attack": "epgd", "out": "adv.safetensors", "model": "smoothfast_toys:model",
         "data": "smoothfast_toys:images", "weights": toys / "toy.safetensors", "sigma": 0.3, "eps": "51/255",
         "steps": 3, "samples": 4, "votes": 50, "precision": "fp32", "batch": 16, "seed": 3, "max": 6,
+        "normalize": "none",
     } | options  # fmt: skip
     return ["attack", *(f"--{name}={value}" for name, value in chosen.items() if value is not None)]

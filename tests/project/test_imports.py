@@ -14,7 +14,7 @@ ORDER = [
     "modules", "images", "data", "voting", "losses",
     "ops", "noise", "environment",
     "layers", "runners", "engine",
-    "models", "layouts", "weights",
+    "own_networks", "pretrained", "models", "layouts", "weights",
     "smoothing", "evaluation", "attacks",
     "processes", "training", "runs", "selftest", "cli", "__main__",
 ]  # fmt: skip

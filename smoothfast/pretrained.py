@@ -49,7 +49,7 @@ def transformers_network(name: str) -> nn.Module:
     except Exception as error:  # transformers raises what its parts raise
         said = " ".join(str(error).split())
         raise ValueError(f"model is 'hf:{name}', which cannot be loaded from this machine: {said:.300}") from error
-    return Logits(network.eval())
+    return Logits(network).eval()
 
 
 def transformers_statistics(name: str) -> Normalization | None:
@@ -144,7 +144,7 @@ def onnx_network(name: str) -> nn.Module:
             raise ValueError("it is converted into something else, as OpenVINO has it")
     except Exception as error:  # of the converter, for what it does not know
         said = " ".join(str(error).split()) or type(error).__name__
-        return Onnx(_votes(path, said), last, shape[0] is not None)
+        return Onnx(_votes(path, said), last, shape[0] is not None).eval()
     return Onnx(network, last, not _takes_two(network, examples, found)).eval()
 
 

@@ -279,7 +279,7 @@ class Gradients:
         backward = how == "backward"
         if backward not in self._runners:
             with evaluating(self.net.network):
-                self._runners[backward] = self.lanes[0].call(self._make, columns if backward else 0).result()
+                self._runners[backward] = self.lanes[0].result(self._make, columns if backward else 0)
 
     def _make(self, columns: int) -> list[Runner]:
         function, network = self.function, self.net.network

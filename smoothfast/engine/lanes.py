@@ -36,6 +36,14 @@ class Lane:
         future.set_result(function(*arguments))
         return future
 
+    def result(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Makes a call and waits for it, also where the wait is interrupted: what it works on is then free."""
+        future = self.call(function, *arguments)
+        try:
+            return future.result()
+        finally:
+            wait([future])
+
     def start(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Makes a call that computes a micro-batch."""
         self._started.append(self.call(function, *arguments))
@@ -66,9 +74,11 @@ def make_lanes(device: torch.device, kind: type[Kind]) -> list[Kind]:
     if device.type != "cpu" or threads == 1:
         return [kind(threaded=False)]
     lanes = [kind(threaded=True) for _ in range(threads)]
-    for lane in lanes:
-        lane.call(int).result()  # its thread has begun
-    torch.set_num_threads(threads)  # what a thread sets for itself, torch also takes for those to come
+    try:
+        for lane in lanes:
+            lane.result(int)  # its thread has begun
+    finally:
+        torch.set_num_threads(threads)  # what a thread sets for itself, torch also takes for those to come
     return lanes
 
 

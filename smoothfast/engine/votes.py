@@ -133,10 +133,10 @@ class Engine:
         if self._running:
             raise RuntimeError("this engine is in the middle of another run; end or close that one first")
         self._running = True
-        for lane in self.lanes:
-            lane.buffers.clear()
-        eager = self.function.runner == "eager"
         try:
+            for lane in self.lanes:
+                lane.buffers.clear()
+            eager = self.function.runner == "eager"
             if eager:  # made anew, since nobody can see whether code or attributes of the base changed
                 self.net = NoisyNetwork(self.function.base)
             with evaluating(self.net.network):
@@ -236,15 +236,15 @@ class Engine:
         self._set_runners()
         for lane in self.lanes:
             forward = partial(self._forward, lane)
-            lane.call(forward).result()
-            lane.step, graph = lane.call(capture, forward, function.device).result()
+            lane.result(forward)
+            lane.step, graph = lane.result(capture, forward, function.device)
         return graph
 
     def _set_runners(self) -> None:
         """Makes the runners in a lane, for the one core that it has."""
         examples = self.function.examples(self.net)
-        made = self.lanes[0].call(self.function.runners, self.net.network, examples, len(self.lanes))
-        for lane, run_base in zip(self.lanes, made.result(), strict=True):
+        made = self.lanes[0].result(self.function.runners, self.net.network, examples, len(self.lanes))
+        for lane, run_base in zip(self.lanes, made, strict=True):
             lane.run_base = run_base
 
     def _check_logits(self, logits: Any) -> None:
@@ -282,7 +282,8 @@ class Engine:
     def _logits(self, lane: VoteLane, slots: Tensor, image_ids: Tensor) -> Tensor:
         """Logits of a micro-batch of samples of stream PREDICT, all of number 0, on the CPU."""
         table = torch.stack([slots, image_ids, torch.zeros_like(slots)])
-        return lane.call(lane.logits, table, self._keys[Stream.PREDICT]).result().cpu()
+        logits: Tensor = lane.result(lane.logits, table, self._keys[Stream.PREDICT])
+        return logits.cpu()
 
     def _look_closer(self, lane: VoteLane, table: NDArray[np.int64], key: Tensor) -> None:
         """Computes a micro-batch, then every second row again, in another place, between black and white images."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..turns import MAKING
 from .declined import declined
 from .precision import in_precision
 
@@ -24,7 +25,9 @@ def traced(network: nn.Module, runner: str, dtype: torch.dtype, examples: tuple[
     backward = {op: rule for op, rule in decomposition_table.items() if "backward" in str(op)}
     rules = core_aten_decompositions() | backward | {torch.ops.aten.convolution_backward.default: _convolution_backward}
     try:
-        graph = make_fx(in_precision(network, dtype, replicas.device), decomposition_table=rules)(replicas, *others)
+        with MAKING.taken():
+            function = in_precision(network, dtype, replicas.device)
+            graph = make_fx(function, decomposition_table=rules)(replicas, *others)
     except Exception as error:  # of whatever stands in somebody's module
         raise declined(runner, error) from error
     random = [

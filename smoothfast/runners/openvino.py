@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..modules import shared_copy
 from .declined import DeclinedError, declined
 from .precision import Runner
 
@@ -36,7 +37,7 @@ def make(
     }
     try:
         replicas, *others = examples
-        exported = torch.export.export(network, (torch.zeros(replicas.shape), *others))
+        exported = torch.export.export(_apart(network), (torch.zeros(replicas.shape), *others))
         model = openvino.convert_model(exported)
         model.reshape({place: list(tensor.shape) for place, tensor in enumerate(examples)})  # weights need it
         steps = import_module("openvino.preprocess").PrePostProcessor(model)
@@ -51,6 +52,14 @@ def make(
     except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
         raise declined("openvino", error) from error
     return [_asking(converted.create_infer_request(), dtype, last) for _ in range(count)]
+
+
+def _apart(network: nn.Module) -> nn.Module:
+    """A copy of a network: torch.export replaces its tensors for the time being, while others may run it."""
+    try:
+        return shared_copy(network)
+    except Exception:  # of whatever stands in the attributes of somebody's module
+        return network
 
 
 def _asking(request: Any, dtype: torch.dtype, last: bool) -> Runner:

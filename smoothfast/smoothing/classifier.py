@@ -22,10 +22,10 @@ from ..ops.laws import Law, float_law, gaussian_law, law_of
 from ..procedures import Count, Decision, Procedure, Total, certify_procedure, predict_procedure
 from ..runners.choice import RunnerCache
 from ..streams import Stream, drawn_seed
+from ..turns import Turns
 from ..voting import log_scores, voting_rule
 from .results import Certificate, Prediction, certificate, counts, prediction
 from .soft import SoftClassifier, without_gradient
-from .turns import Turns
 
 LEAST_U = 0.05  # of randomized bounds
 ANY = 2**62  # classes, while it is not known of how many

@@ -30,3 +30,7 @@ class Turns:
 
     def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
         return Turns, ()
+
+
+MAKING = Turns()
+"""The turns of making runners: what exports and compiles networks changes torch as a whole for the time being."""

@@ -16,7 +16,7 @@ from ..files import require_new
 from ..streams import MAX_SAMPLE_ID, drawn_seed
 from . import display
 from .display import console
-from .options import BY, JsonOptions, NoiseOptions, Options, command, named
+from .options import BY, JsonOptions, NoiseOptions, Options, ProcessOptions, command, named
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -29,7 +29,7 @@ DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class LogOptions(NoiseOptions, JsonOptions, ABC):
+class LogOptions(NoiseOptions, JsonOptions, ProcessOptions, ABC):
     """Options of commands that write a log."""
 
     out: Annotated[Path, typer.Option("--out", help="The log to write.")]
@@ -42,9 +42,7 @@ class LogOptions(NoiseOptions, JsonOptions, ABC):
         ),
     ] = None
     noise: Annotated[str | None, named("--noise", names.NOISES, "{} By the images if not given.")] = None
-    shard: Annotated[str, named("--shard", names.SHARDS, "{} What processes share out that torchrun starts.")] = (
-        "images"
-    )
+    shard: Annotated[str, named("--shard", names.SHARDS, "{} What several processes share out.")] = "images"
 
     def check(self) -> None:
         at_most(MAX_SAMPLE_ID, **{name: value for name, value in self.settings().items() if name in ("n0", "n")})

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from .. import names
+from .. import launch, names
 from ..checks import at_least, at_most, choice, fraction, noise_level, seed_in_range
 from ..files import require_present
 from ..normalization import STATISTICS, Normalization, statistics_of
@@ -31,6 +31,7 @@ from . import display
 
 # More is a mistake, or the wish of who wrote a file: it would take gigabytes before anything is known to be wrong.
 MOST_CLASSES = 100_000  # ImageNet-21k has 21,841
+MOST_PROCESSES = 1024
 MOST_ROWS = 65_536  # of a pass; of CIFAR-10 they take 400 MB in bf16
 NORMALIZATIONS = ("none", *STATISTICS)
 ON, BY, TOLD = "Model and images", "How it is computed", "What is told"  # panels of the help
@@ -215,6 +216,22 @@ class JsonOptions(Options):
     ] = False
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ProcessOptions(Options):
+    """Options of commands that share out their work over processes."""
+
+    processes: Annotated[
+        int,
+        typer.Option(launch.PROCESSES, help="How many, on this machine, share the work.", rich_help_panel=BY),
+    ] = 1
+
+    def check(self) -> None:
+        super().check()
+        at_least(1, processes=self.processes)
+        at_most(MOST_PROCESSES, processes=self.processes)
+        launch.require_none(self.processes)
+
+
 Chosen = TypeVar("Chosen", bound=Options)
 
 
@@ -240,6 +257,8 @@ def command(kind: type[Chosen]) -> Callable[[Callable[[Chosen], None]], Callable
         def run(**given: Any) -> None:
             options = kind(**given)
             options.check()
+            if isinstance(options, ProcessOptions) and options.processes > 1:
+                return launch.in_processes(options.processes)
             with display.voice(options.quiet):
                 act(options)
 

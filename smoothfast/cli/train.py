@@ -18,7 +18,7 @@ from ..specs import require_data
 from ..training.presets import PRESETS
 from ..training.settings import BATCH_STATISTICS, LEARNED, NEEDS, PRECISIONS, SCHEDULES, SELECTIONS, Settings
 from . import display
-from .options import BY, ON, ModelOptions, SizeOptions, StepOptions, command, named, numbers
+from .options import BY, ON, ModelOptions, ProcessOptions, SizeOptions, StepOptions, command, named, numbers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ FILES = ("checkpoint.pt", "model.safetensors")  # of a run that is not to be ove
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class TrainOptions(ModelOptions, SizeOptions, StepOptions):
+class TrainOptions(ModelOptions, SizeOptions, StepOptions, ProcessOptions):
     """Options of `train`. Those that `Settings` has too, and that are not given, are as the preset has them."""
 
     data: Annotated[str, typer.Option("--data", help="Training images; a spec as of certify.", rich_help_panel=ON)]

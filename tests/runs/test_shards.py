@@ -17,13 +17,15 @@ import torch
 from helpers.launcher import Launch, Result, start
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from smoothfast import launch
 from smoothfast.names import SHARDS
 from smoothfast.noise import Stream
 from smoothfast.procedures import Draw
 from smoothfast.processes import ProcessGroup, SingleProcess
 from smoothfast.runs import shards
-from smoothfast.runs.logs import Row, read_log
+from smoothfast.runs.logs import Row, environment_of, read_log
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -208,10 +210,10 @@ def test_samples_of_a_process_that_died_are_missed_at_once(plain: Callable[[str]
 
 def test_a_restart_goes_on_and_takes_nothing_for_its_own_that_is_old(plain: Callable[[str], str]) -> None:
     """The store still holds calls, answers, counters and addresses of those before, whose number was another."""
-    launch, words = Launch(), [*METHODS["fixed"], *BASIC]
-    results = launch.run(3, *words, own={rank: {"KILL_AT": "4"} for rank in range(3)})
+    again, words = Launch(), [*METHODS["fixed"], *BASIC]
+    results = again.run(3, *words, own={rank: {"KILL_AT": "4"} for rank in range(3)})
     assert -signal.SIGKILL in [result.status for result in results]
-    succeeded(launch.run(2, *words, attempt=1))
+    succeeded(again.run(2, *words, attempt=1))
     assert timeless("run.tsv") == plain("fixed")
 
 
@@ -225,6 +227,35 @@ def test_torchrun_restarts_a_killed_process(plain: Callable[[str], str]) -> None
     assert timeless("run.tsv") == plain("fixed")
 
 
+def test_processes_that_the_command_starts_itself(plain: Callable[[str], str]) -> None:
+    words = [*METHODS["fixed"], *BASIC, "--processes", "2"]
+    succeeded(start([{"PYTHONPATH": os.pathsep.join(sys.path)}], tuple(words)))
+    assert timeless("run.tsv") == plain("fixed")
+    assert environment_of(Path("run.tsv"))["processes"] == 2
+
+
+def test_the_other_words_of_a_command_line_stay() -> None:
+    words = ["certify", "--processes", "2", "--n=5", "--processes=3", "--out", "2"]
+    assert launch.without_processes(words) == ["certify", "--n=5", "--out", "2"]
+
+
+@pytest.mark.parametrize(("statuses", "error"), [([2, -15], SystemExit), ([-9, -9], OSError)])
+def test_the_end_of_processes_that_failed(
+    statuses: list[int], error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the exit status of the one that has said why; where all were killed, none has."""
+
+    def fail(*_: object) -> None:
+        failures = {rank: ProcessFailure(rank, 1, status, "") for rank, status in enumerate(statuses)}
+        raise ChildFailedError("smoothfast", failures)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # is put back
+    monkeypatch.setattr("torch.distributed.launcher.elastic_launch", lambda *_: fail)
+    monkeypatch.setattr("logging.disable", lambda: None)
+    with pytest.raises(error, match=r"^2$|killed by signal 9"):
+        launch.in_processes(2)
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -232,9 +263,9 @@ def test_a_log_is_never_overwritten_or_mixed() -> None:
     words = [*METHODS["fixed"], *BASIC]
     succeeded(Launch().run(2, *words))
     before = [Path(name).read_bytes() for name in ("run.tsv", "run.tsv.json")]
-    launch = Launch()
-    failed(launch.run(2, *words), "run.tsv exists", "--resume")
-    failed(launch.run(2, *words, attempt=1), "run.tsv exists", "--resume")  # nor after a restart
+    again = Launch()
+    failed(again.run(2, *words), "run.tsv exists", "--resume")
+    failed(again.run(2, *words, attempt=1), "run.tsv exists", "--resume")  # nor after a restart
     failed(Launch().run(2, *words, "--resume", "--seed=4"), "other settings: seed was 3, is now 4")
     assert [Path(name).read_bytes() for name in ("run.tsv", "run.tsv.json")] == before
 
@@ -243,6 +274,7 @@ def test_a_log_is_never_overwritten_or_mixed() -> None:
     ("words", "part"),
     [
         (["--n=5"], "n is 5; it must be"),
+        (["--processes=2"], "processes is 2; torchrun started 2 already"),
         (["--shard=pixels"], "shard is 'pixels'; it must be one of images, samples"),
         (["--data=nothing"], "data is 'nothing'"),
     ],

@@ -387,9 +387,7 @@ class SmoothedClassifier(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a checkpoint of this module, or a plain one of its base classifier."""
-        ours, plain = (
-            sum(name in known for name in state_dict) for known in (self.state_dict(), self.base.state_dict())
-        )
+        ours, plain = (sum(name in each for name in state_dict) for each in (self.state_dict(), self.base.state_dict()))
         if plain > ours or not any(name.startswith("base.") for name in state_dict):
             state_dict = {f"base.{name}": value for name, value in state_dict.items()} | {"sigma": self.sigma}
         return super().load_state_dict(state_dict, strict, assign)

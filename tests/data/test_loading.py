@@ -227,7 +227,7 @@ def test_missing_data(kind: str, tmp_path: Path) -> None:
     ("spec", "message"),
     {
         "no_such_module:images": "which cannot be imported .*no_such_module.*; accepted: demo, cifar10:ROOT",
-        "json:no_such_name": "which cannot be imported .*no_such_name",
+        "json:no_such_name": "which cannot be imported: .*no_such_name",
         "builtins:set": "which returned set; it must return a data set",
     }.items(),
 )

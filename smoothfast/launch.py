@@ -53,9 +53,9 @@ def in_processes(count: int) -> None:
         OSError: one was killed.
     """
     import torch
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.launcher import LaunchConfig, elastic_launch
-    from torch.distributed.launcher.api import ChildFailedError
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
     logging.disable()  # the processes say what went wrong

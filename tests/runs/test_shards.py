@@ -250,7 +250,7 @@ def test_the_end_of_processes_that_failed(
         raise ChildFailedError("smoothfast", failures)
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # is put back
-    monkeypatch.setattr("torch.distributed.launcher.elastic_launch", lambda *_: fail)
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *_: fail)
     monkeypatch.setattr("logging.disable", lambda: None)
     with pytest.raises(error, match=r"^2$|killed by signal 9"):
         launch.in_processes(2)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from .checks import choice
-from .engine import BaseFunction, Gradients, as_module
+from .engine import BaseFunction, Gradients
 from .images import UNIT, checked_bounds, pixels
+from .modules import as_module
 from .ops.laws import no_noise
 from .smoothing.classifier import SmoothedClassifier
 from .smoothing.results import winners

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain
@@ -23,6 +23,32 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 def device_of(base: nn.Module) -> torch.device:
     """The device of a module's weights; the CPU if it has none."""
     return next((tensor.device for tensor in chain(base.parameters(), base.buffers())), torch.device("cpu"))
+
+
+class FunctionModule(nn.Module):
+    """A function from images to logits as a module, which has no weights that anybody sees."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.training = False
+
+    def forward(self, images: Tensor) -> Any:
+        """Returns what the function makes of images [B, ...]."""
+        return self.function(images)
+
+
+def as_module(base: Any, argument: str) -> nn.Module:
+    """A base classifier as a module: itself, or one that calls it.
+
+    Raises:
+        ValueError: it cannot be called.
+    """
+    if isinstance(base, nn.Module):
+        return base
+    if not callable(base) or isinstance(base, type):
+        raise ValueError(f"{argument} is {base!r:.80}; it must be a module or a function from images to logits")
+    return FunctionModule(base)
 
 
 def shared_copy(base: nn.Module) -> nn.Module:

@@ -7,26 +7,15 @@ from collections.abc import Callable, Mapping
 from inspect import Parameter
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from .checks import told
+from .modules import FunctionModule
 
 NO_CLASSES = "classes is not given, and neither the weights nor the data tell it; pass --classes"
 CLASSES = ("num_classes", "n_classes", "classes", "num_labels")  # how people call the number of logits
 NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-
-
-class Function(nn.Module):
-    """A function from images to logits as a module. What weights it has stay where they are."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, K] of images [N, C, H, W]."""
-        return self.function(images)
 
 
 def own_network(spec: str, given: Any, num_classes: int | None) -> nn.Module:
@@ -44,7 +33,7 @@ def own_network(spec: str, given: Any, num_classes: int | None) -> nn.Module:
         )
     parameters = _parameters(given)
     if not inspect.isclass(given) and _takes_images(parameters):
-        return Function(given)
+        return FunctionModule(given)
     arguments = _arguments(spec, parameters, num_classes)
     try:
         network = given(**arguments)

@@ -23,18 +23,6 @@ CLOSE = 1e-3  # of a converted network to OpenVINO, in units of its largest outp
 PIXELS = 1 / 255  # what Hugging Face processors multiply bytes by, unless they tell
 
 
-class Logits(nn.Module):
-    """A classifier of transformers that returns logits alone."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, K] of normalised images [N, C, H, W]."""
-        return self.network(pixel_values=images).logits
-
-
 def transformers_network(name: str) -> nn.Module:
     """The image classifier in a folder, or of a name that is in the local cache: safetensors alone.
 
@@ -49,7 +37,7 @@ def transformers_network(name: str) -> nn.Module:
     except Exception as error:  # transformers raises what its parts raise
         said = " ".join(str(error).split())
         raise ValueError(f"model is 'hf:{name}', which cannot be loaded from this machine: {said:.300}") from error
-    return Logits(network).eval()
+    return network.eval()
 
 
 def transformers_statistics(name: str) -> Normalization | None:

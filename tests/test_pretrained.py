@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import smoothfast as sf
 from smoothfast import models, pretrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,9 +40,13 @@ def processor(path: Path, **told: Any) -> None:
 def test_a_classifier_of_transformers(folder: Path) -> None:
     network, images = models.load(f"hf:{folder}"), torch.rand(2, 3, 8, 8)
     assert not network.training
-    assert network(images).shape == (2, 3)
-    assert torch.equal(network(images), network.network(images).logits)
-    assert pretrained.transformers_statistics(str(folder)) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    assert network(images).logits.shape == (2, 3)
+    statistics = pretrained.transformers_statistics(str(folder))
+    assert statistics == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    model = sf.SmoothedClassifier(network, 0.25, normalize=statistics, runner="eager")
+    certificate = model.certify((255 * images).byte(), n0=10, n=50)
+    assert certificate.counts.shape == (2, 3)
+    assert certificate.meta["adapted"] == {"logits": "output.logits"}
 
 
 @pytest.mark.parametrize(

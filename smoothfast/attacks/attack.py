@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from .. import names, ops
 from ..checks import at_least, choice, in_pixel_units, seed_in_range
-from ..engine import Adapter, BaseFunction, Gradients, as_module, default_micro_batch
+from ..engine import Adapter, BaseFunction, Gradients, default_micro_batch
 from ..engine.blocks import BLOCK
 from ..images import UNIT, Bounds, by_channel, checked_bounds, checked_ids, checked_labels, pixels
 from ..layers import draws_noise
 from ..losses import Loss, cross_entropy
-from ..modules import device_of
+from ..modules import as_module, device_of
 from ..normalization import Normalization, checked_normalization
 from ..ops.laws import float_law
 from ..ops.philox import uniforms

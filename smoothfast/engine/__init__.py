@@ -10,7 +10,7 @@ lanes.py, buffers.py, graphs.py    where micro-batches are computed
 noisy_network.py                   a base classifier that has noise of its own
 """
 
-from .adapter import Adapter, as_module
+from .adapter import Adapter
 from .averages import Average
 from .function import BaseFunction, default_micro_batch
 from .gradients import Gradients
@@ -26,6 +26,5 @@ __all__ = [
     "Gradients",
     "Job",
     "NoisyNetwork",
-    "as_module",
     "default_micro_batch",
 ]

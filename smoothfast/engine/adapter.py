@@ -242,32 +242,6 @@ class Adaptation(nn.Module):
         return self.logits_of(self.base(replicas if self.dtype is None else replicas.to(self.dtype)))
 
 
-class FunctionModule(nn.Module):
-    """A function from images to logits as a module, which has no weights that anybody sees."""
-
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.training = False
-
-    def forward(self, images: Tensor) -> Any:
-        """Returns what the function makes of images [B, ...]."""
-        return self.function(images)
-
-
-def as_module(base: Any, argument: str) -> nn.Module:
-    """A base classifier as a module: itself, or one that calls it.
-
-    Raises:
-        ValueError: it cannot be called.
-    """
-    if isinstance(base, nn.Module):
-        return base
-    if not callable(base) or isinstance(base, type):
-        raise ValueError(f"{argument} is {base!r:.80}; it must be a module or a function from images to logits")
-    return FunctionModule(base)
-
-
 def _told(error: Exception, shape: tuple[int, ...]) -> Exception:
     """The error of a base classifier; of an image that came without its batch, one that says so."""
     if len(shape) != 2:

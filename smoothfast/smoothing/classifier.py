@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from .. import former, names
 from ..checks import LARGEST_SIGMA, at_least, choice, in_pixel_units, seed_in_range
-from ..engine import Adapter, Average, BaseFunction, Engine, Job, as_module, default_micro_batch
+from ..engine import Adapter, Average, BaseFunction, Engine, Job, default_micro_batch
 from ..images import UNIT, checked_bounds, checked_ids, checked_images, checked_labels, far_outside, finite_images
 from ..layers import draws_noise
-from ..modules import device_of, warn
+from ..modules import as_module, device_of, warn
 from ..noise import uniform
 from ..normalization import Normalization, checked_normalization
 from ..ops.laws import Law, float_law, gaussian_law, law_of

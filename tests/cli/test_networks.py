@@ -159,7 +159,7 @@ def test_statistics_are_recorded_as_numbers_and_replayed(
     ],
 )
 def test_statistics_that_cannot_be(certify: Run, text: str, part: str) -> None:
-    check_error(certify(normalize=text), f"normalize is '{text}'", part)
+    check_error(certify(normalize=text), "normalize ", part)
 
 
 def test_a_layer_in_front_of_which_nobody_tells_is_an_error(certify: Run, tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def require_new(path: Path) -> None:
         raise exists(path)
 
 
+def require_no_folder(path: Path) -> None:
+    """Raises ValueError where the file to write is a folder."""
+    if path.is_dir():
+        raise ValueError(f"--out is a directory: {path}; name a file")
+
+
 def exists(path: Path) -> FileExistsError:
     """The error of a run that would write over another."""
     return FileExistsError(f"{path} exists: go on with it (--resume) or choose another --out")

@@ -12,7 +12,7 @@ import typer
 
 from .. import launch, names
 from ..checks import at_least, at_most, choice, seed_in_range
-from ..files import require_new
+from ..files import require_new, require_no_folder
 from ..streams import MAX_SAMPLE_ID, drawn_seed
 from . import display
 from .display import console
@@ -53,6 +53,7 @@ class LogOptions(NoiseOptions, JsonOptions, ProcessOptions, ABC):
         choice("shard", self.shard, names.SHARDS)
         if self.seed is not None:
             seed_in_range(self.seed)
+        require_no_folder(self.out)
         if not self.resume and not launch.launched():  # torchrun may start a run again, which then goes on
             require_new(self.out)
 

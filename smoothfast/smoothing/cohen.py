@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor, nn
 
+from ..checks import at_least
 from ..engine.schedule import Job
 from ..images import checked_images
 from ..procedures.votes import ABSTAIN, Count, Votes
@@ -64,7 +65,8 @@ class Smooth:
         from scipy.stats import norm
 
         with self._smoothed.turns.taken():
-            votes = self._votes(x, n, alpha, batch_size)
+            at_least(1, n0=n0, n=n)
+            votes = self._votes(x, max(n0, n), alpha, batch_size)
             top = int(votes(n0, Stream.SELECT).argmax())
             estimation = votes(n, Stream.ESTIMATE)
         lower = lower_confidence_bound(int(estimation[top]), n, alpha)
@@ -77,6 +79,7 @@ class Smooth:
         from scipy.stats import binomtest
 
         with self._smoothed.turns.taken():
+            at_least(1, n=n)
             counts = self._votes(x, n, alpha, batch_size)(n, Stream.PREDICT)
         votes = np.append(counts, n - counts.sum())  # rows without a class are a rival
         first, second = np.argsort(-votes, kind="stable")[:2]
@@ -84,13 +87,13 @@ class Smooth:
         return ABSTAIN if undecided or first == self.num_classes else int(first)
 
     def _votes(self, x: Tensor, n: int, alpha: float, batch_size: int) -> Callable[[int, Stream], Votes]:
-        """Draws votes for one call, of so many samples of a stream."""
+        """Draws votes for one call, of at most n samples of a stream: more rows in a pass would be none of theirs."""
         if not 0 < alpha < 1:
             raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self._calls += 1
-        self._smoothed.max_batch = batch_size
+        self._smoothed.max_batch = min(batch_size, n)
         images = checked_images(x[None])
         engine = self._smoothed.engine(images, n)
 

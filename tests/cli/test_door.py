@@ -52,7 +52,7 @@ USAGE = {
     "certify": [
         *SHARED, "--sigma=0", "--sigma=nan", "--n0=0", "--n=10", "--alpha=0", "--alpha=1", "--method=magic",
         "--method=sequential", "--method=tolerance", "--radius=0.2", "--tolerance=0.4", "--bound=best", "--noise=pink",
-        "--shard=pixels", "--processes=0", "--out=there.tsv",
+        "--shard=pixels", "--processes=0", "--out=there.tsv", "--out=trained",
         "--method=tolerance --tolerance=0", "--method=sequential --radius=1 --n=9",
     ],
     "predict": [*SHARED, "--sigma=-1", "--n=10", "--alpha=2", "--method=tolerance", "--noise=pink", "--out=there.tsv"],

@@ -16,6 +16,7 @@ from helpers.toys import EARLY, Result, Run, arguments, check_error, timeless
 
 from smoothfast import data, models
 from smoothfast.cli import prepare
+from smoothfast.cli.certify import CertifyOptions
 from smoothfast.runs import records
 from smoothfast.runs.logs import read_log
 
@@ -193,3 +194,9 @@ def test_as_a_module(toys: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
     check_error(Result(done.returncode, done.stdout, done.stderr), "n is 5")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_log_that_is_a_folder(tmp_path: Path, resume: bool) -> None:
+    with pytest.raises(ValueError, match="--out is a directory"):
+        CertifyOptions(out=tmp_path, resume=resume).check()

@@ -207,9 +207,22 @@ def test_images_that_are_none(image: Tensor, message: str) -> None:
 
 
 def test_no_samples() -> None:
-    for call in (lambda: make().certify(IMAGE, 0, 100, 0.01, 50), lambda: make().predict(IMAGE, 0, 0.01, 50)):
-        with pytest.raises(ValueError, match="is 0; it must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="n0 is 0; it must be at least 1"):
+        make().certify(IMAGE, 0, 100, 0.01, 50)
+    for call in (lambda: make().certify(IMAGE, 10, 0, 0.01, 50), lambda: make().predict(IMAGE, 0, 0.01, 50)):
+        with pytest.raises(ValueError, match="n is 0; it must be at least 1"):
             call()
+
+
+def test_no_more_rows_in_a_pass_than_samples() -> None:
+    rows: list[int] = []
+    base = Threshold().eval()
+    base.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    smooth = sf.Smooth(base, 2, SIGMA)
+    smooth.certify(IMAGE, 10, 50, 0.001, 1000)
+    assert max(rows) == 50
+    smooth.predict(IMAGE, 20, 0.001, 1000)
+    assert rows[-1] == 20
 
 
 @pytest.mark.parametrize(

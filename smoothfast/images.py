@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from .streams import MAX_IMAGE_ID
 
@@ -86,9 +87,14 @@ def finite_images(images: Any, bounds: Bounds | None = UNIT) -> Tensor:
 
     Raises:
         ValueError: wrong shape or dtype, or a value that is not finite; images of 8 bits where bounds are others than
-            theirs.
+            theirs; forward-mode differentiation, whose tangents would be 0.
     """
     images = _tensor(images)
+    if unpack_dual(images).tangent is not None:
+        raise ValueError(
+            "images have a tangent of forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad), which "
+            "does not go through noise; take reverse mode: backward, or torch.autograd.grad"
+        )
     if images.dim() < 2 or 0 in images.shape[1:]:
         raise ValueError(f"images have shape {tuple(images.shape)}; they must be [N, C, H, W], or [N, ...] of any rank")
     if images.dtype == torch.uint8:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import smoothfast as sf
 from smoothfast.attacks import PGD
@@ -324,3 +325,14 @@ def test_their_gradient_is_an_error_that_names_the_way(penalty: float, smoothed:
 def test_what_is_refused(call: Callable[[Any], Any], message: str, smoothed: sf.SmoothedClassifier) -> None:
     with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
         call(smoothed)
+
+
+@pytest.mark.parametrize("voting", ["prediction", "soft", "differentiable"])
+def test_forward_mode_is_refused(voting: str) -> None:
+    """The noise kernel has no tangents: they would be 0."""
+    model = make(voting="soft" if voting == "soft" else "prediction")
+    ask = model.differentiable(4) if voting == "differentiable" else model
+    with pytest.raises(ValueError, match="tangent of forward-mode differentiation"):
+        torch.func.jvp(ask, (IMAGES,), (IMAGES,))
+    with forward_ad.dual_level(), pytest.raises(ValueError, match="take reverse mode"):
+        ask(forward_ad.make_dual(IMAGES, IMAGES))

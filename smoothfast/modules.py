@@ -39,16 +39,24 @@ class FunctionModule(nn.Module):
 
 
 def as_module(base: Any, argument: str) -> nn.Module:
-    """A base classifier as a module: itself, or one that calls it.
+    """A base classifier as a module: itself, or one that calls it. Of one by torch.compile the module that it was made
+    of, with the same weights: engines call it in more ways than it was compiled for, and choose a runner of their own.
 
     Raises:
         ValueError: it cannot be called.
     """
     if isinstance(base, nn.Module):
-        return base
+        return _original(base)
     if not callable(base) or isinstance(base, type):
         raise ValueError(f"{argument} is {base!r:.80}; it must be a module or a function from images to logits")
     return FunctionModule(base)
+
+
+def _original(module: nn.Module) -> nn.Module:
+    """The module that torch.compile was given; where hooks are on what it returned, they are kept, and so is that."""
+    original = getattr(module, "_orig_mod", None)
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return original if isinstance(original, nn.Module) and not hooked else module
 
 
 def shared_copy(base: nn.Module) -> nn.Module:
@@ -136,7 +144,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-CALLED_THROUGH = tuple(f"{Path(str(module)).parent}{os.sep}" for module in (__file__, nn.__file__))
+# This package; torch.nn, and Dynamo, which stands between it and a caller that is not compiled too (`untraced`).
+_FOLDERS = Path(__file__).parent, Path(nn.__file__).parent, Path(torch.__file__).parent / "_dynamo"
+CALLED_THROUGH = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 
 
 def warn(message: str) -> None:

@@ -26,6 +26,7 @@ from ..ops.philox import uniforms
 from ..runners.choice import CORES, RunnerCache
 from ..smoothing import SmoothedClassifier, SoftClassifier
 from ..streams import MAX_SAMPLE_ID, Stream
+from ..untraced import untraced
 
 
 class Options(TypedDict, total=False):
@@ -63,6 +64,7 @@ Targets = Callable[[Gradients, Tensor, Tensor, Tensor], Tensor]
 """The classes to be reached, of an engine, images, labels and image ids."""
 
 
+@untraced("__call__")
 class Attack(ABC):
     """An attack on a model: `adversarial = attack(images, labels)`.
 

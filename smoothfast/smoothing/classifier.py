@@ -23,6 +23,7 @@ from ..procedures import Count, Decision, Procedure, Total, certify_procedure, p
 from ..runners.choice import RunnerCache
 from ..streams import Stream, drawn_seed
 from ..turns import Turns
+from ..untraced import untraced
 from ..voting import log_scores, voting_rule
 from .results import Certificate, Prediction, certificate, counts, prediction
 from .soft import SoftClassifier, without_gradient
@@ -31,6 +32,7 @@ LEAST_U = 0.05  # of randomized bounds
 ANY = 2**62  # classes, while it is not known of how many
 
 
+@untraced("forward", "scores", "top", "votes", "predict", "certify")
 class SmoothedClassifier(nn.Module):
     """A base classifier, smoothed: a drop-in module, and the procedures PREDICT and CERTIFY of Cohen et al. 2019.
 
@@ -54,20 +56,17 @@ class SmoothedClassifier(nn.Module):
         normalize: (mean, std) per channel, fused into the noise kernel; None where `base` normalises itself.
         noise: "lattice" (exact, needs uint8 images) or "gaussian"; None takes lattice for uint8 and gaussian for
             float images.
-        seed: of all noise, 0 .. 2**64 - 1. None draws one from the operating system here and now, before anything is
-            sampled; it is in the `meta` of certificates. Images chosen by somebody who knows the seed get no valid
-            certificate (docs/soundness.md).
+        seed: of all noise, 0 .. 2**64 - 1. None draws one from the operating system here and now; the `meta` of
+            certificates has it. Images chosen by somebody who knows it get no valid certificate (docs/soundness.md).
         precision: "fp32", "bf16", "fp16", or "auto": bf16 where the hardware multiplies in it.
         max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
         runner: "eager"; "compiled": up to twice as fast after some seconds of compilation (about 18 for ResNet-20);
             "openvino", where it is installed: as fast on CPUs after fewer (2 for ResNet-20, 6 for ResNet-110);
             "fused": CIFAR ResNets on CPUs with AMX or AVX512-BF16, in bf16 (docs/engine.md); or "auto": the one that
-            takes least for the samples of one image (`runners.choice`), and the next where that one cannot take the
-            network.
+            takes least for the samples of one image (`runners.choice`), and the next where that one declines.
         clip: clamp noisy images to their range; the clamp is then part of the base classifier.
         bounds: (low, high) of float images that lie in another range than 0 .. 1; None: in none.
-        deterministic: let every call of `forward` repeat the same samples. An attacker then faces a deterministic
-            model: say so beside any robustness figure.
+        deterministic: let every call of `forward` repeat the same samples. Say so beside any robustness figure.
 
     Raises:
         ValueError: an argument is out of its range.

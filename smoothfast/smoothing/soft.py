@@ -13,6 +13,7 @@ from ..engine import Average, BaseFunction
 from ..images import Bounds, finite_images
 from ..ops.laws import Law, float_law
 from ..streams import Stream
+from ..untraced import untraced
 from ..voting import Voting
 
 
@@ -29,6 +30,7 @@ class Smoothed(Protocol):
         """The base classifier under noise, for images of this shape and dtype."""
 
 
+@untraced("forward")
 class SoftClassifier(nn.Module):
     """Images to log-scores of the mean over their noisy copies, which autograd can go through.
 

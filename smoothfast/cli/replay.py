@@ -107,7 +107,7 @@ def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
     }  # fmt: skip
     kept = {name: settings[name] for name in (*names, "runner", "precision", "seed")}
     chosen = kind(
-        out=Path(), resume=True, sigma=settings["sigma"][0], noise=settings["law"], batch=settings["micro_batch"],
+        out=options.log, resume=True, sigma=settings["sigma"][0], noise=settings["law"], batch=settings["micro_batch"],
         normalize=text_of(settings.get("normalize")), **given, **kept,
     )  # fmt: skip
     chosen.check()

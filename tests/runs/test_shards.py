@@ -96,8 +96,8 @@ METHODS: dict[str, list[str]] = {
     "predict": ["predict", "--n=200", "--method=sequential"],
 }
 BASIC = [
-    "--model=smoothfast_shared_toys:model", "--data=smoothfast_shared_toys:images", "--sigma=0.3", "--precision=fp32",
-    "--batch=16", "--seed=3", "--out=run.tsv",
+    "--model=smoothfast_shared_toys:model", "--data=smoothfast_shared_toys:images", "--normalize=none", "--sigma=0.3",
+    "--precision=fp32", "--batch=16", "--seed=3", "--out=run.tsv",
 ]  # fmt: skip
 
 

@@ -47,6 +47,6 @@ def classifier_state(state: dict[str, Any]) -> dict[str, Any]:
     """The state of a pickled `SmoothedClassifier`, also of one of version 0.1, which had no bounds."""
     if "num_classes" in state:
         others = {name: value for name, value in state.items() if name not in ("num_classes", "_network", "_workload")}
-        new = {"_num_classes": state["num_classes"], "_rule": "prediction", "bounds": (0.0, 1.0)}
+        new = {"known_classes": state["num_classes"], "_rule": "prediction", "bounds": (0.0, 1.0)}
         return others | new | {"_said_far_outside": False}
     return state

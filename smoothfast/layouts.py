@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -62,7 +62,7 @@ class Fitted:
         statistics: those of that layer, where the checkpoint has them.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(repr=False)
     behind: bool = False
     statistics: Normalization | None = None
 

@@ -54,14 +54,16 @@ def checked_normalization(normalize: Any, of_pixels: bool) -> Normalization | No
     """The mean and deviation of each channel, or one for all of them, as tuples of numbers.
 
     Args:
-        normalize: (mean, std), each a number, or numbers; None.
+        normalize: (mean, std), each a number, or numbers; a text as of `statistics_of`; torchvision's `Normalize`.
         of_pixels: whether images lie in [0, 1], and their means must, too.
 
     Raises:
         ValueError: it is something else.
     """
-    if normalize is None:
-        return None
+    if normalize is None or isinstance(normalize, str):
+        return statistics_of(normalize or "none")
+    if isinstance(getattr(normalize, "mean", None), (list, tuple)):  # torchvision's Normalize
+        normalize = normalize.mean, normalize.std
     try:
         mean, std = (
             tuple(map(float, values)) if hasattr(values, "__len__") else (float(values),) for values in normalize

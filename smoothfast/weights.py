@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .layers import noise_parameters
 from .layouts import LARGEST, Fitted, architecture_of, fitted, state_of
+from .modules import warn
 
 DEMO = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"
 
@@ -90,15 +91,21 @@ class Weights:
                     return told
         raise ValueError(f"the weights tell normalize {told!r:.100}, expected two lists of numbers: pass --normalize")
 
-    def load_into(self, network: nn.Module) -> Fitted:
+    def load_into(self, network: nn.Module) -> None:
         """Loads the tensors, names matched up to what wrappers and other programs make of them (`layouts`). A network
-        with noise in its weights also takes those of the plain one; strengths of noise are then left as they are.
-
-        Returns what was loaded, and what the checkpoint has in front of the network.
+        with noise in its weights also takes those of the plain one; strengths of noise are then left as they are. Warns
+        where the checkpoint has a layer in front of the network, as one that normalises.
 
         Raises:
             ValueError: a tensor is missing, left over, or of another shape.
         """
+        found = self.fill(network)
+        if found.behind:
+            known = "its tensors do not tell" if found.statistics is None else f"normalize={found.statistics}"
+            warn(f"a layer in front of the network is left out; if it normalises, give the classifier its own: {known}")
+
+    def fill(self, network: nn.Module) -> Fitted:
+        """Loads the tensors as `load_into` does; returns them, and what the checkpoint has in front of the network."""
         wanted = network.state_dict()
         strengths = {id(parameter) for parameter in noise_parameters(network)}
         ours = {name: value for name, value in network.named_parameters() if id(value) in strengths}

@@ -137,7 +137,7 @@ def test_a_compiled_network_on_either_side(path: Path) -> None:
 @pytest.mark.parametrize("name", ["model", "net", "network", "backbone"])
 def test_networks_that_are_part_of_another(name: str) -> None:
     network = Tiny()
-    found = Weights(prefixed(trained().state_dict(), f"module.{name}.")).load_into(network)
+    found = Weights(prefixed(trained().state_dict(), f"module.{name}.")).fill(network)
     assert same(network, trained())
     assert (found.behind, found.statistics) == (False, None)
 
@@ -215,7 +215,7 @@ def test_layouts_of_the_field(tmp_path: Path, layout: str) -> None:
     make, written = LAYOUTS[layout]
     saved, network = make(), make()
     weights = read_weights(write(tmp_path / "checkpoint.pth.tar", written(saved.state_dict())))
-    found = weights.load_into(network)
+    found = weights.fill(network)
     assert same(network, saved)
     assert weights.rows == 3
     assert found.behind == (layout in ("cohen", "robustness"))
@@ -226,14 +226,14 @@ def test_layouts_of_the_field(tmp_path: Path, layout: str) -> None:
 @pytest.mark.parametrize("names", [("means", "sds"), ("mean", "std")])
 def test_statistics_of_a_layer_in_front(names: tuple[str, str]) -> None:
     front = {f"0.{name}": torch.tensor(values) for name, values in zip(names, CIFAR10_COHEN_STATISTICS, strict=True)}
-    found = Weights(front | prefixed(trained().state_dict(), "1.")).load_into(Tiny())
+    found = Weights(front | prefixed(trained().state_dict(), "1.")).fill(Tiny())
     assert found.statistics == CIFAR10_COHEN_STATISTICS
 
 
 @pytest.mark.parametrize("odd", [[0.5] * 17, [1e9] * 3, [0.0] * 3, [0.2] * 2])
 def test_odd_statistics_are_none(odd: list[float]) -> None:
     front = {"0.mean": torch.full((3,), 0.5), "0.std": torch.tensor(odd)}
-    found = Weights(front | prefixed(trained().state_dict(), "1.")).load_into(Tiny())
+    found = Weights(front | prefixed(trained().state_dict(), "1.")).fill(Tiny())
     assert (found.behind, found.statistics) == (True, None)
 
 

@@ -191,6 +191,11 @@ class Attack(ABC):
         """Adversarial images of images [N, C, ...], away from or towards classes [N]."""
 
     @property
+    def known_classes(self) -> int | None:
+        """The classes of a `SmoothedClassifier`, as far as it knows them; None of other models."""
+        return self.model.known_classes if isinstance(self.model, SmoothedClassifier) else None
+
+    @property
     def range(self) -> Bounds:
         """The range of images, infinite where they have none."""
         return self.bounds or (-math.inf, math.inf)
@@ -323,7 +328,7 @@ class Attack(ABC):
         return BaseFunction.resolved(
             self.base, self.law, images.shape[1:], normalize=self.normalize, clip=self.clip, precision=self.precision,
             runner=runner, micro_batch=self._micro_batch(images, count, runner), seed=self.seed,
-            adapter=self._adapter, gradient="backward" in self.needs,
+            num_classes=self.known_classes, adapter=self._adapter, gradient="backward" in self.needs,
         )  # fmt: skip
 
     def _new_engine(self, function: BaseFunction) -> Gradients:

@@ -35,15 +35,12 @@ def console() -> Console:
 
 @contextmanager
 def voice(quiet: bool) -> Iterator[None]:
-    """Makes warnings printable while a command runs, and keeps everything from stderr while a quiet one does. Errors
-    come after it."""
+    """Makes a line of each warning while a command runs, and keeps all from stderr while a quiet one does. Errors come
+    after it."""
     if not quiet:
-        former = warnings.formatwarning
-        warnings.formatwarning = lambda *about, **more: printable(former(*about, **more))
-        try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: tell(f"warning: {message}", style="yellow", soft_wrap=True)
             yield
-        finally:
-            warnings.formatwarning = former
         return
     console().quiet = True
     try:

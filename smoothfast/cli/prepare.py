@@ -98,6 +98,8 @@ def prepare(
     num_classes = settled_classes(options, network, known, tuple(first.shape[1:]))
     if names_code(options.data):
         source = data.Within(source, options.data, num_classes)
+    if not weights.tensors and names_code(options.model) and launch.leads():
+        display.tell(f"no --weights: the network is as {options.model} makes it", soft_wrap=True)
     normalize, certain = normalization(options, weights, found, network)
     smoothed = SmoothedClassifier(
         network, sigma, num_classes, noise=noise, seed=seed, normalize=normalize, precision=options.precision,
@@ -218,7 +220,7 @@ def fill(network: nn.Module, weights: Weights, options: ModelOptions, known: int
         ValueError: they do not fit; says so where the number of classes is that of the data.
     """
     try:
-        return weights.load_into(network) if weights.tensors else None
+        return weights.fill(network) if weights.tensors else None
     except ValueError as error:
         if options.classes or weights.num_classes or weights.rows or not known:
             raise

@@ -84,7 +84,8 @@ class Adapter:
                 no gradient.
             Exception: whatever the base classifier raises in every layout and precision.
         """
-        key = [id(part) for part in base.modules()], device_of(base), tuple(shape), precision
+        dtypes = {parameter.dtype for parameter in base.parameters()}
+        key = [id(part) for part in base.modules()], device_of(base), dtypes, tuple(shape), precision
         with self._lock:
             former_key, former = self._found.get(gradient, (None, None))
             if former is None or key != former_key:
@@ -220,6 +221,8 @@ def count_classes(logits: Any) -> int:
     Raises:
         ValueError: they are something else.
     """
+    if isinstance(logits, Tensor) and not logits.is_floating_point():
+        raise ValueError(f"the base classifier returns logits of {logits.dtype}; they must be floating")
     if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2 and logits.shape[1] > 1:
         return logits.shape[1]
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -243,12 +246,12 @@ class Adaptation(nn.Module):
 
 
 def _told(error: Exception, shape: tuple[int, ...]) -> Exception:
-    """The error of a base classifier; of an image that came without its batch, one that says so."""
-    if len(shape) != 2:
+    """The error of a base classifier; of images of a shape that it does not take, one that says so."""
+    if type(error) is not RuntimeError:  # of torch, on shapes
         return error
+    hint = "one image is [1, C, H, W]" if len(shape) == 2 else "channels come second: [N, C, ...]"
     told = ValueError(
-        f"images are [N, {shape[0]}, {shape[1]}], which the base classifier does not take ({error}); one image is "
-        "[1, C, H, W]"
+        f"images are [N, {', '.join(map(str, shape))}], which the base classifier does not take ({error}); {hint}"
     )
     told.__cause__ = error
     return told

@@ -97,7 +97,7 @@ class SmoothedClassifier(nn.Module):
         if noise is not None:
             choice("noise", noise, names.NOISES)
         at_least(2, num_classes=num_classes)
-        self._rule, self._num_classes = voting, num_classes
+        self._rule, self.known_classes = voting, num_classes
         self.voting = voting_rule(voting, num_classes or ANY)
         at_least(1, samples=samples, max_batch=max_batch)
         self.seed = drawn_seed() if seed is None else seed
@@ -127,9 +127,9 @@ class SmoothedClassifier(nn.Module):
     @property
     def num_classes(self) -> int:
         """K; where it was not given, it is known from the first call on, and a ValueError before."""
-        if self._num_classes is None:
+        if self.known_classes is None:
             raise ValueError("num_classes is None; it is known once the classifier was called")
-        return self._num_classes
+        return self.known_classes
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-scores float32 [N, K] of images [N, C, ...]; their argmax is the prediction.
@@ -316,14 +316,14 @@ class SmoothedClassifier(nn.Module):
         return BaseFunction.resolved(
             self.base, law or law_of(self.noise, self.sigma.tolist(), dtype), images.shape[1:], dtype,
             normalize=self.normalize, clip=self.clip, precision=self.precision, micro_batch=self._micro_batch(images),
-            seed=self.seed, num_classes=self._num_classes, adapter=self._adapter, gradient=gradient,
+            seed=self.seed, num_classes=self.known_classes, adapter=self._adapter, gradient=gradient,
         )  # fmt: skip
 
     def _learn_classes(self, images: Tensor) -> None:
         """Takes the number of classes from the base classifier where it was not given."""
-        if self._num_classes is None:
-            self._num_classes = self.function(images).num_classes
-            self.voting = voting_rule(self._rule, self._num_classes)
+        if self.known_classes is None:
+            self.known_classes = self.function(images).num_classes
+            self.voting = voting_rule(self._rule, self.known_classes)
 
     def _new_engine(self, function: BaseFunction) -> Engine:
         if self.base.training:

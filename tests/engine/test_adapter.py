@@ -267,3 +267,29 @@ def test_what_was_found_is_kept_while_it_holds() -> None:
     assert adapter(base, SHAPE, "fp32") is found  # nobody can see it
     adapter.look_again()
     assert adapter(base, SHAPE, "fp32").num_classes == 3
+
+
+def test_another_dtype_between_calls_is_seen() -> None:
+    model = smoothed(Net().eval())
+    wanted = model.votes(IMAGES, 100).argmax(1)
+    model.base.double()
+    assert torch.equal(model.votes(IMAGES, 100).argmax(1), wanted)
+    assert PGD(model, 0.1, steps=1)(IMAGES, LABELS).dtype == torch.float32
+
+
+@pytest.mark.parametrize("images", [IMAGES.permute(0, 2, 3, 1), IMAGES[:, :1]], ids=["channels last", "grey"])
+def test_images_of_another_shape_are_named(images: Tensor) -> None:
+    for call in (lambda: smoothed(Net().eval()).votes(images), lambda: PGD(Net().eval(), 0.1)(images, LABELS)):
+        with pytest.raises(ValueError, match=r"images are \[N, .*does not take .*; channels come second"):
+            call()
+
+
+def test_attacks_know_the_classes_of_a_smoothed_classifier() -> None:
+    for attack in (EPGD, Square):
+        with pytest.raises(ValueError, match="num_classes is 7; the base classifier returns logits of 4"):
+            attack(smoothed(Net().eval(), num_classes=7), 0.1)(IMAGES, LABELS)
+
+
+def test_whole_numbers_are_no_logits() -> None:
+    with pytest.raises(ValueError, match=r"returns logits of torch.int64; they must be floating"):
+        smoothed(lambda x: Net()(x).long())(IMAGES)

@@ -282,11 +282,14 @@ def test_compile(norm: str) -> None:
 
 IMAGES, OTHER = torch.zeros(2, 3, 5, 7), torch.zeros(2, 3, 5, 7)
 BAD = {
-    "one image": ({"adversarial": IMAGES[0]}, r"adversarial must be float32 \[N, C, H, W\], not Float \[3, 5, 7\]"),
+    "one image": ({"adversarial": IMAGES[0, 0, 0]}, r"adversarial must be float32 \[N, C, H, W\], not Float \[7\]"),
     "another dtype": ({"adversarial": IMAGES.half()}, r"adversarial must be float32 \[N, C, H, W\], not Half"),
     "other images": ({"images": IMAGES[:1]}, r"images must be float32 \[2, 3, 5, 7\], not Float \[1, 3, 5, 7\]"),
     "images in bytes": ({"images": IMAGES.byte()}, r"images must be float32 \[2, 3, 5, 7\], not Byte"),
-    "other gradients": ({"gradients": IMAGES[0]}, r"gradients must be float32 \[2, 3, 5, 7\], not Float \[3, 5, 7\]"),
+    "other gradients": (
+        {"gradients": IMAGES[0]},
+        r"gradients must be float32 \[2, 3, 5, 7\], not Float \[3, 5, 1, 7\]",
+    ),
     "gradients in half": ({"gradients": IMAGES.half()}, r"gradients must be float32 \[2, 3, 5, 7\], not Half"),
     "images written": ({"images": OTHER}, "images must not share memory with adversarial, which is written"),
     "gradients written": ({"gradients": OTHER}, "gradients must not share memory with adversarial"),

@@ -278,7 +278,7 @@ FLOAT_IMAGES = torch.zeros(2, 3, 33, 31)
 IDS = torch.zeros(200, dtype=torch.int64)
 BAD = {
     "images of another dtype": ({"images": FLOAT_IMAGES.double()}, "images must be uint8 or float32, not Double"),
-    "images without a batch": ({"images": FLOAT_IMAGES[0]}, r"images must be \[S, C, H, W\], not \[3, 33, 31\]"),
+    "images without a batch": ({"images": FLOAT_IMAGES[0, 0, 0]}, r"images must be \[S, C, H, W\], not \[31\]"),
     "slots of two dimensions": ({"slots": IDS[None]}, r"slots must be int64 \[R\], not \[1, 200\]"),
     "slots of another dtype": ({"slots": IDS.int()}, r"slots must be int64 \[200\], not Int \[200\]"),
     "slot beyond the images": ({"slots": IDS + 2}, r"slots\[0\] is 2; there are 2 images"),

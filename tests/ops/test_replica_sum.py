@@ -150,7 +150,7 @@ def test_compile() -> None:
 
 GRADIENTS, _, SCALE, _ = batch((3, 5, 7))
 BAD = {
-    "one row": ((GRADIENTS[0], SLOTS, SCALE, 5), r"gradients must be \[R, C, H, W\], not \[3, 5, 7\]"),
+    "one row": ((GRADIENTS[0, 0, 0], SLOTS, SCALE, 5), r"gradients must be \[R, C, H, W\], not \[7\]"),
     "float64": ((GRADIENTS.double(), SLOTS, SCALE, 5), "gradients must be float32, bfloat16 or float16, not Double"),
     "too few slots": ((GRADIENTS, SLOTS[:2], SCALE, 5), r"slots must be int64 \[13\], not Long \[2\]"),
     "slots of another dtype": ((GRADIENTS, SLOTS.int(), SCALE, 5), r"slots must be int64 \[13\], not Int \[13\]"),

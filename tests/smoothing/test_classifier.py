@@ -1099,7 +1099,7 @@ def test_numbers_in_other_units_are_named(options: dict[str, Any], message: str)
 
 def test_one_mean_and_deviation_serve_all_channels() -> None:
     wanted = make(normalize=([0.4] * 3, [0.3] * 3)).votes(IMAGES, 50)
-    for normalize in ((0.4, 0.3), ([0.4], [0.3]), (torch.full((3,), 0.4), np.full(3, 0.3))):
+    for normalize in ((0.4, 0.3), ([0.4], [0.3]), (torch.full((3,), 0.4), np.full(3, 0.3)), "0.4,0.4,0.4/0.3,0.3,0.3"):
         assert torch.equal(make(normalize=normalize).votes(IMAGES, 50), wanted)
 
 

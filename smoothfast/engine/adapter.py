@@ -7,6 +7,7 @@ logits, and of how many classes. Everything that runs one asks here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,7 +108,7 @@ def adapted(look: Pass, precision: str, former: Adapted | None) -> Adapted:
     refused: dict[Any, Exception] = {}
     for chosen, layout in look.attempts(precision):
         try:
-            output = look.output(chosen, layout)
+            output = elsewhere(look.output, chosen, layout) if look.gradient else look.output(chosen, layout)
             break
         except torch.OutOfMemoryError:
             raise
@@ -167,6 +168,13 @@ class Pass:
             if self.gradient:
                 _require_gradient(form(output)[1](output), images)
         return output
+
+
+def elsewhere(act: Callable[..., Any], *arguments: Any) -> Any:
+    """Acts in a thread of its own. AutoAttack traces the one that calls a model, and takes a gradient that is computed
+    within `forward` for a defence."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(act, *arguments).result()
 
 
 def _require_gradient(logits: Tensor, images: Tensor) -> None:

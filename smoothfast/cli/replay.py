@@ -117,7 +117,9 @@ def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
 def _plain(argument: str, spec: Any) -> str:
     """A text from a file, which must not make anything be imported."""
     if not isinstance(spec, str) or names_code(spec):
-        raise ValueError(f"{argument} is {spec!r} in the log, which names code: pass --{argument} if you trust it")
+        also = " and its --weights" if argument == "model" else ""
+        said = f"{argument} is {spec!r} in the log, which names code"
+        raise ValueError(f"{said}: pass --{argument}{also} if you trust it")
     return spec
 
 

@@ -51,6 +51,7 @@ class SweepOptions(SmoothedOptions, SeedOptions, StepOptions):
         from ..runs.sweep_log import check_plan  # brings NumPy along
 
         launch.require_one("sweep")
+        files.require_no_folder(self.out)
         files.require_picture("plot", self.plot)
         self.chosen()
         at_least(1, attack_seeds=self.attack_seeds)

@@ -17,6 +17,7 @@ from helpers.toys import EARLY, Result, Run, arguments, check_error, timeless
 from smoothfast import data, models
 from smoothfast.cli import prepare
 from smoothfast.cli.certify import CertifyOptions
+from smoothfast.cli.sweep import SweepOptions
 from smoothfast.runs import records
 from smoothfast.runs.logs import read_log
 
@@ -200,3 +201,5 @@ def test_as_a_module(toys: Path, tmp_path: Path) -> None:
 def test_a_log_that_is_a_folder(tmp_path: Path, resume: bool) -> None:
     with pytest.raises(ValueError, match="--out is a directory"):
         CertifyOptions(out=tmp_path, resume=resume).check()
+    with pytest.raises(ValueError, match="--out is a directory"):
+        SweepOptions(out=tmp_path).check()

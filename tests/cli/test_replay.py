@@ -71,7 +71,10 @@ def test_what_differs_is_told(replay: Run, log: Path) -> None:
 def test_a_log_names_no_code_to_run(replay: Run, log: Path) -> None:
     result = replay("run.tsv", named=())
     assert result.status == 2
-    assert "model is 'smoothfast_toys:model' in the log, which names code: pass --model if you trust it" in result.err
+    assert "which names code: pass --model and its --weights if you trust it" in " ".join(result.err.split())
+        "model is 'smoothfast_toys:model' in the log, which names code: pass --model and its --weights if you"
+        in result.err
+    )
     result = replay("run.tsv", named=MODEL)
     assert "data is 'smoothfast_toys:images' in the log" in result.err
 

@@ -260,7 +260,7 @@ def test_samples_are_numbered_by_restart_and_step(linear: Linear, images: Tensor
 
 
 def test_repetitions_have_samples_and_starts_of_their_own(linear: Linear, images: Tensor) -> None:
-    under_noise = EPGD(smoothed(linear, 2), 0.1, samples=2, steps=2, norm="l2", random_start=False)
+    under_noise = EPGD(smoothed(linear), 0.1, samples=2, steps=2, norm="l2", random_start=False)
     starts = [PGD(linear, 0.1, 0.0, norm=norm) for norm in ("linf", "l2")]
     for attack in (under_noise, *starts):
         results = []

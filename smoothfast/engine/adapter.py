@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from operator import attrgetter, itemgetter
-from threading import Lock
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from ..layers import without_noise
 from ..modules import device_of, evaluating, warn
 from ..runners.choice import Workload, measure
 from ..runners.precision import DTYPES, in_precision, resolve_precision, strict_arithmetic
+from ..turns import Turns
 
 OWN = {torch.float64: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """The precision of replicas for networks with weights of another dtype than float32, which compute in their own."""
@@ -67,7 +67,7 @@ class Adapter:
     """The place where base classifiers enter. It keeps what it found out last, as long as that is asked again."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._turns = Turns()
         self._found: dict[bool, tuple[Any, Adapted]] = {}  # by whether gradients are wanted
 
     def __call__(
@@ -87,7 +87,7 @@ class Adapter:
         """
         dtypes = {parameter.dtype for parameter in base.parameters()}
         key = [id(part) for part in base.modules()], device_of(base), dtypes, tuple(shape), precision
-        with self._lock:
+        with self._turns.taken():
             former_key, former = self._found.get(gradient, (None, None))
             if former is None or key != former_key:
                 former = adapted(Pass(base, tuple(shape), gradient), precision, former)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.linear_smoothed import IMAGES, network, smoothed
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from smoothfast import runners
 
@@ -57,3 +58,22 @@ def test_a_lane_is_waited_for(threads: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert left == ["made"]
     assert torch.get_num_threads() == threads
     assert classifier.votes(IMAGES, 32).sum() == 64
+
+
+def test_an_interrupted_export(threads: int) -> None:
+    """The network of the user is whole, and the runner is made at the next call."""
+    pytest.importorskip("openvino")
+    left = [interrupt]
+
+    def at_export(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(inputs[0], FakeTensor) and left:
+            left.pop()()
+
+    base = network()
+    base.register_forward_pre_hook(at_export)
+    classifier = smoothed(base, "openvino")
+    with pytest.raises(KeyboardInterrupt):
+        classifier.votes(IMAGES, 32)
+    assert left == []
+    assert not any(isinstance(tensor, FakeTensor) for tensor in base.parameters())
+    assert torch.equal(classifier.votes(IMAGES, 32), smoothed(base, "eager").votes(IMAGES, 32))

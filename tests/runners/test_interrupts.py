@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,59 +14,18 @@ from typing import Any
 import pytest
 import torch
 from helpers.linear_smoothed import IMAGES, network, smoothed
-from torch import Tensor, nn
-from torch._subclasses import FakeTensor
+from torch import nn
 
 from smoothfast import runners
 from smoothfast.runners.declined import declined
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def python_handles_interrupts() -> Iterator[None]:
-    """As in a shell: a job in the background has them ignored, and packages put handlers of their own."""
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, former)
-
-
-def interrupt() -> None:
-    """Does what Ctrl-C does: the main thread gets it, whichever is at work."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-
-def test_an_interrupted_export(threads: int) -> None:
-    """The network of the user is whole, and the runner is made at the next call."""
-    pytest.importorskip("openvino")
-    left = [interrupt]
-
-    def at_export(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(inputs[0], FakeTensor) and left:
-            left.pop()()
-
-    base = network()
-    base.register_forward_pre_hook(at_export)
-    classifier = smoothed(base, "openvino")
-    with pytest.raises(KeyboardInterrupt):
-        classifier.votes(IMAGES, 32)
-    assert left == []
-    assert not any(isinstance(tensor, FakeTensor) for tensor in base.parameters())
-    assert torch.equal(classifier.votes(IMAGES, 32), smoothed(base, "eager").votes(IMAGES, 32))
-
-
-def test_lanes_are_waited_for() -> None:
+def test_interrupts() -> None:
     path = Path(__file__).with_name("interrupted.py")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_files=*.py", str(path)]
     result = subprocess.run(words, capture_output=True, text=True, timeout=240, start_new_session=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
-    assert "2 passed" in result.stdout
+    assert re.search("[24] passed", result.stdout), result.stdout  # two where OpenVINO is missing
 
 
 def test_a_decline_that_an_interrupt_caused_is_none() -> None:

@@ -275,7 +275,7 @@ class SmoothedClassifier(nn.Module):
         asked = {
             "n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound, "radius": radius,
             "tolerance": tolerance, "labels": classes, "randomize": randomize, "image_ids": ids,
-        }  # fmt: skip
+        } | ({} if self.bounds == UNIT else {"bounds": self.bounds})  # fmt: skip
         with self.turns.taken():
             engine = self.engine(images, most)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..images import UNIT
 from .classifier import SmoothedClassifier
 from .results import Certificate
 
@@ -60,6 +61,7 @@ def replay(certificate: Certificate, base: nn.Module, images: Tensor) -> Replay:
         raise ValueError(f"images are {len(images)}; they must be the {len(certificate.labels)} of the certificate")
     smoothed = SmoothedClassifier(
         base, num_classes=certificate.counts.shape[1], noise=meta["law"], max_batch=meta["micro_batch"],
+        bounds=meta.get("bounds", UNIT),
         **{name: meta[name] for name in CHOSEN},
     )  # fmt: skip
     again = smoothed.certify(images, **{name: meta[name] for name in ASKED})

@@ -87,6 +87,12 @@ def test_certificates_of_every_rank(shape: tuple[int, ...], runner: str) -> None
     assert (certificate.labels >= 0).sum() >= 3
 
 
+@pytest.mark.parametrize("bounds", [BOUNDS, None])
+def test_certificates_of_other_ranges_are_replayed(bounds: Any) -> None:
+    certificate = smoothed((7,), bounds=bounds).certify(inputs((7,)), n0=20, n=100)
+    assert sf.replay(certificate, linear((7,)), inputs((7,))).same
+
+
 def test_features_have_a_deviation_and_a_normalisation_each() -> None:
     images, sigma = inputs((3,)), (0.1, 0.5, 2.0)
     normalize = ((0.5, 2.0, -1.0), (1.0, 2.0, 0.5))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .checks import choice
 from .engine import BaseFunction, Gradients
 from .images import UNIT, checked_bounds, pixels
-from .modules import as_module
+from .modules import as_module, warn
 from .ops.laws import no_noise
 from .smoothing.classifier import SmoothedClassifier
 from .smoothing.results import winners
@@ -100,7 +100,10 @@ def base_votes(
     )
     images = images.to(function.device)
     zeros = torch.zeros(len(images), dtype=torch.int64, device=function.device)  # there is no loss, and no noise
-    return Gradients(function).outcomes(images, zeros, zeros, 0, 1).votes
+    votes = Gradients(function).outcomes(images, zeros, zeros, 0, 1).votes
+    if silent := int((votes.sum(1) == 0).sum()):
+        warn(f"the logits of {silent:,} of {len(images):,} images are not finite (NaN or inf): they count as wrong")
+    return votes
 
 
 def distances(images: Tensor, adversarial: Tensor, norm: str, bounds: Sequence[float] | None = UNIT) -> Tensor:

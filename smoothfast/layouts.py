@@ -101,7 +101,7 @@ def fitted(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Fitted:
             statistics = _statistics(given, names, front) or statistics
             behind = True
             names = {name: source for name, source in names.items() if not _of_front(name, front)}
-        prefix = next((prefix for prefix in PREFIXES if names and all(name.startswith(prefix) for name in names)), None)
+        prefix = _prefix(names, wanted)
         if prefix is None:
             if front is None:
                 break
@@ -116,6 +116,14 @@ def fitted(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Fitted:
     if tensors and _same(names, wanted):
         tensors |= {name: wanted[name] for name in wanted if name not in tensors}
     return Fitted(tensors, behind, statistics)
+
+
+def _prefix(names: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """The prefix of all names: one that wrappers are known to put in front, or any with the network behind it."""
+    first = next(iter(names), "").partition(".")[0] + "."
+    if not all(name.startswith(first) for name in names):
+        return None
+    return first if first in PREFIXES or any(name.removeprefix(first) in wanted for name in names) else None
 
 
 def _same(names: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -39,8 +39,8 @@ class FunctionModule(nn.Module):
 
 
 def as_module(base: Any, argument: str) -> nn.Module:
-    """A base classifier as a module: itself, or one that calls it. Of one by torch.compile the module that it was made
-    of, with the same weights: engines call it in more ways than it was compiled for, and choose a runner of their own.
+    """A base classifier as a module: itself, or one that calls it. Of one by torch.compile the module or function that
+    it was made of: engines call it in more ways than it was compiled for, and choose a runner of their own.
 
     Raises:
         ValueError: it cannot be called.
@@ -49,7 +49,7 @@ def as_module(base: Any, argument: str) -> nn.Module:
         return _original(base)
     if not callable(base) or isinstance(base, type):
         raise ValueError(f"{argument} is {base!r:.80}; it must be a module or a function from images to logits")
-    return FunctionModule(base)
+    return FunctionModule(getattr(base, "_torchdynamo_orig_callable", base))
 
 
 def _original(module: nn.Module) -> nn.Module:
@@ -60,8 +60,11 @@ def _original(module: nn.Module) -> nn.Module:
 
 
 def shared_copy(base: nn.Module) -> nn.Module:
-    """A copy of a module that shares all parameters and buffers with it."""
-    return deepcopy(base, {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())})
+    """A copy of a module that shares all parameters and buffers with it, and calls nothing that torch.compile made."""
+    copy = deepcopy(base, {id(tensor): tensor for tensor in chain(base.parameters(), base.buffers())})
+    for part in copy.modules():
+        vars(part).update(_uncompiled(part))
+    return copy
 
 
 def weights_sha256(base: nn.Module) -> str:
@@ -133,15 +136,34 @@ def parts(base: nn.Module) -> Identities:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the time being; afterwards every submodule is in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
+    """Eval mode for the time being; afterwards every submodule is in the mode it was in.
+
+    What torch.compile made of submodules, or of a module in place, is not called then: for the first call of a
+    ResNet-20 that took 75 seconds, as it compiles anew for every shape, dtype, mode and thread that it meets.
+    """
+    parts = list(module.modules())
+    training = [part for part in parts if part.training]
+    compiled = [(vars(part), name, plain, vars(part)[name]) for part in parts for name, plain in _uncompiled(part)]
     for part in training:
         part.training = False
+    for state, name, plain, _ in compiled:
+        state[name] = plain
     try:
         yield
     finally:
         for part in training:
             part.training = True
+        for state, name, _, kept in compiled:
+            state[name] = kept
+
+
+def _uncompiled(part: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Attributes of a module by which it calls what torch.compile made, and what to put in their place."""
+    if vars(part).get("_compiled_call_impl") is not None:  # by `Module.compile`
+        yield "_compiled_call_impl", None
+    original = getattr(part, "_orig_mod", None)
+    if original is not None and vars(part).get("forward") not in (None, original.__call__):  # by `torch.compile`
+        yield "forward", original.__call__
 
 
 # This package; torch.nn, and Dynamo, which stands between it and a caller that is not compiled too (`untraced`).

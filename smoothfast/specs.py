@@ -51,6 +51,8 @@ def require_model(spec: str) -> None:
     kind, colon, name = spec.partition(":")
     if spec not in MODELS and not (kind and colon):
         unknown = f", an unknown model{near(spec, MODELS)}" if spec else ""
+        if spec.endswith(".py"):
+            unknown = f", a file: name what in it makes the network, as {spec}:NAME"
         raise ValueError(f"model is {spec!r}{unknown}; it must be {MODEL_SPECS}")
     if kind == "onnx" and not Path(name).is_file():
         raise ValueError(f"model is {spec!r}, which cannot be read: there is no file {name}")

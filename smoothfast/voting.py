@@ -74,7 +74,7 @@ def weighted(weights: Sequence[float]) -> Voting:
     return Voting("weighted", unit, torch.tensor([count for count in units if count]))
 
 
-def voting_rule(spec: str | Sequence[float], num_classes: int) -> Voting:
+def voting_rule(spec: str | Sequence[float], num_classes: int | None) -> Voting:
     """The voting rule that users name, or give as weights by rank.
 
     "weighted" are the weights 2^-(k-1) of rank k, over all classes as in the code of Nemcovsky et al. (eq. 11 does not
@@ -82,17 +82,17 @@ def voting_rule(spec: str | Sequence[float], num_classes: int) -> Voting:
 
     Args:
         spec: one of `names.VOTINGS`, or numbers, one per rank, the most probable class first.
-        num_classes: K.
+        num_classes: K; None while it is not known.
 
     Raises:
         ValueError: no such rule, more weights than classes, or weights that `weighted` refuses.
     """
     if not isinstance(spec, str):
-        if len(spec) > num_classes:
+        if num_classes is not None and len(spec) > num_classes:
             raise ValueError(f"voting has {len(spec)} weights; there are {num_classes} classes")
         return weighted(spec)
     if spec == "weighted":
-        return weighted([2.0**-rank for rank in range(min(num_classes, 64))])
+        return weighted([2.0**-rank for rank in range(min(num_classes or 64, 64))])
     named = {voting.name: voting for voting in (PREDICTION, SOFT, LOGIT)}
     if spec not in named:
         raise ValueError(f"voting is {spec!r}; it must be one of {', '.join(VOTINGS)}, or weights by rank")

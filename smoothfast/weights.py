@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from .modules import warn
 
 DEMO = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"
 
+# NumPy's numbers, as programs keep the best accuracy in beside the weights; no object of another dtype is made so.
+NUMBERS: list[Any] = [np.dtype, *map(type, map(np.dtype, ("f2", "f4", "f8", "i4", "i8", "?")))]
+NUMBERS += [(np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 HEADS = ("fc", "linear", "classifier", "head", "heads", "logits")  # names of last layers
 SHOWN = 3  # names or faults in a message
 PICKLED = re.compile(r"GLOBAL [\w.]+")  # what torch names of a pickle that it does not take
@@ -178,7 +182,8 @@ def read_torch(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             _require_honest(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler that meets noise may raise anything
         if isinstance(error, OSError) and error.filename is not None:  # not of a step to before the file
             raise

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.pretrained import Small, declines, exported, processor, transformer
 from torch import Tensor, nn
 
 import smoothfast as sf
@@ -22,19 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    path = tmp_path_factory.mktemp("vit")
-    config = transformers.ViTConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4,
-        num_labels=3,
-    )  # fmt: skip
-    transformers.ViTForImageClassification(config).save_pretrained(path)
-    processor(path, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.25, 0.3])
-    return path
-
-
-def processor(path: Path, **told: Any) -> None:
-    (path / "preprocessor_config.json").write_text(json.dumps(told))
+    return transformer(tmp_path_factory.mktemp("vit"))
 
 
 def test_a_classifier_of_transformers(folder: Path) -> None:
@@ -83,18 +71,6 @@ def test_a_folder_without_a_classifier(tmp_path: Path) -> None:
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
 
 
-class Small(nn.Module):
-    """Convolution, batch norm, a view whose first size is free or 1."""
-
-    def __init__(self, rows: int = -1) -> None:
-        super().__init__()
-        self.convolution, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 5)
-        self.rows = rows
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.convolution(x)).relu().view(self.rows, 144))
-
-
 class Last(nn.Module):
     """The same for images [N, H, W, C]."""
 
@@ -104,13 +80,6 @@ class Last(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x.permute(0, 3, 1, 2))
-
-
-def exported(network: nn.Module, path: Path, example: Tensor, free: bool = True) -> Path:
-    pytest.importorskip("onnx", reason="onnx is not installed")
-    axes = {"dynamic_axes": {"x": {0: "n"}}} if free else {}
-    torch.onnx.export(network.eval(), (example,), path, dynamo=False, input_names=["x"], **axes)
-    return path
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -136,9 +105,6 @@ def test_onnx_is_converted(tmp_path: Path, make: Callable[[], nn.Module], free: 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx_that_cannot_be_converted_is_read_by_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
-
-    def declines(path: Path) -> nn.Module:
-        raise NotImplementedError("no such operation")
 
     monkeypatch.setattr(pretrained, "_converted", declines)
     network, images = Small(), torch.rand(3, 3, 8, 8)

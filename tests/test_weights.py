@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -379,3 +380,16 @@ def test_a_noisy_network_takes_weights_of_the_plain_one_and_its_own() -> None:
         Weights(part).load_into(again)
     with pytest.raises(ValueError, match="are not in the model"):
         Weights(noisy.state_dict()).load_into(plain)
+
+
+def test_a_wrapper_of_any_name_is_understood(path: Path) -> None:
+    network = Tiny()
+    read_weights(write(path, prefixed(trained().state_dict(), "encoder."))).load_into(network)
+    assert same(network, trained())
+
+
+@pytest.mark.parametrize("best", [np.float64(0.9), np.float32(0.9), np.int64(3)], ids=lambda number: number.dtype.name)
+def test_numbers_of_numpy_beside_the_weights(torch_file: Path, best: Any) -> None:
+    torch.save({"state_dict": trained().state_dict(), "best": best}, torch_file)
+    read_weights(torch_file).load_into(network := Tiny())
+    assert same(network, trained())

@@ -100,8 +100,8 @@ def of_classes(tree: Tree, place: str, whole: str | None = None) -> Folder:
     empty = [name for name, paths in images.items() if not paths]
     if empty:
         raise FileNotFoundError(
-            f"Found no valid file for the classes {', '.join(empty[:20])}. Supported extensions are: "
-            f"{', '.join(SUFFIXES)}"
+            f"{tree.name_of(place)} holds no images in the folders {', '.join(empty[:20])}: each folder is a class; "
+            f"fill or remove them, or hide them by a dot in front ({', '.join(SUFFIXES)} count as images)"
         )
     trained = [] if whole is None else tree.folders(whole)
     classes = trained if set(found) < set(trained) else found

@@ -36,7 +36,7 @@ def picture(path: str) -> Any:
 @contextmanager
 def naming(name: str) -> Iterator[None]:
     """Stands around what reads an image, and names it where that fails."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -45,6 +45,8 @@ def naming(name: str) -> Iterator[None]:
             yield
     except (MemoryError, FileNotFoundError):
         raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} cannot be read as an image: it is none of {', '.join(KINDS)}") from error
     except Exception as error:  # readers that meet noise may raise anything
         raise ValueError(f"{name} cannot be read as an image: {error}") from error
 

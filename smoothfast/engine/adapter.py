@@ -14,9 +14,11 @@ from functools import cached_property
 from itertools import product
 from operator import attrgetter, itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..layers import without_noise
 from ..modules import device_of, evaluating, warn
@@ -28,6 +30,8 @@ OWN = {torch.float64: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """The precision of replicas for networks with weights of another dtype than float32, which compute in their own."""
 
 LAYOUTS = {torch.channels_last: "channels_last", torch.contiguous_format: "contiguous"}
+
+_SAID: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what was adapted, once for a base classifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +134,10 @@ def adapted(look: Pass, precision: str, former: Adapted | None) -> Adapted:
     if notes:
         said = ", ".join(f"{name} {value}" for name, value in notes.items())
         why = f" (otherwise it raises: {next(iter(refused.values()))!s:.80}...)" if refused else ""
-        warn(f"the base classifier is adapted: {said}{why}")
+        why += "; as float32, with precision='auto', more runners take it" if own is not None else ""
+        if _SAID.get(look.base) != said:
+            _SAID[look.base] = said
+            warn(f"the base classifier is adapted: {said}{why}")
     network = Adaptation(look.base, logits_of, own) if path or own is not None else look.base
     return Adapted(network, look.shape, chosen, layout, num_classes, notes)
 
@@ -156,9 +163,14 @@ class Pass:
     def output(self, precision: str, layout: torch.memory_format) -> Any:
         """Runs it; no generator of torch is the worse for it."""
         dtype = DTYPES[precision]
+        if self.gradient and any(parameter.is_inference() for parameter in self.base.parameters()):
+            raise ValueError(
+                "the base classifier was made under torch.inference_mode, where weights have no gradients: make it "
+                "outside, or attack it by forward passes alone, with NAttack or Square"
+            )
         drawing = torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
         recording = torch.enable_grad() if self.gradient else torch.no_grad()
-        plain = torch.inference_mode(False), recording, strict_arithmetic(self.device)
+        plain = torch.inference_mode(False), recording, strict_arithmetic(self.device), ByMemory(layout)
         with ExitStack() as stack:
             for context in (drawing, evaluating(self.base), without_noise(self.base), *plain):
                 stack.enter_context(context)
@@ -168,6 +180,20 @@ class Pass:
             if self.gradient:
                 _require_gradient(form(output)[1](output), images)
         return output
+
+
+class ByMemory(TorchFunctionMode):
+    """Refuses `as_strided` on images that do not lie in memory as their shape says: it would return other pixels."""
+
+    def __init__(self, layout: torch.memory_format) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        """Calls a function of torch."""
+        if self.layout != torch.contiguous_format and getattr(function, "__name__", "") == "as_strided":
+            raise RuntimeError(f"as_strided reads images by their memory, which is {LAYOUTS[self.layout]}")
+        return function(*arguments, **(named or {}))
 
 
 def elsewhere(act: Callable[..., Any], *arguments: Any) -> Any:
@@ -217,9 +243,10 @@ def form(output: Any) -> tuple[str, Callable[[Any], Any]]:
     if isinstance(output, (tuple, list)) and output:
         return "[0]", itemgetter(0)
     told = f" with {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
+    made = "; a function that makes networks is to be called first" if isinstance(output, nn.Module) else ""
     raise ValueError(
         f"the base classifier returns {type(output).__name__}{told}; it must return logits [B, K], alone, first in a "
-        "tuple, or as 'logits'"
+        f"tuple, or as 'logits'{made}"
     )
 
 

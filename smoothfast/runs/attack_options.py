@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import at_least, choice, not_negative
-from ..files import require_new
+from ..files import require_new, require_no_folder
 from ..names import ATTACKS, LOSSES, NORMS, TARGETS
 
 _CLIMB: Mapping[str, Any] = {"eps": 8 / 255, "alpha": None, "steps": 7, "samples": 8, "norm": "linf", "restarts": 1}
@@ -61,6 +61,7 @@ def check_out(path: Path, resume: bool) -> None:
         ValueError: its name has another ending.
         FileExistsError: one is there, and not to be gone on with.
     """
+    require_no_folder(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"out is {str(path)!r}; it must end in .safetensors")
     if not resume:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -79,7 +78,7 @@ class Sweep:
     def __post_init__(self) -> None:
         check_plan(self.sigmas, self.votings, self.samples)
         for voting in self.votings:
-            voting_rule(voting, self.model.num_classes)
+            voting_rule(voting, self.model.known_classes)
 
     @property
     def settings(self) -> list[Setting]:
@@ -149,14 +148,15 @@ class Sweep:
         engine = self._engine(images, sigma, len(images) * samples[-1])
         jobs = (Job(image, image_id, Ladder(samples)) for image, image_id in zip(images, ids.tolist(), strict=True))
         sums = np.stack([decision.counts for decision in engine.run(jobs)])
-        counts = sums[..., :-1].reshape(len(images), len(samples), len(self.votings), self.model.num_classes)
+        counts = sums[..., :-1].reshape(len(images), len(samples), len(self.votings), engine.num_classes)
         voters = np.asarray(samples) - sums[..., -1]  # the others have logits that are not finite
         truth = labels.numpy()[:, None, None]
         right = (counts.argmax(3) == truth) & (voters > 0)[:, :, None]
         return right.sum(0).T.ravel()
 
     def _engine(self, images: Tensor, sigma: float, passes: int) -> Engine:
-        votings = [voting_rule(voting, self.model.num_classes) for voting in self.votings]
-        make = partial(Engine, votings=votings)
+        def make(function: BaseFunction) -> Engine:
+            return Engine(function, [voting_rule(voting, function.num_classes) for voting in self.votings])
+
         engines: RunnerCache[BaseFunction, Engine] = RunnerCache()
         return engines.first_accepted(self.model.functions(images, passes, float_law(sigma)), make)

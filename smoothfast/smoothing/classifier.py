@@ -25,11 +25,10 @@ from ..streams import Stream, drawn_seed
 from ..turns import Turns
 from ..untraced import untraced
 from ..voting import log_scores, voting_rule
-from .results import Certificate, Prediction, certificate, counts, prediction
+from .results import Certificate, Prediction, certificate, counts, prediction, warned_of_silence
 from .soft import SoftClassifier, without_gradient
 
 LEAST_U = 0.05  # of randomized bounds
-ANY = 2**62  # classes, while it is not known of how many
 
 
 @untraced("forward", "scores", "top", "votes", "predict", "certify")
@@ -98,7 +97,7 @@ class SmoothedClassifier(nn.Module):
             choice("noise", noise, names.NOISES)
         at_least(2, num_classes=num_classes)
         self._rule, self.known_classes = voting, num_classes
-        self.voting = voting_rule(voting, num_classes or ANY)
+        self.voting = voting_rule(voting, num_classes)
         at_least(1, samples=samples, max_batch=max_batch)
         self.seed = drawn_seed() if seed is None else seed
         seed_in_range(self.seed)
@@ -348,7 +347,7 @@ class SmoothedClassifier(nn.Module):
             Job(image, image_id, procedure(position, image_id))
             for position, (image, image_id) in enumerate(zip(images, ids, strict=True))
         )
-        return list(engine.run(jobs))
+        return warned_of_silence(list(engine.run(jobs)))
 
     def _decide_alike(
         self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[[], Procedure]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..engine import Engine
 from ..environment import environment
+from ..modules import warn
 from ..procedures import ABSTAIN, Decision
 
 
@@ -102,6 +103,14 @@ def certificate(decisions: Sequence[Decision], engine: Engine, alpha: float, met
         sound=engine.sound,
         meta={**meta, **engine.meta, **about, "environment": environment()},
     )
+
+
+def warned_of_silence(decisions: list[Decision]) -> list[Decision]:
+    """Returns decisions, after a warning where no copy of an image had finite logits."""
+    silent = sum(decision.invalid > 0 and not decision.counts.any() for decision in decisions)
+    if silent:
+        warn(f"no noisy copy of {silent:,} of {len(decisions):,} images has finite logits: these have no class")
+    return decisions
 
 
 def counts(decisions: Sequence[Decision], num_classes: int) -> Tensor:

@@ -16,6 +16,7 @@ from helpers.toys import EARLY, Result, Run, arguments, check_error, timeless
 
 from smoothfast import data, models
 from smoothfast.cli import prepare
+from smoothfast.cli.attack import AttackOptions
 from smoothfast.cli.certify import CertifyOptions
 from smoothfast.cli.sweep import SweepOptions
 from smoothfast.runs import records
@@ -203,3 +204,5 @@ def test_a_log_that_is_a_folder(tmp_path: Path, resume: bool) -> None:
         CertifyOptions(out=tmp_path, resume=resume).check()
     with pytest.raises(ValueError, match="--out is a directory"):
         SweepOptions(out=tmp_path).check()
+    with pytest.raises(ValueError, match="--out is a directory"):
+        AttackOptions(attack="pgd", out=tmp_path, resume=resume).check()

@@ -50,7 +50,7 @@ def write_folder(folder: Path) -> None:
             to_pil_image(image).save(folder / name / f"{number}.{'jpg' if kind else 'png'}", **kind)
 
 
-def trained(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+def trained(images: torch.Tensor, labels: torch.Tensor, steps: int) -> nn.Module:
     """Trains under noise by the loop that everybody writes."""
     space: dict[str, type[nn.Module]] = {}
     exec(NETWORK, space)
@@ -58,7 +58,7 @@ def trained(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
     net = space["MyCNN"]()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    for _ in range(150):
+    for _ in range(steps):
         noisy = images / 255 + 0.25 * torch.randn(images.shape)
         loss = nn.functional.cross_entropy(net((noisy - mean) / std), labels)
         optimizer.zero_grad()
@@ -67,12 +67,16 @@ def trained(images: torch.Tensor, labels: torch.Tensor) -> nn.Module:
     return net.eval()
 
 
-def test_from_a_network_and_a_folder_to_certificates(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "steps",
+    [150, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],  # a second, minutes
+)
+def test_from_a_network_and_a_folder_to_certificates(run: Run, tmp_path: Path, steps: int) -> None:
     write_folder(tmp_path / "mine")
     (tmp_path / "mynet.py").write_text(NETWORK)
     source = sf.data.load("folder:mine")
     images, labels = (torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*source, strict=True))
-    net = trained(images, labels)
+    net = trained(images, labels, steps)
     torch.save(net.state_dict(), "my.pt")
 
     model = sf.SmoothedClassifier(net, 0.25, normalize=(MEAN, STD))

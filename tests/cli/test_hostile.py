@@ -348,7 +348,7 @@ def test_an_image_in_another_format_is_not_handed_to_its_reader(tmp_path: Path) 
     """PostScript, for one, would start a program."""
     path = tmp_path / "program.png"
     Image.new("RGB", (4, 4)).save(path, "EPS")
-    with pytest.raises(ValueError, match=r"program\.png cannot be read as an image: cannot identify"):
+    with pytest.raises(ValueError, match=r"program\.png cannot be read as an image: it is none of BMP"):
         data.picture(str(path))
 
 
@@ -500,7 +500,7 @@ def test_cells_settings_and_classes_are_no_orders(run: Run, toys: Path, tmp_path
     assert "is not in the model" in said
     (tmp_path / "images" / NAME).mkdir(parents=True)
     words = arguments("certify", toys, out="f.tsv", data=f"folder:{tmp_path / 'images'}")
-    assert "Found no valid file" in quiet_terminal(run, *words, status=2)
+    assert "holds no images in the folders" in quiet_terminal(run, *words, status=2)
 
 
 def test_a_warning_is_no_order(capsys: pytest.CaptureFixture[str]) -> None:

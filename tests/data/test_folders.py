@@ -221,7 +221,7 @@ def test_a_zip_file_cut_or_encrypted(tmp_path: Path) -> None:
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "ape").mkdir()
-    with pytest.raises(ValueError, match="which cannot be read: Found no valid file for the classes ape"):
+    with pytest.raises(ValueError, match="holds no images in the folders ape: each folder is a class"):
         data.load(f"folder:{tmp_path}")
 
 

@@ -16,6 +16,7 @@ import smoothfast as sf
 from smoothfast.attacks import EPGD, PGD, Square
 from smoothfast.engine import Adapter
 from smoothfast.evaluation import base_votes
+from smoothfast.modules import shared_copy
 from smoothfast.runners.precision import resolve_precision
 from smoothfast.smoothing import Smooth
 
@@ -293,3 +294,68 @@ def test_attacks_know_the_classes_of_a_smoothed_classifier() -> None:
 def test_whole_numbers_are_no_logits() -> None:
     with pytest.raises(ValueError, match=r"returns logits of torch.int64; they must be floating"):
         smoothed(lambda x: Net()(x).long())(IMAGES)
+
+
+def never(*_: Any) -> Any:
+    pytest.fail("it was compiled")
+
+
+class Parent(nn.Module):
+    """A network with a part in it that torch.compile made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.compile(Net(by_view=False), backend=never)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_what_is_compiled_within_a_network_is_called_plain(way: Callable[[Any], Tensor]) -> None:
+    in_place = Net(by_view=False)
+    in_place.compile(backend=never)
+    of_function = torch.compile(Net(by_view=False).forward, backend=never)
+    wanted = way(Net(by_view=False))
+    for base in (in_place, Parent().eval(), of_function):
+        torch.testing.assert_close(way(base), wanted, rtol=0, atol=1e-6)
+    assert in_place._compiled_call_impl is not None  # it is the user's, and stays compiled
+    with pytest.raises(pytest.fail.Exception, match="it was compiled"):
+        in_place(FLOATS)
+    torch.testing.assert_close(shared_copy(Parent().eval())(FLOATS), Net(by_view=False)(FLOATS))  # as other lanes have
+
+
+class Strided(Net):
+    """A network that takes images by where they lie in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.as_strided(x.shape, (192, 64, 8, 1)))
+
+
+def test_images_that_are_read_by_their_memory_lie_as_their_shape_says() -> None:
+    model = smoothed(Strided())
+    assert torch.equal(model.votes(IMAGES), smoothed(Net()).votes(IMAGES))
+    assert model.certify(IMAGES, n0=10, n=50).meta["adapted"] == {"layout": "contiguous"}
+
+
+def test_a_function_that_makes_networks_is_named() -> None:
+    with pytest.raises(ValueError, match=r"returns Net; .* a function that makes networks is to be called first"):
+        smoothed(lambda by_view: Net(by_view is None)).votes(IMAGES)
+
+
+def test_weights_that_can_have_no_gradient_are_named() -> None:
+    with torch.inference_mode():
+        base = Net()
+    assert smoothed(base).votes(IMAGES).sum() == 3000
+    with pytest.raises(ValueError, match=r"made under torch\.inference_mode"):
+        PGD(base)(FLOATS, LABELS)
+
+
+def test_what_was_adapted_is_said_once_for_all_that_use_the_network() -> None:
+    base = Answers(lambda logits: (logits, None))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            smoothed(base).votes(IMAGES, 4)
+            PGD(base, steps=1)(FLOATS, LABELS)
+    assert len([each for each in said if "is adapted" in str(each.message)]) == 1

@@ -75,6 +75,11 @@ def test_rows_are_what_votes_and_scores_of_so_many_samples_say() -> None:
     assert all(row.count == 30 for row in rows.values())
 
 
+def test_classes_that_are_not_given_are_those_of_the_base_classifier() -> None:
+    unknown = SmoothedClassifier(model().base, 0.25, seed=3, precision="fp32", runner="eager")
+    assert all_rows(plan(model=unknown)) == all_rows(plan())
+
+
 def test_an_attack_is_made_once_and_judged_by_all_settings() -> None:
     attack = PGD(model(), 0.05, steps=2, sigma=0.0, seed=1, runner="eager")
     adversarial = attack(IMAGES, LABELS, IDS)

@@ -646,6 +646,13 @@ class Broken(nn.Module):
         return torch.full((len(x), CLASSES), float("nan"))
 
 
+def test_images_without_a_class_are_told() -> None:
+    broken, soft = make(Broken().eval()), make(Broken().eval(), voting="soft")
+    for call in (broken, soft, broken.predict, broken.votes):
+        with pytest.warns(UserWarning, match="no noisy copy of 4 of 4 images has finite logits"):
+            call(IMAGES)
+
+
 @every_certify
 def test_rows_without_a_class_certify_nothing(settings: dict[str, Any]) -> None:
     broken = make(Broken().eval())

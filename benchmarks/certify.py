@@ -24,7 +24,7 @@ from smoothfast.engine import Engine
 from smoothfast.engine.graphs import capture
 from smoothfast.engine.votes import VoteLane
 from smoothfast.runners import choice
-from smoothfast.runners.fused import processors
+from smoothfast.runners.fused import arithmetics
 from smoothfast.runners.precision import strict_arithmetic
 from smoothfast.smoothing import SmoothedClassifier
 from smoothfast.weights import DEMO, read_weights
@@ -68,7 +68,7 @@ class Case:
 
 BOTH = ("eager", "compiled")
 CPU_RUNNERS = ("compiled", *(("openvino",) if find_spec("openvino") else ()))
-FUSED = ("fused",) if processors() else ()
+FUSED = ("fused",) if arithmetics() else ()
 RESNET110, WIDE, RESNET50 = (f"{name} (random weights)" for name in ("ResNet-110", "WRN-34-10", "ResNet-50"))
 CASES = {
     "cpu": [

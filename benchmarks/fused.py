@@ -17,7 +17,7 @@ from smoothfast import models, ops
 from smoothfast.losses import Differentiated, cross_entropy
 from smoothfast.noise import Stream, lattice_law, stream_key
 from smoothfast.runners import make_runners, micro_batch_of
-from smoothfast.runners.fused import Fused, processors
+from smoothfast.runners.fused import Fused, arithmetics, dtype_of
 from smoothfast.runners.gradient import traced
 from smoothfast.runners.resnets import recognised
 from smoothfast.voting import PREDICTION
@@ -25,6 +25,7 @@ from smoothfast.voting import PREDICTION
 from . import harness
 
 ROWS, REPEATS = 64, 9
+NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 DEPTHS = (20, 56, 110)
 OPENVINO = ["openvino"] if find_spec("openvino") else []
 OTHERS = {20: [*OPENVINO, "compiled"]}  # which takes minutes to compile gradients of a deeper one
@@ -34,34 +35,36 @@ def main(out: Path | None) -> list[harness.Row]:
     """Microseconds a row of a micro-batch of 64, on one thread: logits, and logits and gradients; then the groups of
     layers of the fused network."""
     torch.set_num_threads(1)
-    whole = (compared(depth, gradients) for depth in DEPTHS for gradients in (False, True))
+    whole = (compared(depth, gradients, dtype) for depth in DEPTHS for gradients in (False, True) for dtype in NAMES)
     votes = (voted(live) for live in (ROWS, ROWS // 4))
-    layers = (profiled(20, processor) for processor in processors())
+    layers = (profiled(20, arithmetic) for arithmetic in arithmetics() if not arithmetic.startswith("winograd"))
     return harness.report(chain(whole, votes, layers), out)
 
 
-def compared(depth: int, gradients: bool) -> list[harness.Row]:
+def compared(depth: int, gradients: bool, dtype: torch.dtype) -> list[harness.Row]:
     """Rows of the runners of a network on stored replicas: neither noise nor votes."""
-    setting = f"ResNet-{depth}, {'logits and gradients' if gradients else 'logits'}, {ROWS} rows, bf16"
-    return harness.compare("fused", setting, contenders(depth, gradients), ROWS * 1e-6, "us/row", REPEATS)
+    setting = f"ResNet-{depth}, {'logits and gradients' if gradients else 'logits'}, {ROWS} rows, {NAMES[dtype]}"
+    return harness.compare("fused", setting, contenders(depth, gradients, dtype), ROWS * 1e-6, "us/row", REPEATS)
 
 
 @torch.no_grad()
-def contenders(depth: int, gradients: bool) -> dict[str, Callable[[], Any]]:
-    """Runners of a network with random weights, in bf16; ratios are against the last."""
+def contenders(depth: int, gradients: bool, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """Runners of a network with random weights; ratios are against the last."""
     base, shape = network(depth), (ROWS, 3, 32, 32)
-    replicas = micro_batch_of(shape, torch.bfloat16, harness.CPU, torch.channels_last).copy_(torch.randn(shape))
+    replicas = micro_batch_of(shape, dtype, harness.CPU, torch.channels_last).copy_(torch.randn(shape))
     inputs = (replicas, torch.arange(ROWS)[:, None] % 10) if gradients else (replicas,)
     found = recognised(base, (replicas,))
     named: dict[str, Callable[[], Any]] = {}
-    for processor in processors():
-        run = Fused(found, processor, gradients)
-        named[f"fused, {processor}"] = partial(run.gradients if gradients else run, *inputs)
+    for arithmetic in arithmetics():
+        if dtype_of(arithmetic) != dtype:
+            continue
+        run = Fused(found, arithmetic, gradients)
+        named[f"fused, {arithmetic}"] = partial(run.gradients if gradients else run, *inputs)
     for runner in OTHERS.get(depth, OPENVINO):
         given: nn.Module = base
         if gradients:
-            given = traced(Differentiated(base, cross_entropy), runner, torch.bfloat16, inputs)
-        (call,) = make_runners(given, runner, torch.bfloat16, harness.CPU, inputs, 1)
+            given = traced(Differentiated(base, cross_entropy), runner, dtype, inputs)
+        (call,) = make_runners(given, runner, dtype, harness.CPU, inputs, 1)
         named[runner] = partial(call, *inputs)
     return named
 
@@ -77,24 +80,24 @@ def voted(live: int) -> list[harness.Row]:
     )  # fmt: skip
     votes = torch.zeros(1, 10, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     calls: dict[str, Callable[[], Any]] = {}
-    for processor in processors():
-        run = Fused(found, processor, gradients=False)
+    for arithmetic in arithmetics():
+        run = Fused(found, arithmetic, gradients=False)
 
         def apart(run: Fused = run) -> None:
-            replicas = ops.noisy_replicas(*noisy, torch.bfloat16, torch.channels_last)
+            replicas = ops.noisy_replicas(*noisy, dtype_of(run.arithmetic), torch.channels_last)
             ops.tally(run(replicas), slots, *votes)
 
-        calls[f"one call, {processor}"] = partial(run.votes, noisy, (), PREDICTION, *votes)
-        calls[f"three calls, {processor}"] = apart
-    setting = f"ResNet-20, noise, logits and votes, {live} rows and {ROWS - live} of padding, bf16"
+        calls[f"one call, {arithmetic}"] = partial(run.votes, noisy, (), PREDICTION, *votes)
+        calls[f"three calls, {arithmetic}"] = apart
+    setting = f"ResNet-20, noise, logits and votes, {live} rows and {ROWS - live} of padding"
     return harness.compare("fused", setting, calls, live * 1e-6, "us/row", REPEATS)
 
 
-def profiled(depth: int, processor: str) -> list[harness.Row]:
+def profiled(depth: int, arithmetic: str) -> list[harness.Row]:
     """Microseconds a row of the groups of layers, and the share of the rate of tile products that each reaches."""
     found = recognised(network(depth), (torch.zeros(2, 3, 32, 32),))
-    packed, shape = found.packed(gradients=True).numpy(), found.shape
-    runs = [ops.extension.fused_profile(packed, shape, processor, 50) for _ in range(REPEATS)]
+    packed, shape = found.packed(arithmetic, gradients=True).numpy(), found.shape
+    runs = [ops.extension.fused_profile(packed, shape, arithmetic, 50) for _ in range(REPEATS)]
     times: dict[str, list[float]] = {}
     shares: dict[str, list[float]] = {}
     for product, samples, layers in runs:
@@ -106,7 +109,7 @@ def profiled(depth: int, processor: str) -> list[harness.Row]:
             taken = sum(seconds for seconds, _ in parts)
             times.setdefault(name, []).append(taken / samples * 1e6)
             shares.setdefault(name, []).append(product * sum(count for _, count in parts) / taken)
-    setting = f"ResNet-{depth}, {processor}"
+    setting = f"ResNet-{depth}, {arithmetic}"
     return [
         *harness.rows("fused", f"{setting}, layers", times, "us/row", ["all"]),
         *harness.rows("fused", f"{setting}, share of the rate of products", shares, "share", ["all"]),

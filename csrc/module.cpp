@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/fused/network.h"
 #include "cpu/fused/tiles/network.h"
 #include "cpu/fused/tiles/program.h"
 #include "cpu/isa.h"
@@ -39,9 +40,9 @@ constexpr int kOpenMp = 0;  // at::parallel_for is a serial loop
 #define SMOOTHFAST_TEXT_OF(...) SMOOTHFAST_TEXT(__VA_ARGS__)
 constexpr const char* kCudaArchitectures = SMOOTHFAST_TEXT_OF(SMOOTHFAST_CUDA_ARCHITECTURES);
 
-std::vector<std::string> fused_processors() {
+std::vector<std::string> fused_arithmetics() {
   std::vector<std::string> names;
-  for (tiles::Processor one : tiles::processors()) names.push_back(tiles::processor_name(one));
+  for (fused::Arithmetic one : fused::arithmetics()) names.push_back(fused::arithmetic_name(one));
   return names;
 }
 
@@ -152,7 +153,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_set", [] { return std::string(isa_name(active_isa())); }, "The instruction set in use.");
   m.def("supported_instruction_sets", supported_instruction_sets, "Those that this processor has, worst first.");
   m.def("use_instruction_set", use_isa, py::arg("name"), "Switches all kernels: scalar, avx2 or avx512.");
-  m.def("fused_processors", fused_processors, "What fused networks run on here, the best first.");
+  m.def("fused_arithmetics", fused_arithmetics, "What fused networks are computed by here.");
   m.def("fused_profile", fused_profile, py::arg("packed"), py::arg("shape"), py::arg("processor"), py::arg("repeats"),
         "Seconds of a product of tiles; samples of a micro-batch; its layers: number of the weight, whether backwards, "
         "products, seconds.");

@@ -32,17 +32,18 @@ TORCH_LIBRARY(smoothfast, m) {
   // What CPUs alone have; their arguments are checked in cpu/fused/ops.cpp.
   m.def(
       "fused_pack(Tensor[] weights, Tensor[] gains, Tensor[] biases, Tensor linear, Tensor linear_bias, "
-      "bool gradients) -> Tensor",
+      "str arithmetic, bool gradients) -> Tensor",
       {at::Tag::pt2_compliant_tag});
-  m.def("fused_logits(Tensor replicas, Tensor packed, int[] shape, str processor) -> Tensor",
+  m.def("fused_logits(Tensor replicas, Tensor packed, int[] shape, str arithmetic) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   m.def(
       "fused_votes(Tensor images, Tensor slots, Tensor image_ids, Tensor sample_ids, Tensor key, str law, "
-      "Tensor[] table, Tensor scale, Tensor shift, bool clip, Tensor packed, int[] shape, str processor, "
+      "Tensor[] table, Tensor scale, Tensor shift, bool clip, Tensor packed, int[] shape, str arithmetic, "
       "Tensor(a13!) counts, Tensor(a14!) invalid, str voting=\"prediction\", Tensor? weights=None) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "fused_gradients(Tensor replicas, Tensor classes, Tensor packed, int[] shape, str processor) -> (Tensor, Tensor)",
+      "fused_gradients(Tensor replicas, Tensor classes, Tensor packed, int[] shape, str arithmetic) -> (Tensor, "
+      "Tensor)",
       {at::Tag::pt2_compliant_tag});
 }
 

@@ -90,18 +90,18 @@ def instruction_set(request: pytest.FixtureRequest, extension: Any) -> Iterator[
 @pytest.fixture(scope="session")
 def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> EmulatedAmx:
     """The fused kernels for AMX on this processor, whether it has AMX or not."""
-    if not fused.processors():
+    if "avx512_bf16" not in fused.arithmetics():
         pytest.skip("this processor lacks AVX512-BF16, or smoothfast._C is absent")
     if compiler_version() < 11:
         pytest.skip("emulating AMX needs g++ 11, the first that the kernels use it with")
     return EmulatedAmx(tmp_path_factory.mktemp("amx"))
 
 
-@pytest.fixture(params=["amx", "avx512_bf16"])
-def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each kind of processor that the fused kernels are for; AMX is emulated where it is lacking."""
+@pytest.fixture(params=["amx", "winograd_bf16", "winograd_mixed", "winograd_fp32", "avx512_bf16"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each arithmetic of the fused kernels; AMX is emulated where it is lacking."""
     name: str = request.param
-    if name not in fused.processors():
+    if name not in fused.arithmetics():
         if name != "amx":
             pytest.skip(f"this processor lacks {name}, or smoothfast._C is absent")
         emulated = request.getfixturevalue("emulated_amx")

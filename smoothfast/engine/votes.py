@@ -100,7 +100,7 @@ class Engine:
         if function.device.type == "cuda":
             self.choices["graph"] = graph
         if isinstance(self.lanes[0].run_base, Fused):
-            self.choices["processor"] = self.lanes[0].run_base.processor  # each rounds in an order of its own
+            self.choices["arithmetic"] = self.lanes[0].run_base.arithmetic  # each rounds in its own way
 
     @property
     def meta(self) -> dict[str, Any]:

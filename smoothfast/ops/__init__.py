@@ -203,9 +203,10 @@ def fused_pack(
     biases: Sequence[Tensor],
     linear: Tensor,
     linear_bias: Tensor,
+    arithmetic: str,
     gradients: bool,
 ) -> Tensor:
-    """A CIFAR ResNet as `fused_logits` and `fused_gradients` take it: weights in bf16, in the tiles of matrix units.
+    """A CIFAR ResNet as `fused_logits` and `fused_gradients` take it: weights as an arithmetic reads them.
 
     Args:
         weights: float32 [outputs, inputs, 3, 3] of the convolutions in their order, and [outputs, inputs, 1, 1] of the
@@ -213,48 +214,50 @@ def fused_pack(
         gains, biases: float64 [outputs] of each, as batch norms have them: what outputs are multiplied by, and what is
             then added. The bias of a shortcut is not read; it is part of that of the block's last convolution.
         linear, linear_bias: float32 [K, C], [K].
+        arithmetic: "amx" or "avx512_bf16" (tiles of bf16, the same for both), "winograd_bf16", "winograd_mixed" (bf16,
+            but float32 in the last stage) or "winograd_fp32".
         gradients: whether gradients are wanted too.
 
     Returns:
         uint8 [bytes].
     """
-    return torch.ops.smoothfast.fused_pack(weights, gains, biases, linear, linear_bias, gradients)
+    return torch.ops.smoothfast.fused_pack(weights, gains, biases, linear, linear_bias, arithmetic, gradients)
 
 
-def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], processor: str) -> Tensor:
+def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], arithmetic: str) -> Tensor:
     """Logits of a CIFAR ResNet, all of whose activations stay in the L2 of a core.
 
     Those of a row do not depend on the rows beside it, on where it is among them, or on threads.
 
     Args:
-        replicas: bfloat16 [R, 3, 32, 32].
+        replicas: [R, 3, 32, 32], float32 by "winograd_fp32", else bfloat16.
         packed: from `fused_pack`.
-        shape: three widths, multiples of 32 (the first may be 16), the blocks of a stage, and K.
-        processor: one of those that `fused.processors` names; sums are rounded in another order by each.
+        shape: three widths, multiples of 16 (for tiles of 32, but for the first), the blocks of a stage, and K.
+        arithmetic: the one that it was packed for, of those that `fused.arithmetics` names; each rounds in its own way.
 
     Returns:
         float32 [R, K].
     """
-    return torch.ops.smoothfast.fused_logits(replicas, packed, shape, processor)
+    return torch.ops.smoothfast.fused_logits(replicas, packed, shape, arithmetic)
 
 
 def fused_votes(
     noisy: Noisy,
     packed: Tensor,
     shape: Sequence[int],
-    processor: str,
+    arithmetic: str,
     counts: Tensor,
     invalid: Tensor,
     voting: Voting = PREDICTION,
 ) -> Tensor:
-    """Votes of images by a CIFAR ResNet: `noisy_replicas` in bfloat16, `fused_logits` and `tally` in one call, bit for
+    """Votes of images by a CIFAR ResNet: `noisy_replicas`, `fused_logits` and `tally` in one call, bit for
     bit.
 
     Replicas and activations stay in the L2 of a core. Rows of padding are not computed; their logits are 0.
 
     Args:
         noisy: of images [S, 3, 32, 32].
-        packed, shape, processor: as of `fused_logits`.
+        packed, shape, arithmetic: as of `fused_logits`.
         counts, invalid, voting: as of `tally`.
 
     Returns:
@@ -262,13 +265,13 @@ def fused_votes(
     """
     *rows, law, scale, shift, clip = noisy
     return torch.ops.smoothfast.fused_votes(
-        *rows, law.name, law.table, scale, shift, clip, packed, shape, processor, counts, invalid, voting.name,
+        *rows, law.name, law.table, scale, shift, clip, packed, shape, arithmetic, counts, invalid, voting.name,
         voting.weights,
     )  # fmt: skip
 
 
 def fused_gradients(
-    replicas: Tensor, classes: Tensor, packed: Tensor, shape: Sequence[int], processor: str
+    replicas: Tensor, classes: Tensor, packed: Tensor, shape: Sequence[int], arithmetic: str
 ) -> tuple[Tensor, Tensor]:
     """Logits as of `fused_logits`, and the gradients of the cross-entropy of each row by its replica.
 
@@ -279,7 +282,7 @@ def fused_gradients(
     Returns:
         float32 [R, K] and [R, 3, 32, 32].
     """
-    return torch.ops.smoothfast.fused_gradients(replicas, classes, packed, shape, processor)
+    return torch.ops.smoothfast.fused_gradients(replicas, classes, packed, shape, arithmetic)
 
 
 def affine(normalize: Normalization | None, channels: int, image_dtype: torch.dtype) -> tuple[Tensor, Tensor]:

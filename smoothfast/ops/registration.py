@@ -106,7 +106,7 @@ def _perturb_weights_fake(
 if extension is not None:  # which alone has the fused networks, for CPUs
 
     @torch.library.register_fake("smoothfast::fused_logits")
-    def _fused_logits_fake(replicas: Tensor, packed: Tensor, shape: Sequence[int], processor: str) -> Tensor:
+    def _fused_logits_fake(replicas: Tensor, packed: Tensor, shape: Sequence[int], arithmetic: str) -> Tensor:
         return _logits(replicas, replicas.shape[0], shape)
 
     @torch.library.register_fake("smoothfast::fused_votes")
@@ -123,7 +123,7 @@ if extension is not None:  # which alone has the fused networks, for CPUs
         clip: bool,
         packed: Tensor,
         shape: Sequence[int],
-        processor: str,
+        arithmetic: str,
         counts: Tensor,
         invalid: Tensor,
         voting: str = "prediction",
@@ -133,7 +133,7 @@ if extension is not None:  # which alone has the fused networks, for CPUs
 
     @torch.library.register_fake("smoothfast::fused_gradients")
     def _fused_gradients_fake(
-        replicas: Tensor, classes: Tensor, packed: Tensor, shape: Sequence[int], processor: str
+        replicas: Tensor, classes: Tensor, packed: Tensor, shape: Sequence[int], arithmetic: str
     ) -> tuple[Tensor, Tensor]:
         return _logits(replicas, replicas.shape[0], shape), replicas.new_empty(replicas.shape, dtype=torch.float32)
 

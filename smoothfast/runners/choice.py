@@ -18,10 +18,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
+from .. import ops
 from ..layers import without_noise
 from ..modules import device_of, evaluating, parts, warn, weights_sha256
 from .declined import DeclinedError
-from .fused import processors, resembles
+from .fused import preferred, resembles
+from .precision import DTYPES
 
 CORES = 2  # that the choice is made for, however many there are
 GPU_PASSES = 100_000  # from which a compiler pays on a GPU; not measured
@@ -51,7 +53,10 @@ COSTS = {
 FUSED = {  # by what it runs on
     # Of Granite Rapids by a prototype of the kernels; the kernels themselves were not measured there.
     "amx": Cost(0.7, 0.0125, {"bf16": 1800}),
-    "avx512_bf16": Cost(0.7, 0.0125, {"bf16": 160}),
+    # By the prototype, 164, 189 and 257 us a sample and core of that EPYC.
+    "winograd_bf16": Cost(0.7, 0.0125, {"bf16": 495}),
+    "winograd_mixed": Cost(0.7, 0.0125, {"bf16": 430}),
+    "winograd_fp32": Cost(0.7, 0.0125, {"fp32": 315}),
 }
 
 
@@ -88,15 +93,19 @@ def measure(base: nn.Module, shape: tuple[int, ...]) -> Workload:
 
 def seconds(runner: str, workload: Workload, passes: int, precision: str, cores: int = CORES) -> float:
     """Estimates what a runner takes for so many forward passes on a CPU, making it ready included."""
-    cost = FUSED[processors()[0]] if runner == "fused" else COSTS[runner]
+    cost = FUSED[preferred(DTYPES[precision])[0]] if runner == "fused" else COSTS[runner]
     ready = cost.ready + cost.layer * workload.layers
     return ready + passes * workload.operations / (cores * cost.speed[precision] * 1e9)
+
+
+def _has_vectors() -> bool:
+    return ops.extension is not None and ops.extension.instruction_set() != "scalar"
 
 
 def installed(workload: Workload, precision: str) -> list[str]:
     """The runners that there are on this CPU for such a network."""
     found = ["eager"]
-    if workload.family and precision == "bf16" and processors():
+    if workload.family and preferred(DTYPES[precision]) and _has_vectors():
         found.append("fused")
     if find_spec("openvino") is not None and precision in COSTS["openvino"].speed:
         found.append("openvino")

@@ -57,18 +57,26 @@ class CifarResNet:
         widths = [self.convolutions[2 * stage * blocks + (stage > 0) + (stage > 1)].outputs for stage in range(3)]
         return [*widths, blocks, self.linear.weight.shape[0]]
 
+    def suits(self, arithmetic: str) -> bool:
+        """Whether an arithmetic takes these widths: tiles have 32 outputs."""
+        first, *others = self.shape[:3]
+        return arithmetic.startswith("winograd") or (
+            first in (16, first // 32 * 32) and all(w % 32 == 0 for w in others)
+        )
+
     @property
     def noisy(self) -> bool:
         """Whether some of the weights come with the replicas."""
         weights = [*(convolution.weight for convolution in self.convolutions), self.linear.weight]
         return any(isinstance(weight, Given) for weight in weights)
 
-    def packed(self, gradients: bool, drawn: Sequence[Tensor] = ()) -> Tensor:
-        """The network as the kernels take it, uint8 [bytes]."""
+    def packed(self, arithmetic: str, gradients: bool, drawn: Sequence[Tensor] = ()) -> Tensor:
+        """The network as the kernels of an arithmetic take it, uint8 [bytes]."""
         weights, gains, biases = zip(
             *((_value(c.weight, drawn), c.gain, c.bias) for c in self.convolutions), strict=True
         )
-        return ops.fused_pack(weights, gains, biases, _value(self.linear.weight, drawn), self.linear.bias, gradients)
+        linear = _value(self.linear.weight, drawn), self.linear.bias
+        return ops.fused_pack(weights, gains, biases, *linear, arithmetic, gradients)
 
 
 def _value(weight: Tensor | Given, drawn: Sequence[Tensor]) -> Tensor:
@@ -137,9 +145,8 @@ def _network(result: Any) -> CifarResNet:
     _check_stages([len(block) == 3 for block in reversed(blocks)])
     widths = [convolution.outputs for convolution in convolutions if convolution.size == 3]
     changes = sum(now != before for before, now in pairwise(widths))
-    require(changes <= 2 and all(w % 32 == 0 for w in widths if w != first.outputs) and
-            (first.outputs == 16 or first.outputs % 32 == 0),
-            f"its widths are {sorted(set(widths))}; they must be multiples of 32, the first may be 16")  # fmt: skip
+    require(changes <= 2 and all(width % 16 == 0 for width in widths),
+            f"its widths are {sorted(set(widths))}; they must be multiples of 16")  # fmt: skip
     if (images.scale == 1).all() and (images.shift == 0).all():
         return CifarResNet(convolutions, result)
     return CifarResNet(convolutions, result, images.scale.float(), images.shift.float())

@@ -17,7 +17,9 @@ from .results import Certificate
 ASKED = "n0", "n", "alpha", "method", "bound", "image_ids", "radius", "tolerance", "labels", "randomize"
 CHOSEN = "sigma", "normalize", "seed", "precision", "runner", "clip"
 NEEDED = (*ASKED, *CHOSEN, "law", "micro_batch")
-OF_THE_FUNCTION = "weights_sha256", "runner", "precision", "micro_batch", "device", "processor", "graph", "normalize"
+OF_THE_FUNCTION = (
+    "weights_sha256", "runner", "precision", "micro_batch", "device", "arithmetic", "graph", "normalize",
+)  # fmt: skip
 OF_THE_ENVIRONMENT = "smoothfast", "torch", "openvino", "triton", "processor", "platform"
 
 

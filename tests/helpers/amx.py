@@ -23,7 +23,7 @@ def compiler_version() -> int:
 
 
 class EmulatedAmx:
-    """The ops of the same names, where their processor is "amx". In one thread, at a few microseconds an instruction.
+    """The ops of the same names, where their arithmetic is "amx". In one thread, at a few microseconds an instruction.
 
     Attributes:
         executed: instructions of the last call, by kind.
@@ -37,18 +37,18 @@ class EmulatedAmx:
         subprocess.run(compiled, cwd=Path(__file__).parents[2], check=True)
         self._run = ctypes.CDLL(str(library)).run_with_amx
 
-    def fused_logits(self, replicas: Tensor, packed: Tensor, shape: list[int], processor: str) -> Tensor:
-        return self._called(replicas, None, packed, shape, processor)[0]
+    def fused_logits(self, replicas: Tensor, packed: Tensor, shape: list[int], arithmetic: str) -> Tensor:
+        return self._called(replicas, None, packed, shape, arithmetic)[0]
 
     def fused_gradients(
-        self, replicas: Tensor, classes: Tensor, packed: Tensor, shape: list[int], processor: str
+        self, replicas: Tensor, classes: Tensor, packed: Tensor, shape: list[int], arithmetic: str
     ) -> tuple[Tensor, Tensor]:
-        return self._called(replicas, classes.contiguous(), packed, shape, processor)
+        return self._called(replicas, classes.contiguous(), packed, shape, arithmetic)
 
     def _called(
-        self, replicas: Tensor, classes: Tensor | None, packed: Tensor, shape: list[int], processor: str
+        self, replicas: Tensor, classes: Tensor | None, packed: Tensor, shape: list[int], arithmetic: str
     ) -> tuple[Tensor, Tensor]:
-        assert processor == "amx"
+        assert arithmetic == "amx"
         replicas = replicas.contiguous(memory_format=torch.channels_last)
         logits = torch.empty(len(replicas), shape[-1])
         gradients = torch.empty(replicas.shape if classes is not None else 0)

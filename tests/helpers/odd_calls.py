@@ -22,7 +22,7 @@ import cases
 
 from smoothfast import models, ops
 from smoothfast.noise import Stream, lattice_law, stream_key
-from smoothfast.runners.fused import processors
+from smoothfast.runners.fused import arithmetics, dtype_of
 
 THREADS = 3
 WRITTEN = {"tally": (2, 3), "attack_step": (0,)}  # arguments
@@ -56,19 +56,20 @@ def calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def fused_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """The same of fused networks, on each processor that there is."""
-    for processor, (widths, blocks, classes) in product(processors(), [((16, 32, 64), 1, 10), ((32, 64, 96), 1, 1)]):
-        packed = ops.fused_pack(*parameters(widths, blocks, classes), gradients=True)
+    """The same of fused networks, by each arithmetic that there is."""
+    for arithmetic, (widths, blocks, classes) in product(arithmetics(), [((16, 32, 64), 1, 10), ((32, 64, 96), 1, 1)]):
+        packed = ops.fused_pack(*parameters(widths, blocks, classes), arithmetic, gradients=True)
         shape = [*widths, blocks, classes]
         for rows in (0, 1, 7, 41):
-            replicas = torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(rows)).bfloat16()
-            yield "fused_logits", (replicas, packed, shape, processor)
-            yield "fused_gradients", (replicas, torch.arange(rows) % classes, packed, shape, processor)
+            replicas = torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(rows))
+            replicas = replicas.to(dtype_of(arithmetic))
+            yield "fused_logits", (replicas, packed, shape, arithmetic)
+            yield "fused_gradients", (replicas, torch.arange(rows) % classes, packed, shape, arithmetic)
         law, affine = lattice_law(0.25), ops.affine(models.CIFAR10_STATISTICS, 3, torch.uint8)
         slots, noisy = torch.arange(75) % 4 - 1, torch.full((3, 3, 32, 32), 100, dtype=torch.uint8)
         counted = torch.zeros(3, classes, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
         numbers = slots, slots.clamp(min=0), torch.arange(75), stream_key(1, Stream.PREDICT), law.name, law.table
-        yield "fused_votes", (noisy, *numbers, *affine, True, packed, shape, processor, *counted)
+        yield "fused_votes", (noisy, *numbers, *affine, True, packed, shape, arithmetic, *counted)
 
 
 def parameters(widths: tuple[int, ...], blocks: int, classes: int) -> tuple[Any, ...]:
@@ -95,8 +96,8 @@ def called(name: str, arguments: tuple[Any, ...], place: Callable[[Tensor], Tens
 
 
 def misplaced(tensor: Tensor) -> Tensor:
-    """A copy that begins an element after the start of its memory and ends with it; of a packed network, a float."""
-    skipped = 4 if tensor.dtype == torch.uint8 and tensor.dim() == 1 else 1
+    """A copy that begins an element after the start of its memory and ends with it; of a packed network, a line."""
+    skipped = 64 if tensor.dtype == torch.uint8 and tensor.dim() == 1 else 1
     memory = tensor.new_empty(tensor.numel() + skipped)
     return memory.as_strided(tensor.shape, tensor.stride(), skipped).copy_(tensor)
 

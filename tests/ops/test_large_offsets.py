@@ -22,7 +22,7 @@ from torch import Tensor
 
 from smoothfast import models, ops
 from smoothfast.noise import Law, Stream, gaussian_law, lattice_law, stream_key, within
-from smoothfast.runners.fused import processors
+from smoothfast.runners.fused import arithmetics, dtype_of
 from smoothfast.voting import LOGIT, PREDICTION, SOFT, Voting, weighted
 
 pytestmark = [
@@ -218,22 +218,22 @@ def test_weights_far_away() -> None:
 # ---- fused networks --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not processors(), reason="this processor lacks AVX512-BF16")
-def test_fused_networks_far_away() -> None:
-    shape, processor = [16, 32, 64, 1, 10], processors()[0]
-    packed = ops.fused_pack(*parameters((16, 32, 64), 1, 10), gradients=True)
+@pytest.mark.parametrize("arithmetic", arithmetics()[:2])
+def test_fused_networks_far_away(arithmetic: str) -> None:
+    shape, dtype = [16, 32, 64, 1, 10], dtype_of(arithmetic)
+    packed = ops.fused_pack(*parameters((16, 32, 64), 1, 10), arithmetic, gradients=True)
     images = zeros((FAR + 1, *IMAGE), torch.uint8)
     images[-1] = torch.randint(0, 256, IMAGE, dtype=torch.uint8, generator=GENERATOR)
     affine, numbers = ops.affine(models.CIFAR10_STATISTICS, 3, torch.uint8), torch.arange(20)
     rest = numbers, numbers, KEY, lattice_law(0.25), *affine, False
     counts, more = torch.zeros(FAR + 1, 10, dtype=torch.int64), torch.zeros(1, 10, dtype=torch.int64)
     invalid = torch.zeros(FAR + 1, dtype=torch.int64)
-    found = ops.fused_votes((images, numbers * 0 + FAR, *rest), packed, shape, processor, counts, invalid)
-    wanted = ops.fused_votes((images[-1:], numbers * 0, *rest), packed, shape, processor, more, invalid[:1])
+    found = ops.fused_votes((images, numbers * 0 + FAR, *rest), packed, shape, arithmetic, counts, invalid)
+    wanted = ops.fused_votes((images[-1:], numbers * 0, *rest), packed, shape, arithmetic, more, invalid[:1])
     assert torch.equal(found, wanted)
     assert torch.equal(counts[-1:], more)
     rows = 2**31 // (2 * prod(IMAGE)) + 9
-    replicas = zeros((rows, 32, 32, 3), BF16).permute(0, 3, 1, 2)
-    replicas[-5:] = torch.randn(5, *IMAGE, generator=GENERATOR).bfloat16()
-    logits = ops.fused_logits(replicas, packed, shape, processor)
-    assert torch.equal(logits[-5:], ops.fused_logits(replicas[-5:], packed, shape, processor))
+    replicas = zeros((rows, 32, 32, 3), dtype).permute(0, 3, 1, 2)
+    replicas[-5:] = torch.randn(5, *IMAGE, generator=GENERATOR).to(dtype)
+    logits = ops.fused_logits(replicas, packed, shape, arithmetic)
+    assert torch.equal(logits[-5:], ops.fused_logits(replicas[-5:], packed, shape, arithmetic))

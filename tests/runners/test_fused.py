@@ -26,15 +26,16 @@ from smoothfast.runners import DeclinedError, make_runners
 from smoothfast.runners.choice import Workload as Work
 from smoothfast.runners.choice import candidates
 from smoothfast.runners.expressions import MismatchError
-from smoothfast.runners.fused import Fused, fused, processors
+from smoothfast.runners.fused import Fused, arithmetics, dtype_of, fused, preferred
 from smoothfast.runners.resnets import CifarResNet, recognised
 from smoothfast.voting import LOGIT, PREDICTION, SOFT, Voting, weighted
 
 CPU = torch.device("cpu")
 REPLICAS = torch.zeros(2, 3, 32, 32)
 
-needs_kernels = pytest.mark.skipif(
-    not processors(), reason="this processor lacks AVX512-BF16, or smoothfast._C is absent"
+needs_kernels = pytest.mark.skipif(not arithmetics(), reason="smoothfast._C is absent")
+needs_bf16 = pytest.mark.skipif(
+    not preferred(torch.bfloat16), reason="this processor lacks AVX512-BF16, or smoothfast._C is absent"
 )
 
 
@@ -106,51 +107,68 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
+def usual(arithmetic: str) -> Any:
+    """What PyTorch computes in the numbers of an arithmetic."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype_of(arithmetic) == torch.bfloat16)
+
+
+def suiting(net: Any, arithmetic: str) -> CifarResNet:
+    """A network that is recognised; a skip where the arithmetic does not take its widths."""
+    network = known(*net)
+    if not network.suits(arithmetic):
+        pytest.skip(f"{arithmetic} takes widths that are multiples of 32")
+    return network
+
+
 NETS = [
     ((16, 32, 64), 1, 10, "A"),
     ((16, 32, 64), 2, 10, "B"),
     ((32, 64, 96), 1, 7, "B"),
     ((64, 64, 128), 1, 100, "A"),
     ((16, 64, 64), 1, 1, "B"),
+    ((48, 16, 80), 1, 3, "B"),
 ]
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_logits_and_gradients(net: Any, processor: str) -> None:
-    base, labels = made(*net), torch.arange(3) % net[2]
-    x = images(3)
-    run = Fused(known(*net), processor, gradients=True)
-    logits, gradients = run.gradients(x.bfloat16(), labels[:, None])
-    assert torch.equal(logits, Fused(run.network, processor, gradients=False)(x.bfloat16()))
+def test_logits_and_gradients(net: Any, arithmetic: str) -> None:
+    count = 3 if arithmetic == "amx" else 24  # it may be emulated
+    base, labels = made(*net), torch.arange(count) % net[2]
+    x, dtype = images(count), dtype_of(arithmetic)
+    run = Fused(suiting(net, arithmetic), arithmetic, gradients=True)
+    logits, gradients = run.gradients(x.to(dtype), labels[:, None])
+    assert torch.equal(logits, Fused(run.network, arithmetic, gradients=False)(x.to(dtype)))
     double = base.double()
     exact, by = Differentiated(double, cross_entropy)(x.double(), labels[:, None])
     exact = double(x.double()).detach()
     single = base.float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with usual(arithmetic):
         theirs, their_by = Differentiated(single, cross_entropy)(x, labels[:, None])
-    assert error(logits, exact) <= 2 * error(theirs, exact)
+    assert error(logits, exact) <= (4 if dtype == torch.float32 else 2) * error(theirs, exact)
     if net[2] > 1:  # a single class has no gradient
         ours, torchs = (F.cosine_similarity(g.double().flatten(1), by.flatten(1)).mean() for g in (gradients, their_by))
-        assert 1 - ours <= 2 * (1 - torchs)
+        # Half the square of an error, twice which is allowed; in float32 one unit at a kink is most of it.
+        assert 1 - ours <= max(4 * (1 - torchs), 1e-4)
     else:
         assert gradients.count_nonzero() == 0
 
 
-@pytest.mark.parametrize("net", NETS[:4])
-def test_gradients_where_it_is_known_which_units_are_on(net: Any, processor: str) -> None:
+@pytest.mark.parametrize("net", [*NETS[:4], NETS[5]])
+def test_gradients_where_it_is_known_which_units_are_on(net: Any, arithmetic: str) -> None:
     """Biases far from 0 leave no ReLU on the border, where bf16 and float64 may differ: then both have one gradient."""
+    suiting(net, arithmetic)
     base, network = known_with_bias(*net)
-    x, labels = images(3), torch.arange(3) % net[2]
-    _, gradients = Fused(network, processor, gradients=True).gradients(x.bfloat16(), labels[:, None])
+    x, labels, dtype = images(3), torch.arange(3) % net[2], dtype_of(arithmetic)
+    _, gradients = Fused(network, arithmetic, gradients=True).gradients(x.to(dtype), labels[:, None])
     _, exact = Differentiated(base, cross_entropy)(x.double(), labels[:, None])
-    assert error(gradients, exact) < 0.01
+    assert error(gradients, exact) < (2e-6 if dtype == torch.float32 else 0.01)
 
 
-def test_a_row_is_a_function_of_itself(processor: str) -> None:
-    run = Fused(known((16, 32, 64), 1, 10, "A"), processor, gradients=True)
-    x, labels = images(13).bfloat16(), torch.arange(13)[:, None] % 10
+def test_a_row_is_a_function_of_itself(arithmetic: str) -> None:
+    run = Fused(known((16, 32, 64), 1, 10, "A"), arithmetic, gradients=True)
+    x, labels = images(37).to(dtype_of(arithmetic)), torch.arange(37)[:, None] % 10
     logits, gradients = run.gradients(x, labels)
-    for rows in ([0], [5, 3], list(range(12, -1, -1)), [7] * 5, list(range(1, 8))):
+    for rows in ([0], [5, 3], list(range(12, -1, -1)), [7] * 5, list(range(1, 36))):
         again = run.gradients(x[rows], labels[rows])
         assert torch.equal(again[0], logits[rows])
         assert torch.equal(again[1], gradients[rows])
@@ -159,72 +177,75 @@ def test_a_row_is_a_function_of_itself(processor: str) -> None:
     assert torch.equal(run(x.contiguous(memory_format=torch.channels_last)), logits)
 
 
-def test_what_is_not_finite_stays_with_its_row(processor: str) -> None:
-    run = Fused(known((16, 32, 64), 1, 10, "B"), processor, gradients=True)
-    x, labels = images(6), torch.zeros(6, 1, dtype=torch.int64)
-    clean = run.gradients(x.bfloat16(), labels)
+def test_what_is_not_finite_stays_with_its_row(arithmetic: str) -> None:
+    run = Fused(known((16, 32, 64), 1, 10, "B"), arithmetic, gradients=True)
+    x, labels, dtype = images(6), torch.zeros(6, 1, dtype=torch.int64), dtype_of(arithmetic)
+    clean = run.gradients(x.to(dtype), labels)
     for value in (torch.nan, torch.inf, -torch.inf, 3e38):
         broken = x.clone()
         broken[1, :, 9, 31] = value
         broken[4] = value
-        logits, gradients = run.gradients(broken.bfloat16(), labels)
+        logits, gradients = run.gradients(broken.to(dtype), labels)
         others = [0, 2, 3, 5]
         assert torch.equal(logits[others], clean[0][others])
         assert torch.equal(gradients[others], clean[1][others])
         if value != value:
             assert logits[[1, 4]].isnan().all()
-    assert torch.equal(run(x.bfloat16()), clean[0])  # nothing of it is left in memory
+    assert torch.equal(run(x.to(dtype)), clean[0])  # nothing of it is left in memory
 
 
 @needs_kernels
-@pytest.mark.parametrize("processor", processors())
-def test_operators(processor: str) -> None:
+@pytest.mark.parametrize("arithmetic", arithmetics())
+def test_operators(arithmetic: str) -> None:
     network = known((16, 32, 64), 1, 3, "A")
-    packed, x, shape = network.packed(gradients=True), images(3).bfloat16(), [16, 32, 64, 1, 3]
+    packed, shape = network.packed(arithmetic, gradients=True), [16, 32, 64, 1, 3]
+    x, other = (images(3).to(dtype) for dtype in (dtype_of(arithmetic), torch.float16))
     assert network.shape == shape
-    torch.library.opcheck(torch.ops.smoothfast.fused_logits, (x, packed, shape, processor))
+    torch.library.opcheck(torch.ops.smoothfast.fused_logits, (x, packed, shape, arithmetic))
     law, ids, counts = gaussian_law(0.1), torch.arange(3), torch.zeros(3, 3, dtype=torch.int64)
     numbers = (ids, ids, ids, stream_key(0, Stream.PREDICT), law.name, law.table, *[torch.ones(3)] * 2, False)
-    arguments = (x.float(), *numbers, packed, shape, processor, counts, counts[0].clone())
+    arguments = (x.float(), *numbers, packed, shape, arithmetic, counts, counts[0].clone())
     torch.library.opcheck(torch.ops.smoothfast.fused_votes, arguments)
     with pytest.raises(RuntimeError, match=r"images must be \[S, 3, 32, 32\], not \[3, 3, 31, 32\]"):
         torch.ops.smoothfast.fused_votes(x.float()[:, :, 1:], *arguments[1:])
     with pytest.raises(RuntimeError, match="packed must come from fused_pack, for shape"):
         torch.ops.smoothfast.fused_votes(*arguments[:10], packed[:-1], *arguments[11:])
-    torch.library.opcheck(torch.ops.smoothfast.fused_gradients, (x, torch.arange(3), packed, shape, processor))
-    assert ops.fused_logits(x[:0], packed, shape, processor).shape == (0, 3)
+    torch.library.opcheck(torch.ops.smoothfast.fused_gradients, (x, torch.arange(3), packed, shape, arithmetic))
+    assert ops.fused_logits(x[:0], packed, shape, arithmetic).shape == (0, 3)
     for arguments, message in [
-        ((x.float(), packed, shape, processor), r"replicas must be bfloat16 \[R, 3, 32, 32\], not Float"),
-        ((x[:, :, 1:], packed, shape, processor), "replicas must be bfloat16"),
-        ((x, packed[:-1], shape, processor), "packed must come from fused_pack, for shape"),
-        ((x, torch.cat([packed[:1], packed])[1:], shape, processor), "packed must come from fused_pack, for shape"),
-        ((x, packed, [16, 32, 64, 2, 3], processor), "packed must come from fused_pack, for shape"),
-        ((x, packed, [16, 33, 64, 1, 3], processor), "widths must be multiples of 32"),
-        ((x, packed, shape[:4], processor), "shape must be three widths, blocks and classes"),
-        ((x, packed, shape, "sse2"), "processor is 'sse2'"),
+        ((other, packed, shape, arithmetic), r"replicas must be (BFloat16|Float) \[R, 3, 32, 32\], not Half"),
+        ((x[:, :, 1:], packed, shape, arithmetic), r"replicas must be .* \[R, 3, 32, 32\], not .* \[3, 3, 31, 32\]"),
+        ((x, packed[:-1], shape, arithmetic), "packed must come from fused_pack, for shape"),
+        ((x, torch.cat([packed[:1], packed])[1:], shape, arithmetic), "packed must come from fused_pack, for shape"),
+        ((x, packed, [16, 32, 64, 2, 3], arithmetic), "packed must come from fused_pack, for shape"),
+        ((x, packed, [16, 33, 64, 1, 3], arithmetic), "widths must be multiples of"),
+        ((x, packed, shape[:4], arithmetic), "shape must be three widths, blocks and classes"),
+        ((x, packed, shape, "sse2"), "arithmetic is 'sse2', which this processor has not"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             ops.fused_logits(*arguments)  # type: ignore[arg-type]
-    without = network.packed(gradients=False)
+    without = network.packed(arithmetic, gradients=False)
     with pytest.raises(RuntimeError, match="fused_pack with gradients"):
-        ops.fused_gradients(x, torch.arange(3), without, shape, processor)
+        ops.fused_gradients(x, torch.arange(3), without, shape, arithmetic)
     with pytest.raises(RuntimeError, match=r"classes\[2\] is 3; there are 3"):
-        ops.fused_gradients(x, torch.tensor([0, 1, 3]), packed, shape, processor)
+        ops.fused_gradients(x, torch.tensor([0, 1, 3]), packed, shape, arithmetic)
     kernels, gains, biases = zip(*((part.weight, part.gain, part.bias) for part in network.convolutions), strict=True)
     linear = torch.zeros(3, 64), torch.zeros(3)
     with pytest.raises(RuntimeError, match=r"weights\[1\] must be Float \[16, 16, 3, 3\], not Float \[16, 3, 3, 3\]"):
-        ops.fused_pack([kernels[0], kernels[0], *kernels[2:]], gains, biases, *linear, False)
+        ops.fused_pack([kernels[0], kernels[0], *kernels[2:]], gains, biases, *linear, arithmetic, False)
     with pytest.raises(RuntimeError, match=r"gains\[8\] must be Double \[64\], not Float \[64\]"):
-        ops.fused_pack(kernels, [*gains[:-1], gains[-1].float()], biases, *linear, False)
+        ops.fused_pack(kernels, [*gains[:-1], gains[-1].float()], biases, *linear, arithmetic, False)
+    with pytest.raises(RuntimeError, match="arithmetic is 'sse2', which there is not"):
+        ops.fused_pack(kernels, gains, biases, *linear, "sse2", False)
 
 
 @needs_kernels
-@pytest.mark.parametrize("processor", processors())
+@pytest.mark.parametrize("arithmetic", arithmetics())
 @pytest.mark.parametrize("voting", [PREDICTION, weighted([5, 3]), SOFT, LOGIT], ids=lambda voting: voting.name)
 @pytest.mark.parametrize("law", [lattice_law(0.25), gaussian_law(0.1)], ids=lambda law: law.name)
-def test_votes_are_those_of_the_single_operators(processor: str, voting: Voting, law: Law) -> None:
+def test_votes_are_those_of_the_single_operators(arithmetic: str, voting: Voting, law: Law) -> None:
     network = known((16, 32, 64), 1, 5, "B")
-    numbers = network.packed(gradients=False), network.shape, processor
+    numbers = network.packed(arithmetic, gradients=False), network.shape, arithmetic
     generator = torch.Generator().manual_seed(3)
     some = torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
     some = some if law.name == "lattice" else some / 255
@@ -232,7 +253,7 @@ def test_votes_are_those_of_the_single_operators(processor: str, voting: Voting,
     rows = (some, slots, slots.clamp(min=0) + 7, torch.arange(75), stream_key(1, Stream.PREDICT), law)
     affine = (*ops.affine(models.CIFAR10_STATISTICS, 3, some.dtype), True)
     wanted, found = ((torch.ones(4, 5, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)) for _ in range(2))
-    logits = ops.fused_logits(ops.noisy_replicas(*rows, *affine, torch.bfloat16, torch.channels_last), *numbers)
+    logits = ops.fused_logits(ops.noisy_replicas(*rows, *affine, dtype_of(arithmetic), torch.channels_last), *numbers)
     ops.tally(logits, slots, *wanted, voting)
     by_one = ops.fused_votes((*rows, *affine), *numbers, *found, voting)
     assert torch.equal(by_one, logits.masked_fill(slots[:, None] < 0, 0))
@@ -245,11 +266,11 @@ def test_votes_are_those_of_the_single_operators(processor: str, voting: Voting,
     assert ops.fused_votes((*padding, *affine), *numbers, *found, voting).count_nonzero() == 0
 
 
-@pytest.mark.skipif("amx" in processors(), reason="instructions are counted where they are emulated")
+@pytest.mark.skipif("amx" in arithmetics(), reason="instructions are counted where they are emulated")
 def test_instructions_of_amx(emulated_amx: EmulatedAmx) -> None:
     """Of a ResNet-20 and a sample: what AMX is kept busy with. Loading a tile takes half the time of a product."""
     network = recognised(models.ResNet(20).eval(), (REPLICAS,))
-    packed, shape = network.packed(gradients=True), network.shape
+    packed, shape = network.packed("amx", gradients=True), network.shape
     _, samples, layers = ops.extension.fused_profile(packed.numpy(), shape, "avx512_bf16", 1)
     forward, backward = 5920, 5696
     assert sum(products for _, _, products, _ in layers) == (forward + backward) * samples
@@ -395,9 +416,9 @@ NEAR: dict[str, tuple[dict[str, nn.Module], str]] = {
     "train mode": ({"bn1": nn.BatchNorm2d(16)}, "_native_batch_norm_legit_functional"),
     "no shortcut": ({"stage1.0.shortcut": Lambda(lambda x: 0 * x)}, "it takes"),
     "a shortcut from elsewhere": ({"stage1.0.shortcut": nn.ReLU()}, "must be a shortcut from its input"),
-    "a width of 48": (
-        {"stage3": models.ResNet._stage(32, 48, 1, 2, "B").eval(), "fc": nn.Linear(48, 9)},
-        "[16, 32, 48]",
+    "a width of 40": (
+        {"stage3": models.ResNet._stage(32, 40, 1, 2, "B").eval(), "fc": nn.Linear(40, 9)},
+        "[16, 32, 40]",
     ),
     "two stages": ({"stage3": nn.Identity(), "fc": nn.Linear(32, 9)}, "it has 2 blocks"),
     "pre-activation": ({"stage1.0.conv1": nn.Sequential(nn.BatchNorm2d(16).eval(), nn.ReLU(), conv(16, 16))}, "only a"),
@@ -433,7 +454,7 @@ def test_wide_networks_and_other_images_are_declined() -> None:
 def test_what_the_runner_declines() -> None:
     net = made((16, 32, 64), 1, 10, "A")
     for network, dtype, message in [
-        (net, torch.float32, "computes in bf16, not in torch.float32"),
+        (net, torch.float16, r"does not compute in torch\.float16$"),
         (models.WideResNet(10, 1).eval(), torch.bfloat16, "does not take this base classifier: "),
         (
             Differentiated(net, lambda logits, classes: logits[:, 0]),
@@ -453,8 +474,10 @@ def test_what_it_computes_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     net = made((16, 32, 64), 1, 10, "A")
     true = ops.fused_logits
     monkeypatch.setattr(ops, "fused_logits", lambda *arguments: true(*arguments).flip(0))
-    with pytest.raises(MismatchError, match="of their norm from those in float32"):
-        fused(net, (REPLICAS,), processors()[0])
+    with pytest.raises(
+        MismatchError, match=r"its logits differ from those in float32 by .* of their norm by winograd_fp32"
+    ):
+        fused(net, (REPLICAS,), ["winograd_fp32"])
 
 
 @needs_kernels
@@ -505,18 +528,35 @@ def test_noise_in_the_network() -> None:
 
 
 def test_when_it_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"openvino": True}
-    monkeypatch.setattr("smoothfast.runners.choice.find_spec", lambda name: found.get(name))
+    there: dict[torch.dtype, list[str]] = {}
+    monkeypatch.setattr("smoothfast.runners.choice.find_spec", lambda name: name == "openvino" or None)
     monkeypatch.setattr("smoothfast.runners.choice.shutil.which", lambda name: name)
-    monkeypatch.setattr("smoothfast.runners.choice.processors", lambda: ["amx", "avx512_bf16"])
+    monkeypatch.setattr("smoothfast.runners.choice.preferred", lambda dtype: there.get(dtype, []))
     work = Work(8.1e7, 39, family=True)
-    assert candidates(work, 10**7, "bf16", CPU)[0] == "fused"
+    assert "fused" not in candidates(work, 10**7, "bf16", CPU)
+    for dtype, precision, arithmetic in [
+        (torch.bfloat16, "bf16", "amx"),
+        (torch.bfloat16, "bf16", "winograd_bf16"),
+        (torch.float32, "fp32", "winograd_fp32"),
+    ]:
+        there[dtype] = [arithmetic]
+        assert candidates(work, 10**5, precision, CPU)[0] == candidates(work, 10**7, precision, CPU)[0] == "fused"
+        assert candidates(work, 100, precision, CPU)[0] == "eager"
+        assert "fused" not in candidates(Work(8.1e7, 39), 10**7, precision, CPU)
+    assert "fused" not in candidates(work, 10**7, "fp16", CPU)
+    monkeypatch.setattr("smoothfast.runners.choice._has_vectors", lambda: False)
     assert "fused" not in candidates(work, 10**7, "fp32", CPU)
-    assert "fused" not in candidates(Work(8.1e7, 39), 10**7, "bf16", CPU)
-    monkeypatch.setattr("smoothfast.runners.choice.processors", lambda: ["avx512_bf16"])
-    assert candidates(work, 20_000, "bf16", CPU)[0] == "fused"  # ready sooner than OpenVINO, which takes less then
-    assert candidates(work, 10**7, "bf16", CPU)[0] == "openvino"
-    found.clear()
-    assert candidates(work, 100_000, "bf16", CPU)[0] == "fused"
-    monkeypatch.setattr("smoothfast.runners.choice.processors", lambda: [])
-    assert "fused" not in candidates(work, 100_000, "bf16", CPU)
+
+
+def test_the_first_arithmetic_that_is_exact_enough_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where products of bf16 are too far off, the last stage is in float32; a width of 48 is none of tiles."""
+    if "winograd_mixed" not in arithmetics():
+        pytest.skip("this processor lacks AVX512-BF16, or smoothfast._C is absent")
+    names, net, true = ["amx", "winograd_bf16", "winograd_mixed"], made((48, 16, 80), 1, 3, "B"), ops.fused_logits
+    assert fused(net, (REPLICAS,), names).arithmetic == "winograd_bf16"
+
+    def coarse(replicas: Tensor, packed: Tensor, shape: list[int], arithmetic: str) -> Tensor:
+        return true(replicas, packed, shape, arithmetic) * (1.1 if arithmetic == "winograd_bf16" else 1)
+
+    monkeypatch.setattr(ops, "fused_logits", coarse)
+    assert fused(net, (REPLICAS,), names).arithmetic == "winograd_mixed"

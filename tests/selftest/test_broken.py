@@ -17,7 +17,7 @@ from smoothfast.noise import Stream
 from smoothfast.ops import philox as words
 from smoothfast.ops import reference
 from smoothfast.procedures import SequentialCertify
-from smoothfast.runners.fused import processors
+from smoothfast.runners.fused import arithmetics
 from smoothfast.selftest import FAILED, PASSED, Effort, definition, kernels, laws, levels, noise, philox, rounding, rows
 from smoothfast.selftest.backends import Backend, backends
 from smoothfast.statistics import radii
@@ -276,24 +276,23 @@ def test_instruction_sets_that_differ(few_shapes: None, monkeypatch: pytest.Monk
     assert failed(kernels.equal_bits(SMALL))
 
 
-@pytest.mark.skipif(not processors(), reason="this processor lacks AVX512-BF16, or smoothfast._C is not built")
-def test_wrong_fused_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor = processors()[0]
+@pytest.mark.parametrize("arithmetic", arithmetics())
+def test_wrong_fused_networks(arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gradients, votes = ops.fused_gradients, ops.fused_votes
 
     def tilted(*given: Any) -> tuple[Tensor, Tensor]:
         logits, by = gradients(*given)
         return logits, 1.5 * by
 
-    def generous(noisy: Any, packed: Any, shape: Any, processor: Any, counts: Tensor, invalid: Tensor) -> Tensor:
-        logits = votes(noisy, packed, shape, processor, counts, invalid)
+    def generous(noisy: Any, packed: Any, shape: Any, arithmetic: Any, counts: Tensor, invalid: Tensor) -> Tensor:
+        logits = votes(noisy, packed, shape, arithmetic, counts, invalid)
         counts[0, 0] += 1
         return logits
 
     monkeypatch.setattr(ops, "fused_gradients", tilted)
     monkeypatch.setattr(ops, "fused_votes", generous)
-    assert failed(kernels.fused_precision(processor))
-    assert failed(kernels.fused_votes(SMALL, processor))
+    assert failed(kernels.fused_precision(arithmetic))
+    assert failed(kernels.fused_votes(SMALL, arithmetic))
 
 
 # ---- error levels ----------------------------------------------------------------------------------------------------

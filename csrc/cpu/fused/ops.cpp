@@ -1,5 +1,4 @@
-// The ops of fused networks on CPUs: arguments checked, rows handed out to threads, and the arithmetic chosen. So far
-// there is one, `tiles`.
+// The ops of fused networks on CPUs: arguments checked, and rows handed out to threads.
 #include "../../ops.h"
 
 #include <ATen/Parallel.h>
@@ -14,10 +13,7 @@
 #include <tuple>
 #include <vector>
 
-#include "plan.h"
-#include "tiles/network.h"
-#include "tiles/pack.h"
-#include "tiles/program.h"
+#include "network.h"
 
 namespace smoothfast {
 
@@ -25,7 +21,7 @@ namespace {
 
 using namespace fused;
 
-constexpr int64_t kRowsPerTask = 8;
+constexpr int64_t kRowsPerTask = 16;
 constexpr int64_t kRowsDrawn = 32;  // 192 KiB of replicas: they stay in L2 beside the network
 
 Shape shape_of(at::IntArrayRef shape) { return {{shape[0], shape[1], shape[2]}, shape[3], shape[4]}; }
@@ -36,10 +32,20 @@ Shape shape_of(at::TensorList weights, const at::Tensor& linear) {
   return {{weights[0].size(0), weights[2 * blocks + 1].size(0), linear.size(1)}, blocks, linear.size(0)};
 }
 
-tiles::Processor processor_of(c10::string_view name) {
-  for (tiles::Processor one : tiles::processors())
-    if (name == tiles::processor_name(one)) return one;
-  TORCH_CHECK(false, "fused: processor is '", name, "', which this one is not");
+// Packing takes any arithmetic, running one that is here.
+constexpr Arithmetic kAll[] = {Arithmetic::amx, Arithmetic::winograd_bf16, Arithmetic::winograd_mixed,
+                               Arithmetic::winograd_fp32, Arithmetic::avx512_bf16};
+
+Arithmetic arithmetic_of(c10::string_view name) {
+  for (Arithmetic one : kAll)
+    if (name == arithmetic_name(one)) return one;
+  TORCH_CHECK(false, "fused: arithmetic is '", name, "', which there is not");
+}
+
+Arithmetic live_arithmetic_of(c10::string_view name) {
+  for (Arithmetic one : arithmetics())
+    if (name == arithmetic_name(one)) return one;
+  TORCH_CHECK(false, "fused: arithmetic is '", name, "', which this processor has not");
 }
 
 void check_fused_classes(const at::Tensor& classes, int64_t rows, int64_t count) {
@@ -53,7 +59,7 @@ void check_fused_classes(const at::Tensor& classes, int64_t rows, int64_t count)
 }
 
 void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorList biases, const at::Tensor& linear,
-                      const at::Tensor& linear_bias) {
+                      const at::Tensor& linear_bias, Arithmetic arithmetic) {
   constexpr const char* op = "fused_pack";
   TORCH_CHECK(weights.size() >= 9 && (weights.size() - 3) % 6 == 0, op, ": there must be 3 + 6n weights, not ",
               weights.size());
@@ -66,7 +72,7 @@ void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorLi
               linear_bias.sizes());
   const Shape shape = shape_of(weights, linear);
   const auto& widths = shape.widths;
-  const char* refused = tiles::refusal(shape);
+  const char* refused = refusal(arithmetic, shape);
   TORCH_CHECK(!*refused, op, ": ", refused, "; they are ", widths[0], ", ", widths[1], ", ", widths[2]);
   const Plan plan = plan_of(shape);
   for (size_t i = 0; i < plan.size(); ++i) {
@@ -81,27 +87,33 @@ void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorLi
   }
 }
 
-void check_fused_network(const char* op, const at::Tensor& packed, at::IntArrayRef shape, bool gradients) {
+void check_fused_network(const char* op, const at::Tensor& packed, at::IntArrayRef shape, Arithmetic arithmetic,
+                         bool gradients) {
   TORCH_CHECK(shape.size() == 5, op, ": shape must be three widths, blocks and classes, not ", shape);
   const Shape network = shape_of(shape);
-  const char* refused = tiles::refusal(network);
+  const char* refused = refusal(arithmetic, network);
   TORCH_CHECK(!*refused, op, ": ", refused, "; shape is ", shape);
-  const tiles::Program& program = tiles::program_of(network);
-  const bool fits = packed.numel() == program.packed_backward || (!gradients && packed.numel() == program.packed);
-  const bool aligned = reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % alignof(float) == 0;  // it holds some
+  const bool fits = packed.numel() == packed_bytes(arithmetic, network, true) ||
+                    (!gradients && packed.numel() == packed_bytes(arithmetic, network, false));
+  const bool aligned = reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0;  // as torch gives memory
   TORCH_CHECK(packed.dim() == 1 && packed.scalar_type() == at::kByte && packed.is_contiguous() && fits && aligned, op,
-              ": packed must come from fused_pack", gradients ? " with gradients" : "", ", for shape ", shape);
+              ": packed must come from fused_pack", gradients ? " with gradients" : "", ", for shape ", shape, " and ",
+              arithmetic_name(arithmetic));
 }
 
 bool are_of_cifar(const at::Tensor& images) {
   return images.dim() == 4 && images.size(1) == 3 && images.size(2) == 32 && images.size(3) == 32;
 }
 
-void check_fused(const at::Tensor& replicas, const at::Tensor& packed, at::IntArrayRef shape, bool gradients) {
+at::ScalarType type_of(Arithmetic arithmetic) { return takes_bf16(arithmetic) ? at::kBFloat16 : at::kFloat; }
+
+void check_fused(const at::Tensor& replicas, const at::Tensor& packed, at::IntArrayRef shape, Arithmetic arithmetic,
+                 bool gradients) {
   const char* op = gradients ? "fused_gradients" : "fused_logits";
-  TORCH_CHECK(are_of_cifar(replicas) && replicas.scalar_type() == at::kBFloat16, op,
-              ": replicas must be bfloat16 [R, 3, 32, 32], not ", replicas.scalar_type(), " ", replicas.sizes());
-  check_fused_network(op, packed, shape, gradients);
+  const at::ScalarType type = type_of(arithmetic);
+  TORCH_CHECK(are_of_cifar(replicas) && replicas.scalar_type() == type, op, ": replicas must be ", type,
+              " [R, 3, 32, 32], not ", replicas.scalar_type(), " ", replicas.sizes());
+  check_fused_network(op, packed, shape, arithmetic, gradients);
 }
 
 std::vector<at::Tensor> contiguous(at::TensorList tensors) {
@@ -111,41 +123,43 @@ std::vector<at::Tensor> contiguous(at::TensorList tensors) {
 }
 
 at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList gains, at::TensorList biases, const at::Tensor& linear,
-                          const at::Tensor& linear_bias, bool gradients) {
-  check_fused_pack(weights, gains, biases, linear, linear_bias);
-  const tiles::Program& program = tiles::program_of(shape_of(weights, linear));
+                          const at::Tensor& linear_bias, c10::string_view arithmetic_named, bool gradients) {
+  const Arithmetic arithmetic = arithmetic_of(arithmetic_named);
+  check_fused_pack(weights, gains, biases, linear, linear_bias, arithmetic);
+  const Shape shape = shape_of(weights, linear);
   const auto kernels = contiguous(weights), scales = contiguous(gains), shifts = contiguous(biases);
   std::vector<Parameters> parameters;
   for (size_t i = 0; i < kernels.size(); ++i)
     parameters.push_back(
         {kernels[i].const_data_ptr<float>(), scales[i].const_data_ptr<double>(), shifts[i].const_data_ptr<double>()});
   const at::Tensor last = linear.contiguous(), last_bias = linear_bias.contiguous();
-  const int64_t bytes = gradients ? program.packed_backward : program.packed;
-  at::Tensor packed = at::empty({bytes}, linear.options().dtype(at::kByte));
-  tiles::pack(program, parameters, last.const_data_ptr<float>(), last_bias.const_data_ptr<float>(), gradients,
-              reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
+  at::Tensor packed = at::empty({packed_bytes(arithmetic, shape, gradients)}, linear.options().dtype(at::kByte));
+  pack(arithmetic, shape, parameters, last.const_data_ptr<float>(), last_bias.const_data_ptr<float>(), gradients,
+       reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
   return packed;
 }
 
-void run(const at::Tensor& replicas, const at::Tensor& packed, const Shape& shape, tiles::Processor processor,
-         at::Tensor& logits, const at::Tensor* classes, at::Tensor* gradients) {
+void run_rows(const at::Tensor& replicas, const at::Tensor& packed, const Shape& shape, Arithmetic arithmetic,
+              at::Tensor& logits, const at::Tensor* classes, at::Tensor* gradients) {
   const at::Tensor pixels = replicas.contiguous(at::MemoryFormat::ChannelsLast);
-  const auto* from = reinterpret_cast<const uint16_t*>(pixels.const_data_ptr<at::BFloat16>());
+  const auto* from = static_cast<const char*>(pixels.const_data_ptr());
+  const int64_t bytes = kImageElements * pixels.element_size();
   const auto* network = reinterpret_cast<const char*>(packed.const_data_ptr<uint8_t>());
   const int64_t* labels = classes ? classes->const_data_ptr<int64_t>() : nullptr;
   float *to = logits.mutable_data_ptr<float>(), *by = gradients ? gradients->mutable_data_ptr<float>() : nullptr;
   at::parallel_for(0, replicas.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
-    tiles::run(shape, network, from + begin * kImageElements, end - begin, to + begin * shape.classes,
-               labels ? labels + begin : nullptr, by ? by + begin * kImageElements : nullptr, processor);
+    run(arithmetic, shape, network, from + begin * bytes, end - begin, to + begin * shape.classes,
+        labels ? labels + begin : nullptr, by ? by + begin * kImageElements : nullptr);
   });
 }
 
 at::Tensor fused_logits_cpu(const at::Tensor& replicas, const at::Tensor& packed, at::IntArrayRef shape,
-                            c10::string_view processor) {
-  check_fused(replicas, packed, shape, false);
+                            c10::string_view arithmetic) {
+  const Arithmetic by = live_arithmetic_of(arithmetic);
+  check_fused(replicas, packed, shape, by, false);
   const Shape network = shape_of(shape);
   at::Tensor logits = at::empty({replicas.size(0), network.classes}, replicas.options().dtype(at::kFloat));
-  run(replicas, packed, network, processor_of(processor), logits, nullptr, nullptr);
+  run_rows(replicas, packed, network, by, logits, nullptr, nullptr);
   return logits;
 }
 
@@ -154,14 +168,14 @@ at::Tensor fused_logits_cpu(const at::Tensor& replicas, const at::Tensor& packed
 at::Tensor fused_votes_cpu(const at::Tensor& images, const at::Tensor& slots, const at::Tensor& image_ids,
                            const at::Tensor& sample_ids, const at::Tensor& key, c10::string_view law,
                            at::TensorList table, const at::Tensor& scale, const at::Tensor& shift, bool clip,
-                           const at::Tensor& packed, at::IntArrayRef shape, c10::string_view processor,
+                           const at::Tensor& packed, at::IntArrayRef shape, c10::string_view arithmetic,
                            at::Tensor& counts, at::Tensor& invalid, c10::string_view voting,
                            const std::optional<at::Tensor>& weights) {
+  const Arithmetic by = live_arithmetic_of(arithmetic);
   TORCH_CHECK(are_of_cifar(images), "fused_votes: images must be [S, 3, 32, 32], not ", images.sizes());
-  check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, at::kBFloat16);
-  check_fused_network("fused_votes", packed, shape, false);
+  check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, type_of(by));
+  check_fused_network("fused_votes", packed, shape, by, false);
   const Shape network = shape_of(shape);
-  const tiles::Processor on = processor_of(processor);
   const at::Tensor live = at::nonzero(slots.ge(0)).squeeze(1);
   const int64_t rows = live.size(0);
   const at::Tensor slot = slots.index_select(0, live), image_id = image_ids.index_select(0, live),
@@ -171,11 +185,11 @@ at::Tensor fused_votes_cpu(const at::Tensor& images, const at::Tensor& slots, co
   at::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += kRowsDrawn) {
       const int64_t count = std::min(kRowsDrawn, end - first);
-      const at::Tensor replicas = noisy_replicas_cpu(
-          images, slot.narrow(0, first, count), image_id.narrow(0, first, count), sample_id.narrow(0, first, count),
-          key, law, table, scale, shift, clip, at::kBFloat16, true);
+      const at::Tensor replicas =
+          noisy_replicas_cpu(images, slot.narrow(0, first, count), image_id.narrow(0, first, count),
+                             sample_id.narrow(0, first, count), key, law, table, scale, shift, clip, type_of(by), true);
       at::Tensor logits = found.narrow(0, first, count);
-      run(replicas, packed, network, on, logits, nullptr, nullptr);
+      run_rows(replicas, packed, network, by, logits, nullptr, nullptr);
     }
   });
   tally_cpu(found, slot, counts, invalid, voting, weights);
@@ -184,15 +198,16 @@ at::Tensor fused_votes_cpu(const at::Tensor& images, const at::Tensor& slots, co
 
 std::tuple<at::Tensor, at::Tensor> fused_gradients_cpu(const at::Tensor& replicas, const at::Tensor& classes,
                                                        const at::Tensor& packed, at::IntArrayRef shape,
-                                                       c10::string_view processor) {
-  check_fused(replicas, packed, shape, true);
+                                                       c10::string_view arithmetic) {
+  const Arithmetic by = live_arithmetic_of(arithmetic);
+  check_fused(replicas, packed, shape, by, true);
   const Shape network = shape_of(shape);
   check_fused_classes(classes, replicas.size(0), network.classes);
   const auto options = replicas.options().dtype(at::kFloat);
   at::Tensor logits = at::empty({replicas.size(0), network.classes}, options);
   at::Tensor gradients = at::empty(replicas.sizes(), options.memory_format(at::MemoryFormat::Contiguous));
   const at::Tensor labels = classes.contiguous();
-  run(replicas, packed, network, processor_of(processor), logits, &labels, &gradients);
+  run_rows(replicas, packed, network, by, logits, &labels, &gradients);
   return {logits, gradients};
 }
 

@@ -16,5 +16,14 @@ Plan plan_of(const Shape& shape) {
   return plan;
 }
 
+std::vector<float> folded_weights(const Layer& layer, const Parameters& parameters) {
+  const int64_t of_an_output = layer.inputs * layer.size * layer.size;
+  std::vector<float> weights(layer.outputs * of_an_output);
+  for (int64_t output = 0; output < layer.outputs; ++output)
+    for (int64_t i = output * of_an_output; i < (output + 1) * of_an_output; ++i)
+      weights[i] = static_cast<float>(parameters.weights[i] * parameters.gain[output]);
+  return weights;
+}
+
 }  // namespace fused
 }  // namespace smoothfast

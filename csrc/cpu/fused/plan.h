@@ -46,5 +46,8 @@ struct Parameters {
   const double *gain, *bias;
 };
 
+// Weights [outputs, inputs, size, size] of a layer times its gains.
+std::vector<float> folded_weights(const Layer& layer, const Parameters& parameters);
+
 }  // namespace fused
 }  // namespace smoothfast

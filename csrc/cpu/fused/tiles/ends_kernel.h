@@ -74,18 +74,6 @@ inline void head_backwards(const Memory& memory, int sample, const float* by_log
   }
 }
 
-// The gradient of the cross-entropy of a class by the logits: softmax minus one, the class as minus the others.
-inline void by_logits(const float* logits, int64_t classes, int64_t label, float* gradient) {
-  float largest = logits[0], total = 0, others = 0;
-  for (int64_t k = 1; k < classes; ++k) largest = std::max(largest, logits[k]);
-  for (int64_t k = 0; k < classes; ++k) total += gradient[k] = std::exp(logits[k] - largest);
-  for (int64_t k = 0; k < classes; ++k) {
-    gradient[k] /= total;
-    if (k != label) others += gradient[k];
-  }
-  gradient[label] = -others;
-}
-
 // The first convolution backwards: sums of a tile are [16 rows][rows of the image][4 channels][pixels], to [3][32][32].
 template <int kPixels, class Tiles>
 void to_images(Tiles& tiles, const Convolution& c, const Memory& memory, int live, float* gradients) {

@@ -3,19 +3,17 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <type_traits>
 #include <vector>
 
 #include "../../isa.h"
+#include "../arena.h"
+#include "../loss.h"
 #include "program.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <immintrin.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -40,7 +38,6 @@ namespace tiles {
 namespace {
 
 constexpr int kTileData = 18;  // the part of a thread's state that Linux gives only to those who ask
-constexpr int64_t kHugePage = 2 << 20;
 
 bool amx_permitted() {
 #if defined(SMOOTHFAST_AMX)
@@ -53,27 +50,6 @@ bool amx_permitted() {
   return false;
 #endif
 }
-
-struct Freed {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-// The memory of a thread, whose halos are 0 and stay so.
-struct Arena {
-  const Program* program = nullptr;
-  std::unique_ptr<char, Freed> memory;
-
-  char* of(const Program& wanted) {
-    if (program == &wanted) return memory.get();
-    const int64_t bytes = (wanted.arena + kHugePage - 1) / kHugePage * kHugePage;
-    memory.reset(static_cast<char*>(std::aligned_alloc(kHugePage, bytes)));
-    if (!memory) throw std::bad_alloc();
-    madvise(memory.get(), bytes, MADV_HUGEPAGE);
-    std::memset(memory.get(), 0, bytes);
-    program = &wanted;
-    return memory.get();
-  }
-};
 
 thread_local Arena arena;
 
@@ -107,7 +83,7 @@ void dispatch(Processor on, const By& by) {
 void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64_t samples, float* logits,
          const int64_t* labels, float* gradients, Processor on) {
   const Program& program = program_of(shape);
-  const Memory memory = {program, packed, arena.of(program)};
+  const Memory memory = {program, packed, arena.of(&program, program.arena)};
   dispatch(on, [&](auto* tiles) {
     const auto ignore = [](const Convolution*) {};
     for (int64_t first = 0; first < samples; first += program.samples) {
@@ -121,7 +97,7 @@ void run(const Shape& shape, const char* packed, const uint16_t* replicas, int64
 
 Profile profile(const Shape& shape, const char* packed, Processor on, int repeats) {
   const Program& program = program_of(shape);
-  const Memory memory = {program, packed, arena.of(program)};
+  const Memory memory = {program, packed, arena.of(&program, program.arena)};
   Profile found = {0.0, program.samples, {}};
   for (const auto* list : {&program.forward, &program.backward})
     for (const Convolution& c : *list)

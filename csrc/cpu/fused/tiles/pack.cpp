@@ -65,24 +65,15 @@ void pack_tiles(const Convolution& c, const float* weights, char* packed) {
         for (int k = 0; k < 32; ++k) pack_row(c, weights, step, k, pair, tile, to + k / 2 * 32 + k % 2);
 }
 
-// Batch norms folded into weights.
-std::vector<float> folded(const Convolution& c, const Parameters& layer) {
-  const int64_t of_an_output = int64_t{c.inputs} * c.size * c.size;
-  std::vector<float> weights(c.outputs * of_an_output);
-  for (int64_t output = 0; output < c.outputs; ++output)
-    for (int64_t i = output * of_an_output; i < (output + 1) * of_an_output; ++i)
-      weights[i] = static_cast<float>(layer.weights[i] * layer.gain[output]);
-  return weights;
-}
-
 }  // namespace
 
 void pack(const Program& program, const std::vector<Parameters>& parameters, const float* linear,
           const float* linear_bias, bool backward, char* packed) {
+  const Plan plan = plan_of(program.shape);
   std::vector<std::vector<float>> weights(parameters.size());
   for (const Convolution& c : program.forward) {
     const Parameters& layer = parameters[c.weight];
-    weights[c.weight] = folded(c, layer);
+    weights[c.weight] = folded_weights(plan[c.weight], layer);
     pack_tiles(c, weights[c.weight].data(), packed);
     if (c.bias < 0) continue;
     auto* bias = reinterpret_cast<float*>(packed + c.bias);

@@ -22,7 +22,7 @@ from smoothfast.runners.declined import declined
 
 def test_interrupts() -> None:
     path = Path(__file__).with_name("interrupted.py")
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_files=*.py", str(path)]
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
     result = subprocess.run(words, capture_output=True, text=True, timeout=240, start_new_session=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
     assert re.search("[24] passed", result.stdout), result.stdout  # two where OpenVINO is missing

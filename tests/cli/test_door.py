@@ -184,11 +184,14 @@ def test_completion_is_installed(place: Path) -> None:
 
 
 def test_what_users_name_brings_nothing_that_only_some_need() -> None:
-    """Beside torch: NumPy alone, and safetensors. What torch itself brings along is not ours."""
+    """Beside torch: NumPy alone, and safetensors. What torch itself brings along is not ours. Neither do votes bring a
+    compiler, where the work is too little for one."""
     code = (
         "import sys, torch; before = set(sys.modules)\n"
         "import smoothfast as sf; sf.SmoothedClassifier; sf.attacks; sf.training\n"
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))\n"
+        "base = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))\n"
+        "sf.SmoothedClassifier(base.eval(), 0.25, 3, precision='fp32').votes(torch.zeros(1, 3, 4, 4), 8)\n"
         "print(*sorted(name for name in sys.modules if name.startswith(('torch._dynamo', 'torch._inductor'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

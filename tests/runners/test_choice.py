@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import smoothfast as sf
 from smoothfast import models, runners
 from smoothfast.runners import choice
 from smoothfast.runners.choice import COSTS, Workload, candidates, measure, seconds
+from smoothfast.runners.operations import operations
 
 CPU = torch.device("cpu")
 IMAGES = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -37,6 +40,30 @@ def test_networks_are_measured() -> None:
     assert network.layers == 19 + 19 + 1  # convolutions, batch norms, the linear layer
     assert base.training
     assert measure(nn.Flatten(), (3, 4, 4)) == Workload(0, 0)
+
+
+@pytest.fixture
+def no_dynamo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo seems not to be loaded, so operations are counted without it."""
+    monkeypatch.setattr("smoothfast.runners.operations.sys", SimpleNamespace(modules={}))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_operations_are_those_that_torch_counts(mode: Callable[[], Any], no_dynamo: None) -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    for network in (models.resnet20(), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Linear(900, 5))):
+        with mode():
+            with FlopCounterMode(display=False) as counter:
+                network(images)
+            assert operations(network, images) == counter.get_total_flops() > 0
+
+
+def test_operations_of_a_network_that_needs_dynamo(no_dynamo: None) -> None:
+    class Either(nn.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.cond(images.sum() > 0, super().forward, torch.neg, (images.flatten(1),))
+
+    assert operations(Either(48, 48).requires_grad_(False), torch.zeros(2, 3, 4, 4)) == 2 * 2 * 48 * 48
 
 
 def test_small_work_is_not_worth_a_compiler(installed: Callable[..., None]) -> None:

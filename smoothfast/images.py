@@ -28,7 +28,10 @@ def checked_bounds(bounds: Sequence[float] | None) -> Bounds | None:
     """
     if bounds is None:
         return None
-    ends = tuple(map(float, bounds))
+    try:
+        ends = tuple(map(float, bounds))
+    except (TypeError, ValueError):
+        ends = ()
     if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
         raise ValueError(f"bounds is {bounds}; it must be (low, high), finite and the lower one first, or None")
     return ends[0], ends[1]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -143,27 +144,36 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """
     parts = list(module.modules())
     training = [part for part in parts if part.training]
-    compiled = [(vars(part), name, plain, vars(part)[name]) for part in parts for name, plain in _uncompiled(part)]
+    compiled = [(vars(part), name, plain) for part in parts for name, plain in _uncompiled(part)]
+    kept = [(state, name, state[name]) for state, name, _ in compiled if name in state]
     for part in training:
         part.training = False
-    for state, name, plain, _ in compiled:
+    for state, name, plain in compiled:
         state[name] = plain
     try:
         yield
     finally:
         for part in training:
             part.training = True
-        for state, name, _, kept in compiled:
-            state[name] = kept
+        for state, name, _ in compiled:
+            del state[name]
+        for state, name, former in kept:
+            state[name] = former
 
 
 def _uncompiled(part: nn.Module) -> Iterator[tuple[str, Any]]:
     """Attributes of a module by which it calls what torch.compile made, and what to put in their place."""
     if vars(part).get("_compiled_call_impl") is not None:  # by `Module.compile`
         yield "_compiled_call_impl", None
-    original = getattr(part, "_orig_mod", None)
-    if original is not None and vars(part).get("forward") not in (None, original.__call__):  # by `torch.compile`
+    own, original = vars(part).get("forward"), getattr(part, "_orig_mod", None)
+    if original is not None and own not in (None, original.__call__):  # by `torch.compile` of a module
         yield "forward", original.__call__
+    elif (method := getattr(own, "_torchdynamo_orig_callable", None)) is not None:  # of its method
+        yield "forward", method
+    elif own is None:  # of that of its class
+        forward = getattr(getattr(type(part), "forward", None), "_torchdynamo_orig_callable", None)
+        if forward is not None:
+            yield "forward", MethodType(forward, part)
 
 
 # This package; torch.nn, and Dynamo, which stands between it and a caller that is not compiled too (`untraced`).

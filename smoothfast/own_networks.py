@@ -12,7 +12,7 @@ from torch import nn
 from .checks import told
 from .modules import FunctionModule
 
-NO_CLASSES = "classes is not given, and neither the weights nor the data tell it; pass --classes"
+NO_CLASSES = "num_classes is not given, and neither the weights nor the data tell it; pass num_classes= or --classes"
 CLASSES = ("num_classes", "n_classes", "classes", "num_labels")  # how people call the number of logits
 NAMED = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -36,12 +36,23 @@ def own_network(spec: str, given: Any, num_classes: int | None) -> nn.Module:
         return FunctionModule(given)
     arguments = _arguments(spec, parameters, num_classes)
     try:
-        network = given(**arguments)
+        network = _made(given, arguments)
     except Exception as error:
         raise ValueError(f"model is {spec!r}, which raised {told(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"model is {spec!r}, which returned {type(network).__name__}; it must return an nn.Module")
     return network
+
+
+def _made(given: Callable[..., Any], arguments: dict[str, int]) -> Any:
+    """Makes a network; without arguments where a callable hands those of any name on to one that does not take them, as
+    a class without an `__init__` does."""
+    try:
+        return given(**arguments)
+    except TypeError as error:
+        if any(f"unexpected keyword argument '{name}'" in str(error) for name in arguments):
+            return given()
+        raise
 
 
 def _parameters(given: Callable[..., Any]) -> Mapping[str, Parameter]:

@@ -136,7 +136,8 @@ def _faults(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     said = [f"{_some(missing)} missing"] if missing else []
     said += [f"{_some(extra)} not in the model"] if extra else []
     said += [f"{'; '.join(shapes[:SHOWN])}{_more(shapes)}"] if shapes and not said else []
-    if any(".shortcut." in name for name in extra) and not any(".shortcut." in name for name in wanted):
+    projected = any(part in name for name in extra for part in (".shortcut.", ".downsample."))
+    if projected and not any(".shortcut." in name for name in wanted):
         said.append("its shortcuts are 1x1 convolutions, as those of resnet20b and resnet110b")
     return "; ".join(said)
 

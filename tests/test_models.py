@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import smoothfast as sf
 from smoothfast import models
+from smoothfast.own_networks import own_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -186,6 +188,23 @@ def test_any_callable_that_makes_a_network(monkeypatch: pytest.MonkeyPatch) -> N
     network = models.load("own_networks:Own", 4)
     assert isinstance(network, Own)
     assert network.classes == 4
+
+
+class Bare(nn.Module):
+    """A network without an `__init__`, which seems to take arguments of any name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :3]
+
+
+class Handing(Bare):
+    def __init__(self, **others: Any) -> None:
+        super().__init__(**others)
+
+
+@pytest.mark.parametrize("kind", [Bare, Handing])
+def test_networks_that_take_nothing(kind: type[nn.Module]) -> None:
+    assert isinstance(own_network("mine:Net", kind, 3), kind)
 
 
 @pytest.mark.parametrize(

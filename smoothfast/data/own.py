@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import index as as_integer
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import told
 from .labelled import Images, Labelled, classes_of, size_text
 from .pictures import eight_bits, tensor_of
 
@@ -41,7 +43,8 @@ class Own:
         return len(self.source)
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        item = self.source[index]
+        with _telling(f"data is {self.spec!r}, whose item {index}"):
+            item = self.source[index]
         try:
             image, label = _pair(item)
             return _image(image), _label(label)
@@ -79,6 +82,17 @@ def own(made: Any, spec: str, split: str) -> Labelled:
     return data if isinstance(data, Images) else Own(data, spec)
 
 
+@contextmanager
+def _telling(whose: str) -> Iterator[None]:
+    """Stands around code of the user's, and tells where an error of it was raised."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{whose} raised {told(error)}") from error
+
+
 def _is_data(made: Any) -> bool:
     return hasattr(made, "__getitem__") and hasattr(made, "__len__")
 
@@ -100,7 +114,8 @@ def _called(made: Any, spec: str, split: str) -> Any:
     try:
         signature = inspect.signature(made)
     except (TypeError, ValueError):  # of C
-        return made(split)
+        with _telling(f"data is {spec!r}, which"):
+            return made(split)
     named = {name for name, taken in signature.parameters.items() if taken.kind != taken.POSITIONAL_ONLY}
     ways: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((split,), {}), ((), {})]
     if "split" in named:
@@ -112,7 +127,8 @@ def _called(made: Any, spec: str, split: str) -> Any:
             signature.bind(*arguments, **options)
         except TypeError:
             continue
-        return made(*arguments, **options)
+        with _telling(f"data is {spec!r}, which"):
+            return made(*arguments, **options)
     raise ValueError(f"data is {spec!r}, which takes {signature}; it must take the split, or nothing")
 
 

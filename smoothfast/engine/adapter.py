@@ -16,14 +16,17 @@ from operator import attrgetter, itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..checks import told
 from ..layers import without_noise
 from ..modules import device_of, evaluating, warn
 from ..runners.choice import Workload, measure
 from ..runners.precision import DTYPES, in_precision, resolve_precision, strict_arithmetic
+from ..text import one_line
 from ..turns import Turns
 
 OWN = {torch.float64: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -129,11 +132,17 @@ def adapted(look: Pass, precision: str, former: Adapted | None) -> Adapted:
     if any(tried != chosen for tried, _ in refused):
         notes["precision"] = chosen
     num_classes = count_classes(logits_of(output))
+    if _are_probabilities(logits_of(output)) and look.base not in _SAID:
+        _SAID[look.base] = ""
+        warn(
+            "the base classifier returns probabilities: votes are right, but soft voting and gradients take the "
+            "softmax of them once more; leave out its own"
+        )
     if former is not None and former.of(look.base) == (look.shape, chosen, layout, num_classes, notes):
         return former
     if notes:
         said = ", ".join(f"{name} {value}" for name, value in notes.items())
-        why = f" (otherwise it raises: {next(iter(refused.values()))!s:.80}...)" if refused else ""
+        why = f" (otherwise it raises: {one_line(str(next(iter(refused.values()))))!s:.200})" if refused else ""
         why += "; as float32, with precision='auto', more runners take it" if own is not None else ""
         if _SAID.get(look.base) != said:
             _SAID[look.base] = said
@@ -209,8 +218,8 @@ def _require_gradient(logits: Tensor, images: Tensor) -> None:
     total = logits.float().sum()
     if not total.requires_grad or torch.autograd.grad(total, images, allow_unused=True)[0] is None:
         raise ValueError(
-            "the base classifier has no gradient by its images (its layers are quantised, or it goes by NumPy or "
-            "`detach`): attack it by forward passes alone, with NAttack or Square"
+            "the base classifier has no gradient by its images (its layers are quantised, or it goes by NumPy, "
+            "`detach` or `torch.no_grad`): attack it by forward passes alone, with NAttack or Square"
         )
 
 
@@ -234,6 +243,8 @@ def form(output: Any) -> tuple[str, Callable[[Any], Any]]:
     """The place of the logits in the output of a base classifier, as text, and what takes them out."""
     if isinstance(output, Tensor):
         return "", _itself
+    if isinstance(output, np.ndarray):
+        return " as a tensor", torch.from_numpy
     if isinstance(getattr(output, "logits", None), Tensor):
         return ".logits", attrgetter("logits")
     if isinstance(output, Mapping) and output:
@@ -242,10 +253,10 @@ def form(output: Any) -> tuple[str, Callable[[Any], Any]]:
             return f"[{key!r}]", itemgetter(key)
     if isinstance(output, (tuple, list)) and output:
         return "[0]", itemgetter(0)
-    told = f" with {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
+    keys = f" with {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
     made = "; a function that makes networks is to be called first" if isinstance(output, nn.Module) else ""
     raise ValueError(
-        f"the base classifier returns {type(output).__name__}{told}; it must return logits [B, K], alone, first in a "
+        f"the base classifier returns {type(output).__name__}{keys}; it must return logits [B, K], alone, first in a "
         f"tuple, or as 'logits'{made}"
     )
 
@@ -267,6 +278,12 @@ def count_classes(logits: Any) -> int:
     )
 
 
+def _are_probabilities(logits: Tensor) -> bool:
+    """Tells whether logits look like the results of a softmax."""
+    sums = logits.float().sum(1)
+    return bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
+
+
 class Adaptation(nn.Module):
     """A base classifier that is fed in the dtype of its weights, and of whose output the logits are taken."""
 
@@ -282,14 +299,19 @@ class Adaptation(nn.Module):
 
 def _told(error: Exception, shape: tuple[int, ...]) -> Exception:
     """The error of a base classifier; of images of a shape that it does not take, one that says so."""
-    if type(error) is not RuntimeError:  # of torch, on shapes
+    if not isinstance(error, (RuntimeError, TypeError)) or isinstance(error, NotImplementedError):
         return error
-    hint = "one image is [1, C, H, W]" if len(shape) == 2 else "channels come second: [N, C, ...]"
-    told = ValueError(
-        f"images are [N, {', '.join(map(str, shape))}], which the base classifier does not take ({error}); {hint}"
-    )
-    told.__cause__ = error
-    return told
+    hint = ""
+    if "in-place operation" in str(error):
+        hint = "; its forward changes the images that it is given: let it work on a copy"
+    elif len(shape) == 2:
+        hint = "; one image is [1, C, H, W]"
+    elif "channels" in str(error):
+        hint = "; channels come second: [N, C, ...]"
+    size = ", ".join(map(str, shape))
+    said = ValueError(f"images are [N, {size}], which the base classifier does not take ({told(error)}){hint}")
+    said.__cause__ = error
+    return said
 
 
 def _itself(output: Any) -> Any:

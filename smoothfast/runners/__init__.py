@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..former import Kept  # noqa: F401  a pickle of version 0.1 names it here
+from ..interrupts import held_back
 from ..turns import MAKING
 from . import compiled, eager, fused, openvino
 from .declined import DeclinedError
@@ -26,7 +27,8 @@ def make_runners(
 ) -> list[Runner]:
     """A network as `count` functions of a micro-batch, which may be called at the same time.
 
-    They are made for the number of threads of the calling thread, and by one thread of the process at a time.
+    They are made for the number of threads of the calling thread, and by one thread of the process at a time; an
+    interrupt waits until they are.
 
     Args:
         kind: of runner.
@@ -38,7 +40,7 @@ def make_runners(
         DeclinedError: it is not for this dtype or device, or not installed, or cannot take the network.
     """
     checks.choice("runner", kind, RUNNERS)
-    with MAKING.taken():
+    with held_back(), MAKING.taken():
         return RUNNERS[kind](network, dtype, device, examples, count)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..interrupts import held_back
 from ..layers import without_noise
 from ..modules import device_of, evaluating, parts, warn, weights_sha256
 from .declined import DeclinedError
@@ -75,7 +76,8 @@ class Workload:
 
 def measure(base: nn.Module, shape: tuple[int, ...]) -> Workload:
     """The workload of a base classifier, counted on two images [C, H, W] of zeros."""
-    from .operations import operations  # brings a quarter of a second of torch along
+    with held_back():
+        from .operations import operations  # brings a quarter of a second of torch along
 
     images = torch.zeros(2, *shape, device=device_of(base))
     with (

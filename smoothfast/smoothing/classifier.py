@@ -223,7 +223,7 @@ class SmoothedClassifier(nn.Module):
         """
         self._require_votes("predict")
         images = checked_images(images, self.bounds)
-        decisions = self._decide_alike(checked_images(images), image_ids, lambda: predict_procedure(method, n, alpha))
+        decisions = self._decide_alike(images, image_ids, lambda: predict_procedure(method, n, alpha))
         return prediction(decisions, self.num_classes)
 
     def certify(

@@ -203,3 +203,20 @@ def endless(split: str) -> Iterator[Any]:
 def test_what_makes_none_is_refused(loaded: Any, made: Any, message: str) -> None:
     with pytest.raises(ValueError, match=rf"data is 'own_images:make', {message}"):
         loaded(made)
+
+
+class Failing(list[Any]):
+    def __getitem__(self, index: Any) -> Any:
+        raise KeyError("no such item")
+
+
+def failing() -> Any:
+    raise RuntimeError("no data here")
+
+
+def test_errors_of_the_code_are_told_with_their_place(loaded: Any) -> None:
+    with pytest.raises(ValueError, match=r"which raised RuntimeError: no data here \(.*:\d+, in failing\)$"):
+        loaded(failing)
+    source = loaded(Failing([1]))
+    with pytest.raises(ValueError, match=r"whose item 0 raised KeyError: 'no such item' \(.*:\d+, in __getitem__\)$"):
+        source[0]

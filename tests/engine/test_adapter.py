@@ -210,7 +210,7 @@ def test_bf16_gives_way_where_nobody_asked_for_it() -> None:
     assert meta["precision"] == "fp32"
     assert meta.get("adapted", {}).get("precision", "fp32") == "fp32"
     assert ("precision" in meta.get("adapted", {})) == (resolve_precision("auto", CPU) != "fp32")
-    with pytest.raises(TypeError, match="BFloat16"):
+    with pytest.raises(ValueError, match=r"does not take .*BFloat16"):
         smoothed(ByNumpy().eval(), precision="bf16").certify(IMAGES, n0=10, n=50)
     assert PGD(Upscaled().eval(), 0.1, steps=1)(IMAGES, LABELS).shape == IMAGES.shape
 
@@ -359,3 +359,58 @@ def test_what_was_adapted_is_said_once_for_all_that_use_the_network() -> None:
             smoothed(base).votes(IMAGES, 4)
             PGD(base, steps=1)(FLOATS, LABELS)
     assert len([each for each in said if "is adapted" in str(each.message)]) == 1
+
+
+class Decorated(Net):
+    """A network whose forward is compiled where its class is written."""
+
+    @torch.compile(backend=never)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_a_forward_that_is_compiled_is_called_plain() -> None:
+    wanted, method = smoothed(Net()).votes(IMAGES), Net()
+    method.forward = torch.compile(method.forward, backend=never)  # type: ignore[method-assign]
+    for base in (Decorated(), method):
+        assert torch.equal(smoothed(base).votes(IMAGES), wanted)
+        PGD(base, steps=1)(FLOATS, LABELS)
+        with pytest.raises(pytest.fail.Exception, match="it was compiled"):
+            base(FLOATS)
+
+
+def test_probabilities_are_told_once() -> None:
+    base = nn.Sequential(Net(), nn.Softmax(1)).eval()
+    with pytest.warns(UserWarning, match="returns probabilities: votes are right"):
+        smoothed(base).votes(IMAGES, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        smoothed(base).votes(IMAGES, 4)
+
+
+class Clamped(Net):
+    """A network that changes the images that it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2))
+
+
+class Masked(Net):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x * mask)
+
+
+def test_an_error_in_forward_tells_its_place() -> None:
+    with pytest.raises(ValueError, match=r"does not take \(TypeError: .* missing 1 required .*: 'mask'"):
+        smoothed(Masked()).votes(IMAGES)
+    with pytest.raises(ValueError, match=r"test_adapter\.py:\d+, in forward\)\)$"):
+        smoothed(Net(classes=5)).votes(torch.zeros(2, 3, 9, 12))
+    with pytest.raises(ValueError, match="its forward changes the images that it is given: let it work on a copy"):
+        PGD(Clamped())(FLOATS, LABELS)
+
+
+def test_an_array_of_numpy_is_taken() -> None:
+    base = Answers(lambda logits: logits.detach().numpy())
+    assert torch.equal(smoothed(base).votes(IMAGES), smoothed(Net()).votes(IMAGES))
+    with pytest.raises(ValueError, match="has no gradient by its images"):
+        PGD(base)(FLOATS, LABELS)

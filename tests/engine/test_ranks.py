@@ -88,6 +88,17 @@ def test_certificates_of_every_rank(shape: tuple[int, ...], runner: str) -> None
 
 
 @pytest.mark.parametrize("bounds", [BOUNDS, None])
+def test_predictions_of_every_range(bounds: Any) -> None:
+    images = inputs((7,)) if bounds is None else inputs((7,)).clamp(*bounds)
+    model = smoothed((7,), bounds=bounds)
+    found = model.predict(images, n=100)
+    assert torch.equal(found.counts, model.votes(images, 100))
+    early = model.predict(images, n=100, method="sequential").labels
+    assert torch.equal(early[early >= 0], found.labels[early >= 0])
+    assert (early >= 0).any()
+
+
+@pytest.mark.parametrize("bounds", [None, BOUNDS])
 def test_certificates_of_other_ranges_are_replayed(bounds: Any) -> None:
     certificate = smoothed((7,), bounds=bounds).certify(inputs((7,)), n0=20, n=100)
     assert sf.replay(certificate, linear((7,)), inputs((7,))).same

@@ -11,7 +11,7 @@ from imports import Arrow, House, house
 ORDER = [
     "version", "names", "streams", "normalization", "former", "lazy", "text", "launch",
     "checks", "specs", "files", "statistics", "procedures",
-    "modules", "turns", "untraced", "images", "data", "voting", "losses",
+    "modules", "turns", "interrupts", "untraced", "images", "data", "voting", "losses",
     "ops", "noise", "environment",
     "layers", "runners", "engine",
     "own_networks", "pretrained", "models", "layouts", "weights",

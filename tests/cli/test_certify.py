@@ -171,6 +171,18 @@ def test_some_of_the_images(certify: Run, tmp_path: Path) -> None:
     assert some == [every[0], every[1], every[3], every[5]]
 
 
+def test_a_seed_is_drawn_for_each_run_and_kept_for_the_rest_of_it(certify: Run, tmp_path: Path) -> None:
+    logs = [tmp_path / name for name in ("run.tsv", "other.tsv")]
+    for log in logs:
+        assert certify(out=log.name, seed=None, max=2).status == 0
+    seeds = [read_log(log).settings["seed"] for log in logs]
+    assert seeds[0] != seeds[1]
+    whole = timeless(logs[0])
+    logs[0].write_text("".join(logs[0].read_text().splitlines(keepends=True)[:-1]))
+    assert certify("--resume", seed=None, max=2).status == 0
+    assert (timeless(logs[0]), read_log(logs[0]).settings["seed"]) == (whole, seeds[0])
+
+
 @pytest.mark.parametrize("method", ["fixed", *EARLY])
 def test_the_same_seed_gives_the_same_bytes(certify: Run, tmp_path: Path, method: str) -> None:
     # Neither the state of torch's generator nor the rows per forward pass matter.

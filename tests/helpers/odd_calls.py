@@ -55,9 +55,10 @@ def calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "perturb_weights", cases.network((300,), 5, torch.float32)
 
 
-def fused_calls() -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """The same of fused networks, by each arithmetic that there is."""
-    for arithmetic, (widths, blocks, classes) in product(arithmetics(), [((16, 32, 64), 1, 10), ((32, 64, 96), 1, 1)]):
+def fused_calls(isa: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The same of fused networks, by each arithmetic that there is; for less than AVX-512 one has bodies."""
+    names = arithmetics() if isa == "avx512" else ["winograd_fp32"]
+    for arithmetic, (widths, blocks, classes) in product(names, [((16, 32, 64), 1, 10), ((32, 64, 96), 1, 1)]):
         packed = ops.fused_pack(*parameters(widths, blocks, classes), arithmetic, gradients=True)
         shape = [*widths, blocks, classes]
         for rows in (0, 1, 7, 25):
@@ -110,7 +111,7 @@ def main() -> None:
     for isa in ops.extension.supported_instruction_sets():
         ops.extension.use_instruction_set(isa)
         seen: Counter[str] = Counter()
-        for name, arguments in [*calls(), *(fused_calls() if isa == "avx512" else ())]:
+        for name, arguments in [*calls(), *fused_calls(isa)]:
             torch.set_num_threads(1)
             expected = called(name, arguments)
             torch.set_num_threads(THREADS)

@@ -16,7 +16,7 @@ PROGRAM = str(ROOT / "tests" / "helpers" / "odd_calls.py")
 TESTS = {"address": "instruction_set or contiguous or scalar or avx", "thread": "number_of_threads"}
 TALLY, STEP, SUM = ("cpu/tally_kernel.h", "cpu/attack_step_kernel.h", "cpu/replica_sum_kernel.h")
 WRAPPING = ("uint64_t total = 0", "total += (uint64_t)fixed(terms[i] * kTermUnits)")
-STEPS, ARENA = "cpu/attack_step.cpp", "cpu/fused/tiles/network.cpp"
+STEPS, ARENAS = "cpu/attack_step.cpp", ("cpu/fused/tiles/network.cpp", "cpu/fused/winograd/network.cpp")
 TASKS = ("cpu/noisy_replicas.cpp", "cpu/perturb_weights.cpp", "cpu/replica_sum.cpp")
 TASK_TWICE = "task = std::max<int64_t>(begin - 1, 0)"
 DEFECTS = {
@@ -32,7 +32,7 @@ DEFECTS = {
         "votes in one place": Defect({"cpu/tally.cpp": {"votes.data() + begin": "votes.data()"}}, "cpu/tally.cpp"),
         "an element twice": Defect({STEPS: {"(job, begin, end)": "(job, begin, std::min(end + 1, units))"}}, STEPS),
         **{f"a task twice, {op}": Defect({op: {"task = begin": TASK_TWICE}}, op) for op in TASKS},
-        "one memory for all": Defect({ARENA: {"thread_local Arena": "Arena"}}, ARENA),
+        **{f"one memory for all, {at}": Defect({at: {"thread_local Arena": "Arena"}}, at) for at in ARENAS},
     },
 }
 

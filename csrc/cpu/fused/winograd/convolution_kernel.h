@@ -50,12 +50,14 @@ FORCED void with_panel(int64_t outputs, const By& by) {
 // ---- stride 1
 // --------------------------------------------------------------------------------------------------------
 
-// [36][tiles][inputs] times [36][panels][inputs][outputs of a panel] to [36][tiles][outputs].
-template <class Number, int kPanel>
+// [36][tiles][inputs] times [36][panels][inputs][outputs of a panel] to [36][tiles][outputs]. Of a single panel the
+// channels are known when this is compiled.
+template <class Number, int kPanel, bool kSingle>
 NOT_INLINED void multiply(const typename Number::Stored* inputs, int64_t next_inputs,
                           const typename Number::Stored* weights, float* sums, int64_t next_sums, int tiles,
-                          int64_t channels) {
+                          int64_t width) {
   using Of = Block<kPanel>;
+  const int64_t channels = kSingle ? kPanel : width;
   for (int frequency = 0; frequency < kFrequencies; ++frequency, inputs += next_inputs, sums += next_sums)
     for (int64_t panel = 0; panel < channels; panel += kPanel, weights += kPanel * channels)
       for (int64_t part = 0; part < kPanel; part += Of::kWidth)
@@ -71,6 +73,16 @@ NOT_INLINED void multiply(const typename Number::Stored* inputs, int64_t next_in
         }
 }
 
+// Tiles of 4x4 outputs of square maps, row by row and sample after sample: 2^`log` in a row.
+struct TilesOf {
+  int log;
+
+  int across() const { return 1 << log; }
+  int sample(int tile) const { return tile >> 2 * log; }
+  int y(int tile) const { return (tile >> log & (across() - 1)) * 4; }
+  int x(int tile) const { return (tile & (across() - 1)) * 4; }
+};
+
 // A 3x3 within the maps of a stage. Bias: of outputs, or none.
 template <class Number, Finish finish, bool kAdds, bool kKeeps>
 NOT_INLINED void convolve(const Memory& memory, int stage, int64_t from, int64_t to, int samples, int64_t weights,
@@ -78,31 +90,30 @@ NOT_INLINED void convolve(const Memory& memory, int stage, int64_t from, int64_t
   using Stored = typename Number::Stored;
   const Program& program = memory.program;
   const int64_t channels = program.shape.widths[stage], row = program.row(stage), map = program.map(stage);
-  const int across = (int)program.size(stage) / 4, per_sample = across * across, most = kTiles[stage];
+  const TilesOf tiles_of = {3 - stage};
+  const int across = tiles_of.across(), all = samples * across * across, most = kTiles[stage];
   const int64_t next_inputs = most * channels + 64 / sizeof(Stored), next_sums = most * channels + 16;
   Stored* const inputs = memory.at<Stored>(program.transformed);
   float* const sums = memory.at(program.sums);
   const float *const in = memory.at(from), *const shift = bias < 0 ? nullptr : memory.weights(bias);
   float* const out = memory.at(to) + row + channels;
-  for (int first = 0; first < samples * per_sample; first += most) {
-    const int tiles = std::min(most, samples * per_sample - first);
-    const auto pixel = [&](int tile) ALWAYS {  // of the tile's first output, in its map
-      return (int64_t)(tile % per_sample / across) * 4 * row + tile % across * 4 * channels;
-    };
+  for (int first = 0; first < all; first += most) {
+    const int tiles = std::min(most, all - first);
     for (int tile = 0; tile < tiles; tile += across) {
-      const float* tile_in = in + (first + tile) / per_sample * map + pixel(first + tile);
+      const float* tile_in = in + tiles_of.sample(first + tile) * map + tiles_of.y(first + tile) * row;
       for (int64_t c = 0; c < channels; c += kLanes)
         to_frequencies<Number>(tile_in + c, row, channels, inputs + tile * channels + c, next_inputs, across);
     }
     with_panel(channels, [&](auto block) ALWAYS {
       constexpr int kPanel = decltype(block)::kPanelWidth;
-      multiply<Number, kPanel>(inputs, next_inputs, memory.weights<Stored>(weights), sums, next_sums, tiles, channels);
+      const auto product = channels == kPanel ? multiply<Number, kPanel, true> : multiply<Number, kPanel, false>;
+      product(inputs, next_inputs, memory.weights<Stored>(weights), sums, next_sums, tiles, channels);
     });
     for (int64_t c = 0; c < channels; c += kLanes) {
       const Lanes added = shift ? load(shift + c) : (Lanes){};
       for (int tile = 0; tile < tiles; ++tile) {
-        const int sample = (first + tile) / per_sample, y = (first + tile) % per_sample / across * 4,
-                  x = (first + tile) % across * 4;
+        const int64_t sample = tiles_of.sample(first + tile), y = tiles_of.y(first + tile),
+                      x = tiles_of.x(first + tile);
         float* tile_out = out + sample * map + y * row + x * channels + c;
         Bits* bits = memory.bits(layer, first_sample + sample) + ((y * 4 * across + x) * channels + c) / kLanes;
         from_frequencies(sums + tile * channels + c, next_sums, [&](int r, int p, Lanes sum) ALWAYS {

@@ -33,6 +33,21 @@ FORCED Lanes fused_away(Lanes a, Lanes b, Lanes c) {
 #endif
 }
 
+// Numbers a fixed distance apart.
+FORCED Lanes gather(const float* from, int64_t distance) {
+#if VECTOR_BYTES == 64
+  const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return (Lanes)_mm512_i32gather_ps(_mm512_mullo_epi32(numbers, _mm512_set1_epi32((int)distance)), from, 4);
+#elif VECTOR_BYTES == 32
+  const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return (Lanes)_mm256_i32gather_ps(from, _mm256_mullo_epi32(numbers, _mm256_set1_epi32((int)distance)), 4);
+#else
+  Lanes lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = from[i * distance];
+  return lanes;
+#endif
+}
+
 // NaN, as the second operand of a maximum, stays.
 FORCED Lanes relu(Lanes lanes) {
 #if VECTOR_BYTES == 64

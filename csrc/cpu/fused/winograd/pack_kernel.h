@@ -10,11 +10,8 @@ struct Weights {
 
   // A tap of an input, for the outputs of one vector.
   FORCED Lanes tap(int64_t output, int64_t input, int tap) const {
-    Lanes lanes;
     if (input >= inputs) return (Lanes){};
-    const float* at = from + output * next_output + input * next_input + (flipped ? taps - 1 - tap : tap);
-    for (int i = 0; i < kLanes; ++i) lanes[i] = at[i * next_output];
-    return lanes;
+    return gather(from + output * next_output + input * next_input + (flipped ? taps - 1 - tap : tap), next_output);
   }
 };
 

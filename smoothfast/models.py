@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import imported
+from .checks import imported, near
 from .layers import inject_noise
 from .normalization import (
     CIFAR10_COHEN_STATISTICS,
@@ -304,5 +304,9 @@ def _built(spec: str, make: Callable[..., nn.Module], num_classes: int | None) -
         raise ValueError(NO_CLASSES)
     try:
         return make(num_classes=num_classes)
-    except (ImportError, ValueError, RuntimeError) as error:
+    except ImportError as error:
         raise ValueError(f"model is {spec!r}, which cannot be built: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        library, _, name = spec.partition(":")
+        known = import_module(library).models.list_models() if library == "torchvision" else ()
+        raise ValueError(f"model is {spec!r}, which cannot be built: {error}{near(name, known)}") from error

@@ -212,7 +212,7 @@ def test_networks_that_take_nothing(kind: type[nn.Module]) -> None:
     {
         "resnet21": "an unknown model; near: .*resnet20.*; it must be one of resnet20, .*timm:NAME, hf:FOLDER",
         "": "it must be one of resnet20",
-        "torchvision:resnet19": "which cannot be built: Unknown model resnet19",
+        "torchvision:resnet19": "which cannot be built: Unknown model resnet19; near: .*resnet1",
         "torchvision:": "which cannot be built",
         "no_such_module:network": "which cannot be imported: there is no module no_such_module",
         "torch.nn:NoSuchLayer": "which cannot be imported: torch.nn has no 'NoSuchLayer'",

@@ -23,6 +23,7 @@ from ..specs import (
     MODEL_SPECS,
     comes_without_weights,
     draws_no_noise,
+    names_code,
     require_data,
     require_model,
     require_sides,
@@ -96,7 +97,8 @@ class ModelOptions(Options):
     def check(self) -> None:
         super().check()
         require_model(self.model)
-        require_present(self.weights)
+        if not names_code(self.model):  # of which it is said first whether it is there
+            require_present(self.weights)
         at_least(2, classes=self.classes)
         at_most(MOST_CLASSES, classes=self.classes)
         if self.normalize is not None:

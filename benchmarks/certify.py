@@ -24,7 +24,7 @@ from smoothfast.engine import Engine
 from smoothfast.engine.graphs import capture
 from smoothfast.engine.votes import VoteLane
 from smoothfast.runners import choice
-from smoothfast.runners.fused import arithmetics
+from smoothfast.runners.fused import arithmetics, preferred
 from smoothfast.runners.precision import strict_arithmetic
 from smoothfast.smoothing import SmoothedClassifier
 from smoothfast.weights import DEMO, read_weights
@@ -146,7 +146,7 @@ def _classifiers(case: Case, network: nn.Module) -> Iterator[tuple[tuple[str, st
     """Smoothed classifiers of a case, by runner, and by precision and micro-batch."""
     for precision in case.precisions:
         for runner in case.runners:
-            if runner == "fused" and precision != "bf16":
+            if runner == "fused" and not preferred(harness.DTYPES[precision]):
                 continue
             for micro_batch in case.micro_batches:
                 form = precision if micro_batch is None else f"{precision}, batch {micro_batch}"

@@ -346,6 +346,10 @@ class Attack(ABC):
             return self.max_batch
         device = device_of(self.base)
         usual = self.max_batch or default_micro_batch(images.shape[1:], device)
-        rows = count * min(together or self.samples, self.samples)
+        rows = self._points_at_once(count) * min(together or self.samples, self.samples)
         lanes = CORES if device.type == "cpu" else 1
         return min(usual, rows, BLOCK * -(-rows // (lanes * BLOCK)))
+
+    def _points_at_once(self, images: int) -> int:
+        """Points that the engine is asked about in one call, of so many images."""
+        return images

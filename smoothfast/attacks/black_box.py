@@ -105,6 +105,9 @@ class NAttack(_BlackBox):
         each = zip(images.split(1), classes.split(1), ids.split(1), strict=True)
         return torch.cat([self._search(_Evolution(self, engine, *one), one[1]) for one in each])
 
+    def _points_at_once(self, images: int) -> int:
+        return self.population
+
     def _search(self, evolution: _Evolution, label: Tensor) -> Tensor:
         for step in range(self.steps):
             if step % EVERY == 0 and self._unanimous(evolution.votes(step), label):
@@ -214,6 +217,9 @@ class Square(_BlackBox):
             if not len(at):
                 break
         return points
+
+    def _points_at_once(self, images: int) -> int:
+        return 2 * images
 
     def _proposed(self, query: int, points: Tensor, images: Tensor, ids: Tensor) -> Tensor:
         channels, height, width = images.shape[1:]

@@ -228,6 +228,13 @@ def test_members_are_drawn_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(NAttack(model, EPS, 4, 50)(images, [0, 0]), whole, atol=1e-6, rtol=0)
 
 
+def test_members_of_one_image_fill_micro_batches() -> None:
+    """However few images there are: one after the other they would take many times as long."""
+    recorded = Recorded()
+    NAttack(recorded, EPS, 1, 100)(torch.full((1, 3, 4, 4), 0.5), [0])
+    assert len(recorded.seen) <= 8  # looks at what the model is and at the mean, and two halves
+
+
 # ---- Square: its squares ---------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ PROGRAM = """
 import os, signal, sys, threading
 from smoothfast.interrupts import held_back
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 done = []
 try:
     with held_back():

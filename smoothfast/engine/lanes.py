@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..interrupts import held_back
+
 DEPTH = 2  # micro-batches that a lane is given before one of them must be done
 
 
@@ -38,11 +40,12 @@ class Lane:
 
     def result(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Makes a call and waits for it, also where the wait is interrupted: what it works on is then free."""
-        future = self.call(function, *arguments)
-        try:
-            return future.result()
-        finally:
-            wait([future])
+        with held_back():
+            future = self.call(function, *arguments)
+            try:
+                return future.result()
+            finally:
+                wait([future])
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Makes a call that computes a micro-batch."""

@@ -23,7 +23,15 @@ from smoothfast.noise import Stream, lattice, lattice_law, stream_key
 from smoothfast.training import PRESETS, RECIPES, Settings, Trainer, crop_and_flip
 from smoothfast.weights import read_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """One thread, also for the runs that tests share: gradients of weights are added up in another order by two."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(former)
+
 
 # ---- what a run writes -----------------------------------------------------------------------------------------------
 

@@ -52,9 +52,9 @@ COSTS = {
 
 
 FUSED = {  # by what it runs on
-    # Of Granite Rapids by a prototype of the kernels; the kernels themselves were not measured there.
-    "amx": Cost(0.7, 0.0125, {"bf16": 1800}),
-    # By the prototype, 164, 189 and 257 us a sample and core of that EPYC.
+    # Of an Intel Xeon (family 6, model 207).
+    "amx": Cost(0.7, 0.0125, {"bf16": 1300}),
+    # By a prototype on that EPYC, 164, 189 and 257 us a sample and core. The Xeon takes 390, 370 and 380.
     "winograd_bf16": Cost(0.7, 0.0125, {"bf16": 495}),
     "winograd_mixed": Cost(0.7, 0.0125, {"bf16": 430}),
     "winograd_fp32": Cost(0.7, 0.0125, {"fp32": 315}),

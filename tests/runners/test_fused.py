@@ -295,6 +295,39 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "clean\n"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compiler", "emulator", "flags"),
+    [("g++", None, []), ("aarch64-linux-gnu-g++", "qemu-aarch64-static", ["-static"])],
+    ids=["here", "aarch64"],
+)
+def test_winograd_where_there_is_no_torch(
+    tmp_path: Path, compiler: str, emulator: str | None, flags: list[str]
+) -> None:
+    """Of Debian: g++-aarch64-linux-gnu and qemu-user-static."""
+    for tool in filter(None, (compiler, emulator)):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}")
+    root, program = Path(__file__).parents[2], tmp_path / "program"
+    network = [f"csrc/cpu/fused/{name}.cpp" for name in ("plan", "winograd/program", "winograd/network")]
+    sources = ["tests/runners/winograd_elsewhere.cpp", "csrc/cpu/isa.cpp", *network]
+    compiled = [
+        compiler,
+        "-O2",
+        "-std=c++17",
+        "-ffp-contract=off",
+        "-w",
+        *flags,
+        "-Icsrc",
+        *sources,
+        "-o",
+        str(program),
+    ]
+    subprocess.run(compiled, cwd=root, check=True)
+    run = [*filter(None, (emulator,)), str(program)]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "same\n"
+
+
 # ---- which networks --------------------------------------------------------------------------------------------------
 
 

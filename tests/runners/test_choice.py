@@ -48,6 +48,15 @@ def no_dynamo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smoothfast.runners.operations.sys", SimpleNamespace(modules={}))
 
 
+def test_a_network_whose_operations_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> float:
+        raise TypeError("a formula is missing")
+
+    monkeypatch.setattr("smoothfast.runners.operations.operations", fails)
+    with pytest.warns(UserWarning, match="cannot be counted, and so runner is 'eager': a formula is missing"):
+        assert measure(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), (3, 4, 4)) == Workload(0, 1)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_operations_are_those_that_torch_counts(mode: Callable[[], Any], no_dynamo: None) -> None:
     images = torch.zeros(2, 3, 32, 32)

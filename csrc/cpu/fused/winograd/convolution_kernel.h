@@ -67,9 +67,10 @@ NOT_INLINED void multiply(const typename Number::Stored* inputs, int64_t next_in
           block.template add_products<Number>(inputs + tile * channels, channels, weights + part * Number::kTogether,
                                               channels);
           float* to = sums + tile * channels + panel + part;
-          _Pragma("GCC unroll 8") for (int r = 0; r < Of::kRows; ++r)
-              _Pragma("GCC unroll 4") for (int n = 0; n < Of::kVectors; ++n)
-                  store(to + r * channels + n * kLanes, block.sums[r][n]);
+#pragma GCC unroll 8
+          for (int r = 0; r < Of::kRows; ++r)
+#pragma GCC unroll 4
+            for (int n = 0; n < Of::kVectors; ++n) store(to + r * channels + n * kLanes, block.sums[r][n]);
         }
 }
 
@@ -166,12 +167,14 @@ NOT_INLINED void convolve_down(const Memory& memory, int layer, const float* map
               block.template add_products<Number>(
                   in + (2 * y + tap / of.size) * row + (2 * x + tap % of.size) * of.inputs, 2 * of.inputs,
                   weights + tap * of.inputs * kPanel + (c - panel) * Number::kTogether, of.inputs);
-            _Pragma("GCC unroll 8") for (int r = 0; r < Of::kRows; ++r)
-                _Pragma("GCC unroll 4") for (int n = 0; n < Of::kVectors; ++n) {
-              const int64_t lanes = c + n * kLanes;
-              finish_lanes<finish, false, kKeeps>(block.sums[r][n], out + y * out_row + (x + r) * of.outputs + lanes,
-                                                  bits + ((y * size + x + r) * of.outputs + lanes) / kLanes);
-            }
+#pragma GCC unroll 8
+            for (int r = 0; r < Of::kRows; ++r)
+#pragma GCC unroll 4
+              for (int n = 0; n < Of::kVectors; ++n) {
+                const int64_t lanes = c + n * kLanes;
+                finish_lanes<finish, false, kKeeps>(block.sums[r][n], out + y * out_row + (x + r) * of.outputs + lanes,
+                                                    bits + ((y * size + x + r) * of.outputs + lanes) / kLanes);
+              }
           }
   });
 }
@@ -206,12 +209,14 @@ NOT_INLINED void convolve_up(const Memory& memory, int layer, const float* of_fi
             if (y % 2 == 0 && !odd)
               block.template add_products<Float32>(of_shortcut + (y / 2 + 1) * row + (x + 1) * of.outputs, of.outputs,
                                                    exact, of.outputs);
-            _Pragma("GCC unroll 8") for (int r = 0; r < Of::kRows; ++r)
-                _Pragma("GCC unroll 4") for (int n = 0; n < Of::kVectors; ++n) {
-              const int64_t pixel = 2 * (x + r) + odd, lanes = c + n * kLanes;
-              const Bits on = bits[((y * 2 * size + pixel) * of.inputs + lanes) / kLanes];
-              store(out + y * out_row + pixel * of.inputs + lanes, where(on, block.sums[r][n]));
-            }
+#pragma GCC unroll 8
+            for (int r = 0; r < Of::kRows; ++r)
+#pragma GCC unroll 4
+              for (int n = 0; n < Of::kVectors; ++n) {
+                const int64_t pixel = 2 * (x + r) + odd, lanes = c + n * kLanes;
+                const Bits on = bits[((y * 2 * size + pixel) * of.inputs + lanes) / kLanes];
+                store(out + y * out_row + pixel * of.inputs + lanes, where(on, block.sums[r][n]));
+              }
           }
     }
   });

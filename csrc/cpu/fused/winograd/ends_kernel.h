@@ -29,12 +29,14 @@ NOT_INLINED void convolve_image(const Memory& memory, const typename Number::Sto
           for (int ky = 0; ky < 3; ++ky)
             block.template add_products<Number>(image + (y + ky) * kImageRow + x * 3, 3, weights + ky * kTaps * kPanel,
                                                 kTaps);
-          _Pragma("GCC unroll 8") for (int r = 0; r < Of::kRows; ++r)
-              _Pragma("GCC unroll 4") for (int n = 0; n < Of::kVectors; ++n) {
-            const int64_t lanes = c + n * kLanes;
-            finish_lanes<Finish::relu, false, kKeeps>(block.sums[r][n], out + y * row + (x + r) * outputs + lanes,
-                                                      bits + ((y * 32 + x + r) * outputs + lanes) / kLanes);
-          }
+#pragma GCC unroll 8
+          for (int r = 0; r < Of::kRows; ++r)
+#pragma GCC unroll 4
+            for (int n = 0; n < Of::kVectors; ++n) {
+              const int64_t lanes = c + n * kLanes;
+              finish_lanes<Finish::relu, false, kKeeps>(block.sums[r][n], out + y * row + (x + r) * outputs + lanes,
+                                                        bits + ((y * 32 + x + r) * outputs + lanes) / kLanes);
+            }
         }
     }
   });
@@ -59,7 +61,8 @@ NOT_INLINED void to_image(const Memory& memory, float* gradient) {
         for (int tap = 0; tap < 9; ++tap, weights += 3) {
           const float* from = planes + c * kPlane + (y + 2 - tap / 3) * kRow + x + 2 - tap % 3;
           const Lanes w0 = kept(fill(weights[0])), w1 = kept(fill(weights[1])), w2 = kept(fill(weights[2]));
-          _Pragma("GCC unroll 4") for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) {
             const Lanes in = load_anywhere(from + r * kRow);
             sums[r][0] = fused(in, w0, sums[r][0]);
             sums[r][1] = fused(in, w1, sums[r][1]);

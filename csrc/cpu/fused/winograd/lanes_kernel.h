@@ -142,8 +142,10 @@ struct Block {
   Lanes sums[kRows][kVectors];
 
   FORCED void fill_all(const float* from) {
-    _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) _Pragma("GCC unroll 4") for (int n = 0; n < kVectors; ++n)
-        sums[r][n] = from ? load(from + n * kLanes) : (Lanes){};
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n) sums[r][n] = from ? load(from + n * kLanes) : (Lanes){};
   }
 
   // Adds inputs[row next + k] weights[k][outputs] for k < count.
@@ -151,15 +153,18 @@ struct Block {
   FORCED void add_products(const typename Number::Stored* inputs, int64_t next, const typename Number::Stored* weights,
                            int64_t count) {
     constexpr int kTogether = Number::kTogether;
-    _Pragma("GCC unroll 4") for (int64_t k = 0; k < count; k += kTogether) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < count; k += kTogether) {
       Lanes of_outputs[kVectors];
-      _Pragma("GCC unroll 4") for (int n = 0; n < kVectors; ++n) of_outputs[n] =
-          load((const float*)(weights + k * kPanel + n * kLanes * kTogether));
-      _Pragma("GCC unroll 8") for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n)
+        of_outputs[n] = load((const float*)(weights + k * kPanel + n * kLanes * kTogether));
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
         Lanes input = Number::spread(inputs + r * next + k);
         if (kVectors > 1) input = kept(input);
-        _Pragma("GCC unroll 4") for (int n = 0; n < kVectors; ++n) sums[r][n] =
-            Number::add_product(input, of_outputs[n], sums[r][n]);
+#pragma GCC unroll 4
+        for (int n = 0; n < kVectors; ++n) sums[r][n] = Number::add_product(input, of_outputs[n], sums[r][n]);
       }
     }
   }

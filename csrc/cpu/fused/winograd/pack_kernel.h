@@ -17,11 +17,14 @@ struct Weights {
 
 FORCED void transform_weights(const Lanes (&w)[9], Lanes (&u)[36]) {
   Lanes columns[3][6];
-  _Pragma("GCC unroll 3") for (int c = 0; c < 3; ++c) evaluate_weights(w[c], w[3 + c], w[6 + c], columns[c]);
-  _Pragma("GCC unroll 6") for (int i = 0; i < 6; ++i) {
+#pragma GCC unroll 3
+  for (int c = 0; c < 3; ++c) evaluate_weights(w[c], w[3 + c], w[6 + c], columns[c]);
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; ++i) {
     Lanes row[6];
     evaluate_weights(columns[0][i], columns[1][i], columns[2][i], row);
-    _Pragma("GCC unroll 6") for (int j = 0; j < 6; ++j) u[6 * i + j] = row[j];
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) u[6 * i + j] = row[j];
   }
 }
 

@@ -49,16 +49,19 @@ FORCED void put_tiles(const float* from, int64_t row, int64_t channels, typename
   Lanes plus[6], minus[6];
   const auto column = [&](int c) ALWAYS {
     Lanes x[6];
-    _Pragma("GCC unroll 6") for (int i = 0; i < 6; ++i) x[i] = load(from + i * row + c * channels);
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) x[i] = load(from + i * row + c * channels);
     evaluate<point>(x, plus[c], minus[c]);
   };
   column(0);
   column(1);
   for (int tile = 0; tile < tiles; ++tile, from += 4 * channels, to += channels) {
-    _Pragma("GCC unroll 4") for (int c = 2; c < 6; ++c) column(c);
+#pragma GCC unroll 4
+    for (int c = 2; c < 6; ++c) column(c);
     put_row<Number>(plus, to + kFirst * 6 * frequency, frequency);
     if (kTwo) put_row<Number>(minus, to + (kFirst + 1) * 6 * frequency, frequency);
-    _Pragma("GCC unroll 2") for (int c = 0; c < 2; ++c) {
+#pragma GCC unroll 2
+    for (int c = 0; c < 2; ++c) {
       plus[c] = plus[c + 4];
       if (kTwo) minus[c] = minus[c + 4];
     }
@@ -88,16 +91,21 @@ FORCED void interpolate(const Lanes (&m)[6], Lanes (&y)[4]) {
 template <class Finish>
 FORCED void from_frequencies(const float* from, int64_t frequency, const Finish& finish) {
   Lanes columns[6][4];
-  _Pragma("GCC unroll 6") for (int j = 0; j < 6; ++j) {
+#pragma GCC unroll 6
+  for (int j = 0; j < 6; ++j) {
     Lanes m[6];
-    _Pragma("GCC unroll 6") for (int i = 0; i < 6; ++i) m[i] = load(from + (6 * i + j) * frequency);
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) m[i] = load(from + (6 * i + j) * frequency);
     interpolate(m, columns[j]);
   }
-  _Pragma("GCC unroll 4") for (int r = 0; r < 4; ++r) {
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
     Lanes m[6], y[4];
-    _Pragma("GCC unroll 6") for (int j = 0; j < 6; ++j) m[j] = columns[j][r];
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) m[j] = columns[j][r];
     interpolate(m, y);
-    _Pragma("GCC unroll 4") for (int c = 0; c < 4; ++c) finish(r, c, y[c]);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) finish(r, c, y[c]);
   }
 }
 

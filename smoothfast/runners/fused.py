@@ -75,7 +75,7 @@ def fused(network: nn.Module, examples: tuple[Tensor, ...], arithmetics: Sequenc
     Args:
         network: a base classifier, or `Differentiated` of one and of the cross-entropy.
         examples: what it takes.
-        arithmetics: to choose from, the fastest first: the first that is exact enough for this network.
+        arithmetics: of one dtype, the fastest first: the first that is exact enough for this network is taken.
 
     Raises:
         MismatchError: it is none of the family, or something else comes out.
@@ -94,18 +94,18 @@ def _checked(network: nn.Module, examples: tuple[Tensor, ...], arithmetics: Sequ
     noise = torch.randn(ROWS, *IMAGE, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.autocast("cpu", enabled=False):
         wanted = network(noise.float(), *drawn)
-    with torch.autocast("cpu", torch.bfloat16):
-        usual = _error(network(noise.float(), *drawn), wanted)
+    suited, most = [name for name in arithmetics if found.suits(name)], EXACT
+    require(bool(suited), f"its widths are {found.shape[:3]}; {', '.join(arithmetics)} takes multiples of 32")
+    if dtype_of(suited[0]) == torch.bfloat16:
+        with torch.autocast("cpu", torch.bfloat16):
+            most = WORSE * _error(network(noise.float(), *drawn), wanted)
     errors = {}
-    for name in arithmetics:
-        if not found.suits(name):
-            continue
-        dtype = dtype_of(name)
-        errors[name] = _error(Fused(found, name, gradients=False)(noise.to(dtype), *drawn), wanted)
-        if errors[name] <= (EXACT if dtype == torch.float32 else WORSE * usual):
+    for name in suited:
+        errors[name] = _error(Fused(found, name, gradients=False)(noise.to(dtype_of(name)), *drawn), wanted)
+        if errors[name] <= most:
             return found, name
     told = ", ".join(f"{error:.2g} of their norm by {name}" for name, error in errors.items())
-    raise MismatchError(f"its logits differ from those in float32 by {told or 'nothing that takes its widths'}")
+    raise MismatchError(f"its logits differ from those in float32 by {told}; {most:.2g} is allowed")
 
 
 def _error(logits: Tensor, wanted: Tensor) -> float:

@@ -587,6 +587,8 @@ def test_the_first_arithmetic_that_is_exact_enough_is_taken(monkeypatch: pytest.
         pytest.skip("this processor lacks AVX512-BF16, or smoothfast._C is absent")
     names, net, true = ["amx", "winograd_bf16", "winograd_mixed"], made((48, 16, 80), 1, 3, "B"), ops.fused_logits
     assert fused(net, (REPLICAS,), names).arithmetic == "winograd_bf16"
+    with pytest.raises(MismatchError, match=r"its widths are \[48, 16, 80\]; amx takes multiples of 32"):
+        fused(net, (REPLICAS,), ["amx"])
 
     def coarse(replicas: Tensor, packed: Tensor, shape: list[int], arithmetic: str) -> Tensor:
         return true(replicas, packed, shape, arithmetic) * (1.1 if arithmetic == "winograd_bf16" else 1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .modules import warn
 from .normalization import Normalization, statistics_of, text_of
+from .runners.openvino import core
 
 CLOSE = 1e-3  # of a converted network to OpenVINO, in units of its largest output
 PIXELS = 1 / 255  # what Hugging Face processors multiply bytes by, unless they tell
@@ -96,8 +97,7 @@ class Votes(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        openvino = import_module("openvino")
-        self.compiled: Any = openvino.Core().compile_model(
+        self.compiled: Any = core().compile_model(
             str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         )
         self._free = Lock()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import torch
@@ -14,6 +16,23 @@ from .declined import DeclinedError, declined
 from .precision import Runner
 
 TYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_ONE = Lock()
+
+
+def core() -> Any:
+    """The core of OpenVINO that all of this process shares, and that is never freed.
+
+    A core gives the thread that makes it a stack for signals; when it is freed, the thread is left with that of a core
+    freed before, if there was one (2026.4). From then on any signal that Python handles, as Ctrl-C, is a segmentation
+    fault.
+    """
+    with _ONE:
+        return _core()
+
+
+@cache
+def _core() -> Any:
+    return import_module("openvino").Core()
 
 
 @torch.autocast("cpu", enabled=False)  # one around this call would become part of the network
@@ -48,7 +67,7 @@ def make(
             if last:
                 port.tensor().set_layout(openvino.Layout("NHWC"))
                 port.model().set_layout(openvino.Layout("NCHW"))
-        converted = openvino.Core().compile_model(steps.build(), "CPU", settings)
+        converted = core().compile_model(steps.build(), "CPU", settings)
     except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
         raise declined("openvino", error) from error
     return [_asking(converted.create_infer_request(), dtype, last) for _ in range(count)]

@@ -28,6 +28,26 @@ def test_interrupts() -> None:
     assert re.search("[24] passed", result.stdout), result.stdout  # two where OpenVINO is missing
 
 
+def test_an_interrupt_after_runners_of_openvino_are_gone() -> None:
+    """It is still an interrupt, and no fault of the process."""
+    pytest.importorskip("openvino")
+    lines = [
+        "import gc, os, signal",
+        "from helpers.linear_smoothed import IMAGES, network, smoothed",
+        "kept = [smoothed(network(), 'openvino') for _ in range(2)]",
+        "for classifier in kept: classifier.votes(IMAGES, 32)",
+        "del classifier, kept[0]",
+        "gc.collect()",
+        "del kept[0]",
+        "gc.collect()",
+        "signal.signal(signal.SIGINT, lambda *_: print('interrupted'))",
+        "os.kill(os.getpid(), signal.SIGINT)",
+    ]
+    words = [sys.executable, "-c", "\n".join(lines)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[1])
+    assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr
+
+
 def test_a_decline_that_an_interrupt_caused_is_none() -> None:
     """Compilers raise their own errors instead, with what was raised as a cause or in words."""
     try:

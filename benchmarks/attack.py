@@ -22,7 +22,7 @@ EPS, SIGMA = 8 / 255, 0.25
 MANY = (1, 8, 64, 512)  # samples of one gradient
 FEW = 16  # images, where samples are many
 RUNNERS = [(runner, precision) for runner in ("openvino", "compiled", "eager") for precision in ("bf16", "fp32")]
-FUSED = [("fused", precision) for precision in ("bf16", "fp32") if preferred(harness.DTYPES[precision])]
+FUSED = [("fused", precision) for precision in ("bf16", "fp32") if preferred(precision)]
 
 Contenders = dict[str, Callable[[], Tensor]]
 

@@ -146,7 +146,7 @@ def _classifiers(case: Case, network: nn.Module) -> Iterator[tuple[tuple[str, st
     """Smoothed classifiers of a case, by runner, and by precision and micro-batch."""
     for precision in case.precisions:
         for runner in case.runners:
-            if runner == "fused" and not preferred(harness.DTYPES[precision]):
+            if runner == "fused" and not preferred(precision):
                 continue
             for micro_batch in case.micro_batches:
                 form = precision if micro_batch is None else f"{precision}, batch {micro_batch}"

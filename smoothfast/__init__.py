@@ -5,6 +5,7 @@ What users name:
     smoothing    SmoothedClassifier, Smooth (the API of Cohen et al. 2019): predict, certify, scores
     attacks      FGSM, PGD, EPGD, … on plain and smoothed classifiers; evaluation judges them
     training     base classifiers worth smoothing; layers puts noise into networks
+    quantization networks in integers, the same bits on every processor; integers says what these compute
     statistics   bounds, radii and sequential tests on counts; procedures ask for as few samples as these allow
     noise, data, models, weights, voting, losses
 
@@ -33,12 +34,14 @@ if TYPE_CHECKING:
         attacks,
         data,
         evaluation,
+        integers,
         layers,
         losses,
         models,
         noise,
         ops,
         procedures,
+        quantization,
         statistics,
         training,
         voting,
@@ -61,12 +64,14 @@ __all__ = [
     "attacks",
     "data",
     "evaluation",
+    "integers",
     "layers",
     "losses",
     "models",
     "noise",
     "ops",
     "procedures",
+    "quantization",
     "replay",
     "statistics",
     "training",

@@ -75,6 +75,47 @@ def accuracy(votes: Tensor, labels: Sequence[int] | Tensor, level: float = LEVEL
     return Accuracy(correct, len(votes), *map(float, bounds))
 
 
+@dataclass(frozen=True)
+class Loss:
+    """The accuracy of single votes that another network loses, on the same noisy copies.
+
+    Attributes:
+        images, copies: numbers of images, and of copies of each.
+        before, after: the shares of votes for the label.
+        points: the loss in points, 100 times the difference.
+        error: its standard error over images.
+    """
+
+    images: int
+    copies: int
+    before: float
+    after: float
+    points: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.before:.2f} % are right before and {100 * self.after:.2f} % after, a loss of " + (
+            f"{self.points:.2f} ± {self.error:.2f} points"
+        )
+
+
+def loss(before: Tensor, after: Tensor, labels: Sequence[int] | Tensor) -> Loss:
+    """The loss from the votes [N, K] of one network to those of another, on the same noisy copies of N images.
+
+    Raises:
+        ValueError: votes or labels are of other shapes, or there are fewer than two images.
+    """
+    truth = torch.as_tensor(labels, device=before.device)
+    if before.shape != after.shape or before.dim() != 2 or truth.shape != before.shape[:1] or len(truth) < 2:
+        shapes = ", ".join(str(tuple(each.shape)) for each in (before, after, truth))
+        raise ValueError(f"before, after and labels are {shapes}; they must be [N, K], [N, K] and [N], N at least 2")
+    copies = int(before[0].sum())
+    right = [votes.gather(1, truth[:, None])[:, 0].double() / copies for votes in (before, after.to(before.device))]
+    lost = 100 * (right[0] - right[1])
+    error = float(lost.std()) / math.sqrt(len(lost))
+    return Loss(len(lost), copies, float(right[0].mean()), float(right[1].mean()), float(lost.mean()), error)
+
+
 def base_votes(
     model: nn.Module | Callable[[Tensor], Any],
     images: Tensor,

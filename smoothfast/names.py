@@ -6,7 +6,7 @@ What each name stands for is where it is at home: a dictionary there has the sam
 from __future__ import annotations
 
 RUNNERS = ("auto", "eager", "compiled", "openvino", "fused")  # runners
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # runners.precision
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")  # runners.precision
 NOISES = ("lattice", "gaussian")  # ops.laws
 VOTINGS = ("prediction", "weighted", "soft", "logit")  # voting
 NORMS = ("linf", "l2")  # ops.reference, attacks

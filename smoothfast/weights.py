@@ -16,6 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .integers import IntegerResNet
+from .integers.exact import network_of
+from .integers.files import FORMAT
 from .layers import noise_parameters
 from .layouts import LARGEST, Fitted, architecture_of, fitted, state_of
 from .modules import warn
@@ -94,6 +97,20 @@ class Weights:
                 if all(isinstance(value, (int, float)) and abs(value) < LARGEST for value in mean + deviation):
                     return told
         raise ValueError(f"the weights tell normalize {told!r:.100}, expected two lists of numbers: pass --normalize")
+
+    @property
+    def integers(self) -> IntegerResNet | None:
+        """The network in integers that the file holds; None where it holds weights of another.
+
+        Raises:
+            ValueError: it says that it does, and does not.
+        """
+        if self.about.get("format") != FORMAT:
+            return None
+        try:
+            return network_of(self.tensors)
+        except ValueError as error:
+            raise ValueError(f"the weights are no network in integers: {error}") from error
 
     def load_into(self, network: nn.Module) -> None:
         """Loads the tensors, names matched up to what wrappers and other programs make of them (`layouts`). A network

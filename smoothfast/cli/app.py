@@ -13,6 +13,7 @@ from ..version import __version__
 from .attack import attack
 from .certify import certify, demo, predict
 from .display import complain
+from .quantize import quantize
 from .replay import replay
 from .report import analyze, bench, info
 from .selftest import selftest
@@ -26,7 +27,7 @@ app = typer.Typer(
     help=__doc__,
 )
 BAD_USAGE = (ValueError, FileExistsError, FileNotFoundError)
-for act in (demo, certify, predict, attack, train, sweep, analyze, replay, selftest, bench, info):
+for act in (demo, certify, predict, attack, train, quantize, sweep, analyze, replay, selftest, bench, info):
     app.command()(act)
 
 

@@ -87,20 +87,21 @@ def prepare(
     """
     make = models.maker(options.model)  # of the user's code, the first thing that can be wrong
     weights = trained_weights(options)
+    integers = weights.integers
     source = data.load(options.data, "test", options.resize, options.crop)
     if not len(source):
         raise ValueError(f"data is {options.data!r}, which holds no images")
     indices = chosen(len(source), options.skip, options.limit)
     known = number_of_classes(options, weights, source)
-    network = moved(make(known).eval(), device or options.device)
-    found = fill(network, weights, options, known)
+    network = moved(integers or make(known).eval(), device or options.device)
+    found = None if integers else fill(network, weights, options, known)
     first = checked_images(source[indices[0]][0][None])
     num_classes = settled_classes(options, network, known, tuple(first.shape[1:]))
     if names_code(options.data):
         source = data.Within(source, options.data, num_classes)
     if not weights.tensors and names_code(options.model) and launch.leads():
         display.tell(f"no --weights: the network is as {options.model} makes it", soft_wrap=True)
-    normalize, certain = normalization(options, weights, found, network)
+    normalize, certain = (None, True) if integers else normalization(options, weights, found, network)
     smoothed = SmoothedClassifier(
         network, sigma, num_classes, noise=noise, seed=seed, normalize=normalize, precision=options.precision,
         max_batch=options.batch, runner=options.runner,

@@ -22,8 +22,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..checks import told
+from ..integers import IntegerResNet
 from ..layers import without_noise
-from ..modules import device_of, evaluating, warn
+from ..modules import device_of, evaluating, warn, weights_sha256
+from ..normalization import Normalization
+from ..quantization import quantize
 from ..runners.choice import Workload, measure
 from ..runners.precision import DTYPES, in_precision, resolve_precision, strict_arithmetic
 from ..text import one_line
@@ -33,6 +36,11 @@ OWN = {torch.float64: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """The precision of replicas for networks with weights of another dtype than float32, which compute in their own."""
 
 LAYOUTS = {torch.channels_last: "channels_last", torch.contiguous_format: "contiguous"}
+
+NO_GRADIENT = (
+    "the base classifier is a network in integers, whose gradient is zero almost everywhere: attack the network that "
+    "it was made of, and judge by the votes of this one; or attack by forward passes alone, with NAttack or Square"
+)
 
 _SAID: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what was adapted, once for a base classifier
 
@@ -76,6 +84,7 @@ class Adapter:
     def __init__(self) -> None:
         self._turns = Turns()
         self._found: dict[bool, tuple[Any, Adapted]] = {}  # by whether gradients are wanted
+        self._integers: tuple[Any, IntegerResNet] | None = None
 
     def __call__(
         self, base: nn.Module, shape: Sequence[int], precision: str = "auto", gradient: bool = False
@@ -84,7 +93,8 @@ class Adapter:
 
         Args:
             precision: "fp32", "bf16", "fp16"; "auto" is bf16 where hardware and base classifier compute in it. A
-                network whose weights are not float32 computes in their dtype, whatever it is.
+                network whose weights are not float32 computes in their dtype, whatever it is, and one in integers in
+                "int8".
             gradient: whether the gradient of the logits by the images is wanted too.
 
         Raises:
@@ -100,6 +110,22 @@ class Adapter:
                 former = adapted(Pass(base, tuple(shape), gradient), precision, former)
                 self._found[gradient] = key, former
             return former
+
+    def integers(self, base: nn.Module, sigma: Sequence[float], normalize: Normalization | None) -> IntegerResNet:
+        """The network in integers that a base classifier makes, for noise and normalisation; warns when it makes one.
+
+        Raises:
+            ValueError: the base classifier is no CIFAR ResNet.
+        """
+        key = weights_sha256(base), tuple(sigma), str(normalize)
+        with self._turns.taken():
+            if self._integers is None or self._integers[0] != key:
+                self._integers = key, quantize(base, sigma, normalize)
+                warn(
+                    "the base classifier is quantised to integers, as precision='int8' asks; other hardware may make "
+                    "others of it: for certificates that anybody can replay quantise it once, and keep the file"
+                )
+            return self._integers[1]
 
     def look_again(self) -> None:
         """Lets the next call ask the base classifier anew: nobody can see whether its code or attributes changed."""
@@ -161,9 +187,13 @@ class Pass:
     def __init__(self, base: nn.Module, shape: tuple[int, ...], gradient: bool) -> None:
         self.base, self.shape, self.gradient = base, shape, gradient
         self.device, self.own = device_of(base), own_dtype(base)
+        if gradient and isinstance(base, IntegerResNet):
+            raise ValueError(NO_GRADIENT)
 
     def attempts(self, precision: str) -> Iterator[tuple[str, torch.memory_format]]:
         """The precisions and layouts to be tried, in order: bf16 that nobody asked for gives way to float32 at last."""
+        if isinstance(self.base, IntegerResNet):
+            return product(["int8"], LAYOUTS)
         chosen = resolve_precision(precision, self.device) if self.own is None else OWN[self.own]
         gives_way = precision == "auto" and self.own is None and chosen != "fp32"
         layouts = LAYOUTS if len(self.shape) == 3 else [torch.contiguous_format]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..integers import IntegerResNet
 from ..modules import device_of
 from ..normalization import Normalization
 from ..ops.laws import Law
@@ -84,10 +85,16 @@ class BaseFunction:
         Raises:
             ValueError: an argument is out of its range, or the base classifier returns no logits.
         """
-        size = tuple(shape)
+        size, adapter = tuple(shape), adapter or Adapter()
         if len(law.sigma) not in (1, shape[0]):
             raise ValueError(f"sigma has {len(law.sigma)} entries; the images have {shape[0]} channels")
-        found = (adapter or Adapter())(base, size, precision, gradient)
+        if isinstance(base, IntegerResNet) and normalize is not None:
+            raise ValueError(f"normalize is {normalize}; a network in integers has its normalisation within: pass None")
+        if precision == "int8" and not isinstance(base, IntegerResNet):
+            # That of integers is zero: gradients are those of the network that they are made of.
+            precision = "auto" if gradient else precision
+            base = base if gradient else adapter.integers(base, law.sigma, normalize)
+        found = adapter(base, size, precision, gradient)
         if num_classes not in (None, found.num_classes):
             raise ValueError(f"num_classes is {num_classes}; the base classifier returns logits of {found.num_classes}")
         rows = micro_batch or default_micro_batch(size, device_of(base))
@@ -100,7 +107,7 @@ class BaseFunction:
 
     @property
     def precision(self) -> str:
-        """The precision that is computed in: "fp32", "bf16" or "fp16" (autocast)."""
+        """The precision that is computed in: "fp32", "bf16" or "fp16" (autocast), or "int8"."""
         return self.adapted.precision
 
     @property
@@ -121,7 +128,8 @@ class BaseFunction:
     @cached_property
     def constants(self) -> tuple[Law, Tensor, Tensor]:
         """The law, and scale and shift float32 [C], of `ops.noisy_replicas`, on the device."""
-        scale, shift = ops.affine(self.normalize, self.shape[0], self.image_dtype)
+        normalize = None if self.precision == "int8" else self.normalize  # a network in integers has it within
+        scale, shift = ops.affine(normalize, self.shape[0], self.image_dtype)
         return self.law.to(self.device), scale.to(self.device), shift.to(self.device)
 
     @property

@@ -18,7 +18,7 @@ from ..modules import evaluating, weights_sha256
 from ..ops.philox import stream_key
 from ..procedures import Decision
 from ..runners import Runner
-from ..runners.fused import Fused
+from ..runners.fused import FromImages, Fused
 from ..runners.precision import strict_arithmetic
 from ..streams import Stream
 from ..voting import PREDICTION, Voting
@@ -31,7 +31,12 @@ from .schedule import Job, PendingVotes, Rows, Schedule, wait_for_any
 
 SLOTS = 4  # images in flight at most, in micro-batches of all lanes: images that need few samples fill them too
 
-ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2.5e-3}  # of the largest logit, after the layers of a deep network
+ROUNDING = {
+    "fp32": 1e-4,
+    "bf16": 2e-2,
+    "fp16": 2.5e-3,
+    "int8": 0.0,
+}  # of the largest logit, after the layers of a deep network
 NO, ROUNDED, EXACT = AGREEMENTS = ("no", "up to rounding", "bit for bit")
 """Degrees to which the logits of a row depend on that row alone, the worst first."""
 
@@ -190,7 +195,7 @@ class Engine:
         slots, _, sample_ids = buffers.rows
         drawn = self.net.draw(buffers.key, sample_ids[:1])
         votes = list(zip(self.votings, buffers.counts, buffers.invalid, strict=True))
-        if isinstance(run, Fused):
+        if isinstance(run, FromImages):
             self._check_shape((function.micro_batch, run.classes))
             noisy = function.noisy(self._images, buffers.rows, buffers.key)
             logits = run.votes(noisy, drawn, *votes.pop(0))

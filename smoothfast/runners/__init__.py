@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..former import Kept  # noqa: F401  a pickle of version 0.1 names it here
+from ..integers import IntegerResNet
 from ..interrupts import held_back
 from ..turns import MAKING
 from . import compiled, eager, fused, openvino
@@ -19,6 +20,7 @@ from .precision import Runner
 
 __all__ = ["RUNNERS", "DeclinedError", "Runner", "make_runners", "micro_batch_of"]
 
+FOR_INTEGERS = ("eager", "fused")
 RUNNERS = {"eager": eager.make, "compiled": compiled.make, "openvino": openvino.make, "fused": fused.make}
 
 
@@ -40,6 +42,8 @@ def make_runners(
         DeclinedError: it is not for this dtype or device, or not installed, or cannot take the network.
     """
     checks.choice("runner", kind, RUNNERS)
+    if isinstance(network, IntegerResNet) and kind not in FOR_INTEGERS:
+        raise DeclinedError(f"runner is {kind!r}, which would round; integers are for {' and '.join(FOR_INTEGERS)}")
     with held_back(), MAKING.taken():
         return RUNNERS[kind](network, dtype, device, examples, count)
 

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from .. import ops
+from ..integers import IntegerResNet
 from ..interrupts import held_back
 from ..layers import without_noise
 from ..modules import device_of, evaluating, parts, warn, weights_sha256
 from .declined import DeclinedError
 from .fused import preferred, resembles
-from .precision import DTYPES
 
 CORES = 2  # that the choice is made for, however many there are
 GPU_PASSES = 100_000  # from which a compiler pays on a GPU; not measured
@@ -45,7 +45,7 @@ class Cost:
 
 
 COSTS = {
-    "eager": Cost(0.0, 0.0, {"fp32": 65, "bf16": 110, "fp16": 110}),
+    "eager": Cost(0.0, 0.0, {"fp32": 65, "bf16": 110, "fp16": 110, "int8": 2}),
     "openvino": Cost(1.5, 0.03, {"fp32": 95, "bf16": 180}),
     "compiled": Cost(5.0, 0.3, {"fp32": 95, "bf16": 175, "fp16": 175}),
 }
@@ -93,12 +93,12 @@ def measure(base: nn.Module, shape: tuple[int, ...]) -> Workload:
             warn(f"the operations of the base classifier cannot be counted, and so runner is 'eager': {error}")
             counted = 0.0
     layers = sum(1 for part in base.modules() if part._parameters)
-    return Workload(counted / 2, layers, resembles(base, shape))
+    return Workload(counted / 2, layers, isinstance(base, IntegerResNet) or resembles(base, shape))
 
 
 def seconds(runner: str, workload: Workload, passes: int, precision: str, cores: int = CORES) -> float:
     """Estimates what a runner takes for so many forward passes on a CPU, making it ready included."""
-    cost = FUSED[preferred(DTYPES[precision])[0]] if runner == "fused" else COSTS[runner]
+    cost = FUSED[preferred(precision)[0]] if runner == "fused" else COSTS[runner]
     ready = cost.ready + cost.layer * workload.layers
     return ready + passes * workload.operations / (cores * cost.speed[precision] * 1e9)
 
@@ -110,8 +110,10 @@ def _has_vectors() -> bool:
 def installed(workload: Workload, precision: str) -> list[str]:
     """The runners that there are on this CPU for such a network."""
     found = ["eager"]
-    if workload.family and preferred(DTYPES[precision]) and _has_vectors():
+    if workload.family and preferred(precision) and _has_vectors():
         found.append("fused")
+    if precision == "int8":
+        return found
     if find_spec("openvino") is not None and precision in COSTS["openvino"].speed:
         found.append("openvino")
     if shutil.which(os.environ.get("CXX", "g++")) is not None:
@@ -122,7 +124,7 @@ def installed(workload: Workload, precision: str) -> list[str]:
 def candidates(workload: Workload, passes: int, precision: str, device: torch.device) -> list[str]:
     """The runners to be tried, the one to be preferred first; eager, which takes every network, is the last."""
     if device.type != "cpu":
-        compiles = find_spec("triton") is not None and passes >= GPU_PASSES
+        compiles = precision != "int8" and find_spec("triton") is not None and passes >= GPU_PASSES
         return ["compiled", "eager"] if compiles else ["eager"]
     ordered = sorted(installed(workload, precision), key=lambda runner: seconds(runner, workload, passes, precision))
     return ordered[: ordered.index("eager") + 1]

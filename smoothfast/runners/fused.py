@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..integers import IntegerResNet
+from ..integers.network import LEVELS
 from ..losses import Differentiated, cross_entropy
 from ..voting import Voting
 from .declined import DeclinedError, declined
@@ -19,7 +21,12 @@ from .resnets import CifarResNet, recognised
 ROWS = 8  # of the check
 EXACT = 1e-5  # of the norm of logits, by which those in float32 may differ; 5e-7 for ResNet-20
 WORSE = 2.0  # so many times as wrong as torch's own bf16 may those in bf16 be
-PREFERRED = {torch.bfloat16: ("amx", "winograd_bf16", "winograd_mixed"), torch.float32: ("winograd_fp32",)}
+PREFERRED = {  # by precision, the fastest first
+    "bf16": ("amx", "winograd_bf16", "winograd_mixed"),
+    "fp32": ("winograd_fp32",),
+    "int8": ("int8_amx", "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2", "int8_scalar"),
+}
+NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 def arithmetics() -> list[str]:
@@ -29,15 +36,31 @@ def arithmetics() -> list[str]:
     return [] if ops.extension is None else list(ops.extension.fused_arithmetics())
 
 
-def preferred(dtype: torch.dtype) -> list[str]:
-    """The arithmetics for a dtype, the fastest first."""
+def preferred(precision: str) -> list[str]:
+    """The arithmetics for a precision, the fastest first."""
     there = arithmetics()
-    return [name for name in PREFERRED.get(dtype, ()) if name in there]
+    return [name for name in PREFERRED.get(precision, ()) if name in there]
 
 
 def dtype_of(arithmetic: str) -> torch.dtype:
     """The dtype of replicas that an arithmetic takes."""
+    if arithmetic.startswith("int8"):
+        return torch.int16
     return torch.float32 if arithmetic == "winograd_fp32" else torch.bfloat16
+
+
+@runtime_checkable
+class FromImages(Protocol):
+    """A runner that draws the noise and counts the votes itself."""
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, K."""
+
+    def votes(
+        self, noisy: ops.Noisy, drawn: Sequence[Tensor], voting: Voting, counts: Tensor, invalid: Tensor
+    ) -> Tensor:
+        """Logits [B, K] of a micro-batch whose rows are drawn here, and whose votes are added."""
 
 
 def resembles(base: nn.Module, shape: tuple[int, ...]) -> bool:
@@ -59,9 +82,11 @@ def make(
     if device.type != "cpu" or ops.extension is None:
         why = f"the base classifier is on {device}" if device.type != "cpu" else "smoothfast._C is not built"
         raise DeclinedError(f"runner is 'fused', for CPUs; {why}")
-    there = preferred(dtype)
+    if isinstance(network, IntegerResNet):
+        return [FusedIntegers(network)] * count
+    there = preferred(NAMES.get(dtype, ""))
     if not there:
-        lacking = " here: this processor has neither AMX nor AVX512-BF16" if dtype in PREFERRED else ""
+        lacking = " here: this processor has neither AMX nor AVX512-BF16" if dtype in NAMES else ""
         raise DeclinedError(f"runner is 'fused', which does not compute in {dtype}{lacking}")
     try:
         return [fused(network, examples, there)] * count
@@ -155,3 +180,36 @@ class Fused:
         if self.network.scale is None or self.network.shift is None:
             return replicas
         return torch.addcmul(self.network.shift, replicas.float(), self.network.scale).to(replicas.dtype)
+
+
+class FusedIntegers:
+    """A network in integers as a function of a micro-batch, to logits, also with the noise before and the votes after
+    it. All arithmetics give the same bits, so it does not matter which there is; those of the definition, on some rows.
+
+    Raises:
+        MismatchError: other logits come out.
+    """
+
+    def __init__(self, network: IntegerResNet) -> None:
+        self._numbers = network.packed(), network.shape, preferred("int8")[0]
+        noise = 2 * torch.randn(ROWS, *IMAGE, generator=torch.Generator().manual_seed(0))
+        require(torch.equal(self(noise), network(noise)), "its logits are not those of its definition")
+
+    def __call__(self, replicas: Tensor) -> Tensor:
+        most = torch.iinfo(torch.int16).max
+        levels = (replicas.float() * LEVELS).round().clamp(-most - 1, most).to(torch.int16)
+        return ops.fused_logits(levels, *self._numbers)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, K."""
+        return self._numbers[1][-1]
+
+    def votes(
+        self, noisy: ops.Noisy, drawn: Sequence[Tensor], voting: Voting, counts: Tensor, invalid: Tensor
+    ) -> Tensor:
+        """Logits of a micro-batch whose rows are drawn here, in levels; see `ops.fused_votes`."""
+        images, *rows, _, shift, clip = noisy
+        levels = torch.full_like(shift, 1 if images.dtype == torch.uint8 else LEVELS)
+        noisy = cast(ops.Noisy, (images, *rows, levels, torch.zeros_like(shift), clip))
+        return ops.fused_votes(noisy, *self._numbers, counts, invalid, voting)

@@ -17,7 +17,8 @@ Runner = Callable[..., Any]
 """A network as a function of a micro-batch: replicas [B, C, H, W], and what the network takes beside them, to logits;
 to logits and gradients, if the network is the gradient of a loss."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
+"""The dtype of replicas by precision. Networks in integers round them to levels of pixels."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -13,7 +13,7 @@ ORDER = [
     "checks", "specs", "files", "statistics", "procedures",
     "modules", "turns", "interrupts", "untraced", "images", "data", "voting", "losses",
     "ops", "noise", "environment",
-    "layers", "runners", "engine",
+    "integers", "layers", "runners", "quantization", "engine",
     "own_networks", "pretrained", "models", "layouts", "weights",
     "smoothing", "evaluation", "attacks",
     "processes", "training", "runs", "selftest", "cli", "__main__",

@@ -35,7 +35,7 @@ REPLICAS = torch.zeros(2, 3, 32, 32)
 
 needs_kernels = pytest.mark.skipif(not arithmetics(), reason="smoothfast._C is absent")
 needs_bf16 = pytest.mark.skipif(
-    not preferred(torch.bfloat16), reason="this processor lacks AVX512-BF16, or smoothfast._C is absent"
+    not preferred("bf16"), reason="this processor lacks AVX512-BF16, or smoothfast._C is absent"
 )
 
 

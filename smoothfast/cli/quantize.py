@@ -1,0 +1,137 @@
+"""`smoothfast quantize`: a network in integers, whose certificates are the same bits on every processor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import names
+from ..checks import at_least, choice, noise_level
+from ..files import require_new, require_no_folder
+from ..normalization import FORM
+from ..specs import comes_without_weights, require_data
+from . import display
+from .options import BY, JsonOptions, ModelOptions, SeedOptions, SizeOptions, command, named
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..evaluation import Loss
+    from ..integers import IntegerResNet
+    from ..normalization import Normalization
+
+MOST_FITTED = 512  # images; 128 do as well
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class QuantizeOptions(ModelOptions, SizeOptions, SeedOptions, JsonOptions):
+    """Options of `quantize`."""
+
+    out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")]
+    sigma: Annotated[
+        float, typer.Option("--sigma", help="Standard deviation of the noise that it will see, in [0, 1] pixel units.")
+    ] = 0.25
+    fit: Annotated[
+        str | None,
+        typer.Option("--fit", help="Images that it is fitted to, as --data of train; drawn if not given."),
+    ] = None
+    data: Annotated[
+        str | None, typer.Option("--data", help="Labelled images by which the loss is told, as of certify.")
+    ] = None
+    limit: Annotated[int | None, typer.Option("--max", help="At most this many of them.")] = None
+    copies: Annotated[int, typer.Option("--copies", help="Noisy copies of each of them.")] = 20
+    precision: Annotated[
+        str, named("--precision", names.PRECISIONS, "Of the network that it is compared with. {}", BY)
+    ] = "fp32"
+
+    def check(self) -> None:
+        super().check()
+        if self.weights is None and comes_without_weights(self.model) and self.model != "resnet20":
+            raise ValueError(f"weights is not given; the embedded weights are of resnet20, and model is {self.model}")
+        for spec in (self.fit, self.data):
+            if spec is not None:
+                require_data(spec)
+        noise_level(sigma=self.sigma)
+        at_least(1, max=self.limit, copies=self.copies)
+        choice("precision", self.precision, names.PRECISIONS)
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"--out is {self.out}; its suffix must be .safetensors")
+        require_no_folder(self.out)
+        require_new(self.out)
+
+
+@command(QuantizeOptions)
+def quantize(options: QuantizeOptions) -> None:
+    """Make a network in integers of a trained CIFAR ResNet, and tell what that costs on labelled images."""
+    from ..integers.files import save
+    from ..quantization import quantize
+
+    network, normalize, source = _trained(options)
+    images = None if options.fit is None else _images(options, options.fit, "train", MOST_FITTED)[0]
+    integers = quantize(network, options.sigma, normalize, images, options.seed)
+    about = {
+        "model": options.model, "source": source, "sigma": str(options.sigma), "seed": str(options.seed),
+        "normalize": json.dumps(normalize),
+        "fitted": "drawn images" if images is None else f"{len(images)} images of {options.fit}",
+    }  # fmt: skip
+    save(integers, options.out, about)
+    facts: dict[str, Any] = {"out": str(options.out), **about}
+    lines = [f"{options.out}: {options.model} in integers, for noise sigma {options.sigma}"]
+    if options.data is not None:
+        found = _loss(options, network, normalize, integers)
+        facts["loss"] = vars(found)
+        lines.append(f"single votes, {found.copies} of each of {found.images} images: {found}")
+    if options.as_json:
+        display.print_json(facts)
+    else:
+        display.show("\n".join(lines))
+
+
+def _trained(options: QuantizeOptions) -> tuple[nn.Module, Normalization | None, str]:
+    """The trained network, its normalisation, and the SHA-256 of its file."""
+    from .. import models
+    from .prepare import fill, normalization, trained_weights
+
+    make, weights = models.maker(options.model), trained_weights(options)
+    if weights.integers is not None:
+        raise ValueError(f"weights is {options.weights}, a network in integers already")
+    known = options.classes or weights.num_classes or weights.rows or None
+    network = make(known).eval()
+    found = fill(network, weights, options, known)
+    normalize, certain = normalization(options, weights, found, network)
+    if not certain:
+        raise ValueError(f"normalize is not given, and nothing tells it; pass --normalize ({FORM}) or none")
+    return network, normalize, weights.sha256
+
+
+def _images(options: QuantizeOptions, spec: str, split: str, most: int | None) -> tuple[Tensor, list[int]]:
+    """Images uint8 of a data set, evenly from all of it, and their labels."""
+    import torch
+
+    from .. import data
+
+    source = data.load(spec, split, options.resize, options.crop)
+    step = max(1, len(source) // (most or len(source)))
+    pairs = [source[index] for index in range(0, len(source), step)][:most]
+    if not pairs:
+        raise ValueError(f"data is {spec!r}, which holds no images")
+    return torch.stack([image for image, _ in pairs]), [label for _, label in pairs]
+
+
+def _loss(
+    options: QuantizeOptions, network: nn.Module, normalize: Normalization | None, integers: IntegerResNet
+) -> Loss:
+    """The loss of the network in integers on the labelled images."""
+    from ..evaluation import loss
+    from ..smoothing import SmoothedClassifier
+
+    assert options.data is not None
+    images, labels = _images(options, options.data, "test", options.limit)
+    given: dict[str, Any] = {"seed": options.seed}
+    before = SmoothedClassifier(network, options.sigma, normalize=normalize, precision=options.precision, **given)
+    after = SmoothedClassifier(integers, options.sigma, **given)
+    return loss(before.votes(images, options.copies), after.votes(images, options.copies), labels)

@@ -26,8 +26,10 @@ from ..integers import IntegerResNet
 from ..layers import without_noise
 from ..modules import device_of, evaluating, warn, weights_sha256
 from ..normalization import Normalization
-from ..quantization import quantize
+from ..quantization import calibrated, quantize
+from ..runners.calibrated import Calibrated
 from ..runners.choice import Workload, measure
+from ..runners.fused import resembles
 from ..runners.precision import DTYPES, in_precision, resolve_precision, strict_arithmetic
 from ..text import one_line
 from ..turns import Turns
@@ -40,6 +42,14 @@ LAYOUTS = {torch.channels_last: "channels_last", torch.contiguous_format: "conti
 NO_GRADIENT = (
     "the base classifier is a network in integers, whose gradient is zero almost everywhere: attack the network that "
     "it was made of, and judge by the votes of this one; or attack by forward passes alone, with NAttack or Square"
+)
+IN_INTEGERS = (
+    "the base classifier is quantised to integers, as precision='int8' asks; other hardware may make others of it: for "
+    "certificates that anybody can replay quantise it once, and keep the file"
+)
+BY_OPENVINO = (
+    "the base classifier is quantised to 8 bits by OpenVINO, as precision='int8' asks; votes are not the same on every "
+    "processor, as those of CIFAR ResNets are"
 )
 
 _SAID: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # what was adapted, once for a base classifier
@@ -84,7 +94,7 @@ class Adapter:
     def __init__(self) -> None:
         self._turns = Turns()
         self._found: dict[bool, tuple[Any, Adapted]] = {}  # by whether gradients are wanted
-        self._integers: tuple[Any, IntegerResNet] | None = None
+        self._quantised: tuple[Any, IntegerResNet | Calibrated] | None = None
 
     def __call__(
         self, base: nn.Module, shape: Sequence[int], precision: str = "auto", gradient: bool = False
@@ -111,21 +121,23 @@ class Adapter:
                 self._found[gradient] = key, former
             return former
 
-    def integers(self, base: nn.Module, sigma: Sequence[float], normalize: Normalization | None) -> IntegerResNet:
-        """The network in integers that a base classifier makes, for noise and normalisation; warns when it makes one.
+    def quantised(
+        self, base: nn.Module, shape: tuple[int, ...], sigma: Sequence[float], normalize: Normalization | None
+    ) -> IntegerResNet | Calibrated:
+        """A base classifier in 8 bits, for noise and normalisation: a CIFAR ResNet in integers, others by OpenVINO.
+        Warns when it makes one.
 
         Raises:
-            ValueError: the base classifier is no CIFAR ResNet.
+            ValueError: the base classifier looks like a CIFAR ResNet and is none, or images have another rank.
         """
-        key = weights_sha256(base), tuple(sigma), str(normalize)
+        key = weights_sha256(base), shape, tuple(sigma), str(normalize)
         with self._turns.taken():
-            if self._integers is None or self._integers[0] != key:
-                self._integers = key, quantize(base, sigma, normalize)
-                warn(
-                    "the base classifier is quantised to integers, as precision='int8' asks; other hardware may make "
-                    "others of it: for certificates that anybody can replay quantise it once, and keep the file"
-                )
-            return self._integers[1]
+            if self._quantised is None or self._quantised[0] != key:
+                family = resembles(base, shape)
+                made = quantize(base, sigma, normalize) if family else calibrated(base, shape, sigma, normalize)
+                self._quantised = key, made
+                warn(IN_INTEGERS if family else BY_OPENVINO)
+            return self._quantised[1]
 
     def look_again(self) -> None:
         """Lets the next call ask the base classifier anew: nobody can see whether its code or attributes changed."""

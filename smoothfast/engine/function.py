@@ -18,6 +18,7 @@ from ..normalization import Normalization
 from ..ops.laws import Law
 from ..ops.philox import stream_key
 from ..runners import Runner, make_runners, micro_batch_of
+from ..runners.calibrated import Calibrated
 from ..runners.choice import candidates, fingerprint
 from ..runners.precision import DTYPES
 from ..streams import Stream
@@ -93,8 +94,10 @@ class BaseFunction:
         if precision == "int8" and not isinstance(base, IntegerResNet):
             # That of integers is zero: gradients are those of the network that they are made of.
             precision = "auto" if gradient else precision
-            base = base if gradient else adapter.integers(base, law.sigma, normalize)
+            base = base if gradient else adapter.quantised(base, size, law.sigma, normalize)
         found = adapter(base, size, precision, gradient)
+        if isinstance(base, Calibrated) and found.network is not base:
+            raise ValueError(f"precision is 'int8', for networks that return logits alone; here: {found.notes}")
         if num_classes not in (None, found.num_classes):
             raise ValueError(f"num_classes is {num_classes}; the base classifier returns logits of {found.num_classes}")
         rows = micro_batch or default_micro_batch(size, device_of(base))
@@ -128,7 +131,7 @@ class BaseFunction:
     @cached_property
     def constants(self) -> tuple[Law, Tensor, Tensor]:
         """The law, and scale and shift float32 [C], of `ops.noisy_replicas`, on the device."""
-        normalize = None if self.precision == "int8" else self.normalize  # a network in integers has it within
+        normalize = None if isinstance(self.base, IntegerResNet) else self.normalize  # which has it within
         scale, shift = ops.affine(normalize, self.shape[0], self.image_dtype)
         return self.law.to(self.device), scale.to(self.device), shift.to(self.device)
 

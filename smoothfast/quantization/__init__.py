@@ -1,5 +1,5 @@
 """Quantisation: a trained CIFAR ResNet as a network in integers (docs/integers.md)."""
 
-from .fitting import quantize
+from .fitting import calibrated, quantize
 
-__all__ = ["quantize"]
+__all__ = ["calibrated", "quantize"]

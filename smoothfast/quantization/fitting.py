@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,12 +25,14 @@ from ..modules import device_of, evaluating
 from ..normalization import Normalization
 from ..ops.laws import law_of
 from ..ops.philox import stream_key
+from ..runners.calibrated import Calibrated
 from ..runners.expressions import IMAGE, Convolution
 from ..runners.resnets import CifarResNet, recognised
 from ..streams import Stream
 from ..turns import MAKING
 from .pictures import pictures
 
+CALIBRATED = 64  # pictures that OpenVINO quantises by: a micro-batch of small ones
 SMALLEST = 1e-30  # a step of a map that is black, or a scale of weights that are zero
 
 
@@ -67,11 +70,29 @@ def quantize(
 
 def noisy(images: Tensor, sigma: float | Sequence[float], seed: int) -> Tensor:
     """A noisy copy of each of some images uint8, in levels: float32."""
-    rows = torch.arange(len(images))
     ones = torch.ones(images.shape[1])
-    law = law_of(None, [sigma] if isinstance(sigma, (int, float)) else list(sigma), images.dtype)
+    return replicas(images, sigma, seed, (ones, 0 * ones))
+
+
+def calibrated(
+    base: nn.Module, shape: Sequence[int], sigma: Sequence[float], normalize: Normalization | None
+) -> Calibrated:
+    """A base classifier that is no CIFAR ResNet, for OpenVINO to quantise: beside noisy pictures of a shape [C, H, W].
+
+    Raises:
+        ValueError: the shape is another.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"precision is 'int8', which is for images [C, H, W]; these are {list(shape)}")
+    drawn = pictures(shape)[:CALIBRATED]
+    return Calibrated(base, replicas(drawn, sigma, 0, ops.affine(normalize, shape[0], torch.uint8)))
+
+
+def replicas(images: Tensor, sigma: float | Sequence[float], seed: int, by: tuple[Tensor, Tensor]) -> Tensor:
+    """A noisy copy of each of some images uint8, times and plus what is given by channel: float32."""
+    rows, law = torch.arange(len(images)), law_of(None, list(np.atleast_1d(sigma)), images.dtype)
     key = stream_key(seed, Stream.TRAIN)
-    return ops.noisy_replicas(images, rows, rows, torch.zeros_like(rows), key, law, ones, 0 * ones)
+    return ops.noisy_replicas(images, rows, rows, torch.zeros_like(rows), key, law, *by)
 
 
 @dataclass(frozen=True)

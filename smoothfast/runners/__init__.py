@@ -15,6 +15,7 @@ from ..integers import IntegerResNet
 from ..interrupts import held_back
 from ..turns import MAKING
 from . import compiled, eager, fused, openvino
+from .calibrated import Calibrated
 from .declined import DeclinedError
 from .precision import Runner
 
@@ -44,6 +45,8 @@ def make_runners(
     checks.choice("runner", kind, RUNNERS)
     if isinstance(network, IntegerResNet) and kind not in FOR_INTEGERS:
         raise DeclinedError(f"runner is {kind!r}, which would round; integers are for {' and '.join(FOR_INTEGERS)}")
+    if isinstance(network, Calibrated) and kind != "openvino":
+        raise DeclinedError(f"runner is {kind!r}, and precision 'int8' of what is no CIFAR ResNet is for openvino")
     with held_back(), MAKING.taken():
         return RUNNERS[kind](network, dtype, device, examples, count)
 

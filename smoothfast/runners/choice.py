@@ -123,6 +123,8 @@ def installed(workload: Workload, precision: str) -> list[str]:
 
 def candidates(workload: Workload, passes: int, precision: str, device: torch.device) -> list[str]:
     """The runners to be tried, the one to be preferred first; eager, which takes every network, is the last."""
+    if precision == "int8" and not workload.family:
+        return ["openvino"]
     if device.type != "cpu":
         compiles = precision != "int8" and find_spec("triton") is not None and passes >= GPU_PASSES
         return ["compiled", "eager"] if compiles else ["eager"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..modules import shared_copy
+from .calibrated import Calibrated, quantised
 from .declined import DeclinedError, declined
 from .precision import Runner
 
@@ -56,7 +57,8 @@ def make(
     }
     try:
         replicas, *others = examples
-        exported = torch.export.export(_apart(network), (torch.zeros(replicas.shape), *others))
+        plain = network.base if isinstance(network, Calibrated) else network
+        exported = torch.export.export(_apart(plain), (torch.zeros(replicas.shape), *others))
         model = openvino.convert_model(exported)
         model.reshape({place: list(tensor.shape) for place, tensor in enumerate(examples)})  # weights need it
         steps = import_module("openvino.preprocess").PrePostProcessor(model)
@@ -67,7 +69,10 @@ def make(
             if last:
                 port.tensor().set_layout(openvino.Layout("NHWC"))
                 port.model().set_layout(openvino.Layout("NCHW"))
-        converted = core().compile_model(steps.build(), "CPU", settings)
+        model = steps.build()
+        if isinstance(network, Calibrated):
+            model = quantised(model, network.examples, len(replicas), last)
+        converted = core().compile_model(model, "CPU", settings)
     except Exception as error:  # of torch.export and of OpenVINO, which have nothing in common
         raise declined("openvino", error) from error
     return [_asking(converted.create_infer_request(), dtype, last) for _ in range(count)]

@@ -1,0 +1,70 @@
+"""Networks that are no CIFAR ResNet in 8 bits, by OpenVINO."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smoothfast import SmoothedClassifier
+from smoothfast.runners import DeclinedError, calibrated
+
+CLASSES, IMAGES = 4, torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*quantised to 8 bits:UserWarning")
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 49, CLASSES))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layers(x)
+
+
+class Pair(Net):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+def smoothed(base: nn.Module, **options: Any) -> SmoothedClassifier:
+    return SmoothedClassifier(base.eval(), 0.25, CLASSES, **{"runner": "auto", "precision": "int8"} | options)
+
+
+@needs_openvino
+@pytest.mark.skipif(find_spec("nncf") is None, reason="nncf is not installed")
+def test_votes_are_nearly_those_in_float32() -> None:
+    model = smoothed(Net())
+    votes, meta = model.votes(IMAGES, 200), model.engine(IMAGES).meta
+    plain = smoothed(Net(), precision="fp32", runner="eager").votes(IMAGES, 200)
+    assert (votes - plain).abs().sum() <= 20
+    assert (meta["runner"], meta["precision"]) == ("openvino", "int8")
+
+
+@needs_openvino
+def test_without_the_quantiser_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrated, "find_spec", lambda _: None)
+    with pytest.raises(DeclinedError, match=r"pip install smoothfast\[int8\]"):
+        smoothed(Net()).votes(IMAGES, 4)
+
+
+def test_other_runners_decline() -> None:
+    with pytest.raises(DeclinedError, match="what is no CIFAR ResNet is for openvino"):
+        smoothed(Net(), runner="eager").votes(IMAGES, 4)
+
+
+def test_what_returns_more_than_logits_is_refused() -> None:
+    with pytest.raises(ValueError, match="return logits alone"):
+        smoothed(Pair()).votes(IMAGES, 4)
+
+
+def test_it_is_for_images() -> None:
+    base = nn.Linear(8, CLASSES)
+    with pytest.raises(ValueError, match=r"images \[C, H, W\]; these are \[8\]"):
+        smoothed(base, bounds=None).votes(torch.rand(2, 8), 4)

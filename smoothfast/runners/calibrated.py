@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .declined import DeclinedError
@@ -46,5 +47,6 @@ def quantised(model: Any, examples: Tensor, rows: int, last: bool) -> Any:
         raise DeclinedError("precision is 'int8', which takes nncf for this network: pip install smoothfast[int8]")
     nncf = import_module("nncf")
     examples = examples.permute(0, 2, 3, 1) if last else examples
-    batches = [batch.contiguous().numpy() for batch in examples.split(rows) if len(batch) == rows]
+    used = torch.arange(max(rows, len(examples) // rows * rows)) % len(examples)
+    batches = [batch.numpy() for batch in examples[used].split(rows)]
     return nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))

@@ -117,12 +117,6 @@ def test_its_gradients_are_those_of_the_float_network(trained: nn.Module) -> Non
     assert torch.equal(*made)
 
 
-def test_another_network_cannot_be_quantised() -> None:
-    base = nn.Sequential(nn.Flatten(), nn.Linear(3072, CLASSES)).eval()
-    with pytest.raises(ValueError, match="only the mean over pixels"):
-        smoothed(base, precision="int8").votes(IMAGES, 2)
-
-
 def test_votes_without_noise(integers: IntegerResNet) -> None:
     assert base_votes(integers, IMAGES).argmax(1).tolist() == integers(IMAGES).argmax(1).tolist()
 

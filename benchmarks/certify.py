@@ -69,11 +69,12 @@ class Case:
 BOTH = ("eager", "compiled")
 CPU_RUNNERS = ("compiled", *(("openvino",) if find_spec("openvino") else ()))
 FUSED = ("fused",) if arithmetics() else ()
+ALL = ("bf16", "fp32", "int8")
 RESNET110, WIDE, RESNET50 = (f"{name} (random weights)" for name in ("ResNet-110", "WRN-34-10", "ResNet-50"))
 CASES = {
     "cpu": [
-        Case("resnet20", "ResNet-20", 32, 10, 10_240, CPU_RUNNERS + FUSED),
-        Case("resnet110", RESNET110, 32, 10, 1_024, CPU_RUNNERS + FUSED),
+        Case("resnet20", "ResNet-20", 32, 10, 10_240, CPU_RUNNERS + FUSED, ALL),
+        Case("resnet110", RESNET110, 32, 10, 1_024, CPU_RUNNERS + FUSED, ALL),
         Case("wrn34_10", WIDE, 32, 10, 256, CPU_RUNNERS, ("bf16",), cohen=(32, 100), art=(128,), siam=()),
     ],
     "cuda": [
@@ -97,7 +98,8 @@ def rows(case: Case, device: torch.device) -> list[harness.Row]:
     """Rows in microseconds a sample, of all contenders, and in TFLOP/s, of the engine beside a matrix product."""
     network = _network(case).to(device)
     samplers = {**_ours(case, network), **_cohen(case, network), **_peers(case, network)}
-    products: Contenders = {_product(precision): product(precision, device) for precision in case.precisions}
+    multiplied = [precision for precision in case.precisions if precision in harness.DTYPES]
+    products: Contenders = {_product(precision): product(precision, device) for precision in multiplied}
     took, memory = harness.timed(samplers | products, REPEATS, device)
     _print_overhead(took)
     setting = f"{case.about} {case.size}x{case.size}, n = {case.n:,}"
@@ -105,7 +107,7 @@ def rows(case: Case, device: torch.device) -> list[harness.Row]:
     loops = [name for name in samplers if name.startswith("Cohen")]
     found = harness.rows("certify", setting, times, "us/sample", loops, device, memory)
     operations = choice.measure(network, (3, case.size, case.size)).operations * case.n
-    for precision in case.precisions:
+    for precision in multiplied:
         work = {_product(precision): 2 * PRODUCT**3} | {
             name: operations for name in samplers if name.startswith("certify") and f" {precision}" in name
         }
@@ -146,7 +148,8 @@ def _classifiers(case: Case, network: nn.Module) -> Iterator[tuple[tuple[str, st
     """Smoothed classifiers of a case, by runner, and by precision and micro-batch."""
     for precision in case.precisions:
         for runner in case.runners:
-            if runner == "fused" and not preferred(precision):
+            absent = runner == "fused" and not preferred(precision)
+            if absent or (precision == "int8" and runner != "fused"):
                 continue
             for micro_batch in case.micro_batches:
                 form = precision if micro_batch is None else f"{precision}, batch {micro_batch}"

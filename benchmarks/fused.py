@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import nn
 from smoothfast import models, ops
 from smoothfast.losses import Differentiated, cross_entropy
 from smoothfast.noise import Stream, lattice_law, stream_key
+from smoothfast.quantization import quantize
 from smoothfast.runners import make_runners, micro_batch_of
-from smoothfast.runners.fused import Fused, arithmetics, dtype_of
+from smoothfast.runners.fused import Fused, FusedIntegers, arithmetics, dtype_of, preferred
 from smoothfast.runners.gradient import traced
 from smoothfast.runners.resnets import recognised
 from smoothfast.voting import PREDICTION
@@ -36,9 +37,10 @@ def main(out: Path | None) -> list[harness.Row]:
     layers of the fused network."""
     torch.set_num_threads(1)
     whole = (compared(depth, gradients, dtype) for depth in DEPTHS for gradients in (False, True) for dtype in NAMES)
+    integers = (of_integers(depth) for depth in DEPTHS)
     votes = (voted(live) for live in (ROWS, ROWS // 4))
-    layers = (profiled(20, arithmetic) for arithmetic in arithmetics() if not arithmetic.startswith("winograd"))
-    return harness.report(chain(whole, votes, layers), out)
+    layers = (profiled(20, arithmetic) for arithmetic in arithmetics() if arithmetic in ("amx", "avx512_bf16"))
+    return harness.report(chain(whole, integers, votes, layers), out)
 
 
 def compared(depth: int, gradients: bool, dtype: torch.dtype) -> list[harness.Row]:
@@ -69,6 +71,22 @@ def contenders(depth: int, gradients: bool, dtype: torch.dtype) -> dict[str, Cal
     return named
 
 
+@torch.no_grad()
+def of_integers(depth: int) -> list[harness.Row]:
+    """Rows of a network in integers by each arithmetic, beside OpenVINO on the one that it was made of."""
+    base, shape = network(depth), (ROWS, 3, 32, 32)
+    made, replicas = quantize(base, 0.25), torch.randn(shape)
+    named: dict[str, Callable[[], Any]] = {
+        f"fused, {arithmetic}": partial(FusedIntegers(made, arithmetic), replicas) for arithmetic in preferred("int8")
+    }
+    for (dtype, name), runner in product(NAMES.items(), OPENVINO):
+        inputs = micro_batch_of(shape, dtype, harness.CPU, torch.channels_last).copy_(replicas)
+        (call,) = make_runners(base, runner, dtype, harness.CPU, (inputs,), 1)
+        named[f"{runner} {name}"] = partial(call, inputs)
+    setting = f"ResNet-{depth}, logits, {ROWS} rows, int8"
+    return harness.compare("fused", setting, named, ROWS * 1e-6, "us/row", REPEATS)
+
+
 def voted(live: int) -> list[harness.Row]:
     """Rows from images to votes, in one call and by the operators of which it is made."""
     found = recognised(network(20), (torch.zeros(2, 3, 32, 32),))
@@ -81,6 +99,8 @@ def voted(live: int) -> list[harness.Row]:
     votes = torch.zeros(1, 10, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     calls: dict[str, Callable[[], Any]] = {}
     for arithmetic in arithmetics():
+        if arithmetic in preferred("int8"):
+            continue
         run = Fused(found, arithmetic, gradients=False)
 
         def apart(run: Fused = run) -> None:

@@ -83,7 +83,7 @@ def make(
         why = f"the base classifier is on {device}" if device.type != "cpu" else "smoothfast._C is not built"
         raise DeclinedError(f"runner is 'fused', for CPUs; {why}")
     if isinstance(network, IntegerResNet):
-        return [FusedIntegers(network)] * count
+        return [FusedIntegers(network, preferred("int8")[0])] * count
     there = preferred(NAMES.get(dtype, ""))
     if not there:
         lacking = " here: this processor has neither AMX nor AVX512-BF16" if dtype in NAMES else ""
@@ -184,14 +184,17 @@ class Fused:
 
 class FusedIntegers:
     """A network in integers as a function of a micro-batch, to logits, also with the noise before and the votes after
-    it. All arithmetics give the same bits, so it does not matter which there is; those of the definition, on some rows.
+    it. It has been compared with the definition, on some rows.
+
+    Args:
+        arithmetic: any of those in integers; all give the same bits.
 
     Raises:
         MismatchError: other logits come out.
     """
 
-    def __init__(self, network: IntegerResNet) -> None:
-        self._numbers = network.packed(), network.shape, preferred("int8")[0]
+    def __init__(self, network: IntegerResNet, arithmetic: str) -> None:
+        self._numbers = network.packed(), network.shape, arithmetic
         noise = 2 * torch.randn(ROWS, *IMAGE, generator=torch.Generator().manual_seed(0))
         require(torch.equal(self(noise), network(noise)), "its logits are not those of its definition")
 

@@ -144,8 +144,11 @@ class IntegerResNet(nn.Module):
     def packed(self) -> Tensor:
         """The network as the kernels take it, uint8 [bytes]."""
         layers = list(self._layers())
-        columns = [[layer[name] for layer in layers] for name in ("weight", "scale", "bias", "multiplier", "shift")]
-        return ops.fused_pack_integers(*columns, self.linear, self.linear_bias, float(self.unit))
+        weights, scales, biases, multipliers, shifts = (
+            [layer[name] for layer in layers] for name in ("weight", "scale", "bias", "multiplier", "shift")
+        )
+        last = self.linear, self.linear_bias, float(self.unit)
+        return ops.fused_pack_integers(weights, scales, biases, multipliers, shifts, *last)
 
     def _layers(self) -> Iterator[dict[str, Tensor]]:
         """The tensors of each layer, in the order of `ops.fused_pack_integers`; empty ones for what it has not."""

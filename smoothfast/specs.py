@@ -9,6 +9,8 @@ from typing import NamedTuple
 from .checks import at_least, at_most, choice, near
 from .names import DATA, MODELS, WEIGHT_NOISES
 
+# The embedded network in integers, known without torch.
+DEMO_INTEGERS = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25-int8.safetensors"
 LIBRARIES = ("torchvision", "timm")  # they build networks without weights
 FILES = ("hf", "onnx")  # networks in files, with their weights
 MODEL_SPECS = (

@@ -13,6 +13,7 @@ import typer
 from .. import launch, names
 from ..checks import at_least, at_most, choice, seed_in_range
 from ..files import require_new, require_no_folder
+from ..specs import DEMO_INTEGERS
 from ..streams import MAX_SAMPLE_ID, drawn_seed
 from . import display
 from .display import console
@@ -144,12 +145,13 @@ class DemoOptions(Options):
         if self.n is not None:
             self.certificates(self.n).check()
 
-    def certificates(self, n: int) -> CertifyOptions:
+    def certificates(self, n: int, weights: Path | None = None) -> CertifyOptions:
         """The options of `certify` that make the log of the demonstration."""
         log = self.out / "certify.tsv"
         return CertifyOptions(
-            out=log, n=n, sigma=DEMO_SIGMA, seed=0, runner=self.runner, limit=self.limit, classes=10, resume=True
-        )
+            out=log, n=n, sigma=DEMO_SIGMA, seed=0, runner=self.runner, limit=self.limit, classes=10, resume=True,
+            weights=weights,
+        )  # fmt: skip
 
 
 @command(CertifyOptions)
@@ -166,15 +168,20 @@ def predict(options: PredictOptions) -> None:
 
 @command(DemoOptions)
 def demo(options: DemoOptions) -> None:
-    """Certify the embedded images with the embedded model: a table, a log and a picture."""
+    """Certify the embedded images with the embedded model: a table, a log and a picture. In integers, whose log is the
+    same on every processor, where there are vector instructions for these."""
     from ..data import demo as embedded_images
+    from ..runners.fused import preferred
     from ..runs.certify import log_run
     from ..runs.records import discard
     from .prepare import described, prepare, seconds_per_sample
 
-    prepared = prepare(options.certificates(DEMO_SAMPLES[0]), DEMO_SIGMA, seed=0)
+    weights = DEMO_INTEGERS if preferred("int8")[:1] not in ([], ["int8_scalar"]) else None
+    prepared = prepare(options.certificates(DEMO_SAMPLES[0], weights), DEMO_SIGMA, seed=0)
     smoothed, indices = prepared.smoothed, prepared.indices
-    display.tell(f"ResNet-20 trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
+    display.tell(
+        f"ResNet-20 in integers, trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images"
+    )
     with console().status("preparing the base classifier"):
         engine = smoothed.engine(prepared.first, DEMO_PASSES)
     display.tell(described(smoothed, engine, prepared.first, DEMO_PASSES))
@@ -185,7 +192,7 @@ def demo(options: DemoOptions) -> None:
         display.tell(
             f"{speed * 1e6:.0f} microseconds per noisy copy here, so n = {n:,} samples per image (--n changes it)"
         )
-    chosen = options.certificates(n)
+    chosen = options.certificates(n, weights)
     discard(chosen.out)
     settings = {"command": "demo", "n0": 100, "n": n, "alpha": 0.001, "bound": "multiclass", "sigma": [0.25], "seed": 0}
     log_run(

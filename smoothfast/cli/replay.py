@@ -11,7 +11,7 @@ import typer
 from ..checks import at_least
 from ..files import require_present
 from ..normalization import text_of
-from ..specs import names_code
+from ..specs import DEMO_INTEGERS, names_code
 from . import display
 from .certify import CertifyOptions, LogOptions, PredictOptions
 from .options import BY, ON, JsonOptions, command, integers
@@ -101,7 +101,7 @@ def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
     given: dict[str, Any] = {
         "model": options.model or _plain("model", settings.get("model", "resnet20")),
         "data": options.data or _plain("data", settings.get("data", "demo")),
-        "weights": options.weights, "classes": options.classes,
+        "weights": options.weights or _embedded(settings), "classes": options.classes,
         "device": options.device or settings.get("device", "cpu"), "resize": settings.get("resize"),
         "crop": settings.get("crop"),
     }  # fmt: skip
@@ -112,6 +112,11 @@ def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
     )  # fmt: skip
     chosen.check()
     return chosen
+
+
+def _embedded(settings: dict[str, Any]) -> Path | None:
+    """The weights that `demo` takes, in integers since 0.2; None: those of `certify`."""
+    return DEMO_INTEGERS if (settings["command"], settings["precision"]) == ("demo", "int8") else None
 
 
 def _plain(argument: str, spec: Any) -> str:

@@ -200,7 +200,10 @@ class FusedIntegers:
 
     def __call__(self, replicas: Tensor) -> Tensor:
         most = torch.iinfo(torch.int16).max
-        levels = (replicas.float() * LEVELS).round().clamp(-most - 1, most).to(torch.int16)
+        return self.of_levels((replicas.float() * LEVELS).round().clamp(-most - 1, most).to(torch.int16))
+
+    def of_levels(self, levels: Tensor) -> Tensor:
+        """Logits [B, K] of a micro-batch in levels, int16."""
         return ops.fused_logits(levels, *self._numbers)
 
     @property

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from . import kernels, laws, levels, noise, philox, rounding, rows
+from . import integers, kernels, laws, levels, noise, philox, rounding, rows
 from .effort import Effort
 from .records import FAILED, Check, Finding, Record
 
-SUBJECTS = (philox, noise, laws, kernels, levels, rounding, rows)
+SUBJECTS = (philox, noise, laws, kernels, integers, levels, rounding, rows)
 
 
 def every_check(effort: Effort) -> list[Check]:

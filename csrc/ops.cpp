@@ -76,8 +76,8 @@ void check_noisy_replicas(const at::Tensor& images, const at::Tensor& slots, con
   check_index(image_ids, op, "image_ids", rows);
   check_index(sample_ids, op, "sample_ids", rows);
   check_index(key, op, "key", 2);
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, op,
-              ": dtype must be float32, bfloat16 or float16, not ", dtype);
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf || dtype == at::kShort, op,
+              ": dtype must be float32, bfloat16, float16 or int16, not ", dtype);
   check_channels(scale, op, "scale", channels);
   check_channels(shift, op, "shift", channels);
   if (law == "lattice") {
@@ -213,6 +213,7 @@ Dtype dtype_of(at::ScalarType dtype) {
   return dtype == at::kFloat      ? Dtype::f32
          : dtype == at::kBFloat16 ? Dtype::bf16
          : dtype == at::kHalf     ? Dtype::f16
+         : dtype == at::kShort    ? Dtype::i16
                                   : Dtype::f64;
 }
 

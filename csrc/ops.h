@@ -43,7 +43,7 @@ at::Tensor noisy_replicas_cpu(const at::Tensor& images, const at::Tensor& slots,
 void tally_cpu(const at::Tensor& logits, const at::Tensor& slots, at::Tensor& counts, at::Tensor& invalid,
                c10::string_view voting, const std::optional<at::Tensor>& weights);
 
-// One of the four floating dtypes: others were refused.
+// One of the four floating dtypes or int16: others were refused.
 Dtype dtype_of(at::ScalarType dtype);
 
 }  // namespace smoothfast

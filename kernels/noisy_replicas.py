@@ -42,6 +42,8 @@ def noisy_replicas(
 ) -> Tensor:
     """The op that `reference.noisy_replicas` defines, but for the check of the ids, which would wait for the device."""
     arguments.check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, dtype)
+    if dtype == torch.int16:
+        raise RuntimeError(f"noisy_replicas: dtype int16 is for CPUs; images are on {images.device}")
     channels, plane = images.shape[1], math.prod(images.shape[2:])
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     shape = (len(slots), *images.shape[1:])

@@ -146,3 +146,14 @@ struct F16 {
     return (uint16_t)(sign | half);
   }
 };
+
+// The nearest of its numbers; of NaN 0.
+struct I16 {
+  using Stored = int16_t;
+  static inline int16_t cast(float value) {
+    value = value == value ? value : 0.0f;
+    value = value < -32768.0f ? -32768.0f : value;
+    value = value > 32767.0f ? 32767.0f : value;
+    return (int16_t)bits_of(value + 12582912.0f);  // from 2^23 on, floats are whole numbers; half of that for the sign
+  }
+};

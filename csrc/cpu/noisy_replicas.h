@@ -47,8 +47,8 @@ struct Tile {
 using TileKernel = void (*)(const Replicas&, const RowRun&, const Tile&);
 
 struct ReplicaKernels {
-  TileKernel lattice[2][3];  // [float image][Dtype]; lattice noise needs uint8 images: the second row is null
-  TileKernel gaussian[2][3];
+  TileKernel lattice[2][5];  // [float image][Dtype]; lattice noise needs uint8 images: the second row is null, as f64
+  TileKernel gaussian[2][5];
   void (*words)(Key key, Row row, uint32_t first_block, int blocks, uint32_t* out);                    // for tests
   void (*draws)(const Lattice& law, const uint32_t* words, int count, int32_t* out, uint8_t* unsure);  // for tests
 };

@@ -159,13 +159,17 @@ void test_draws(const Lattice& law, const uint32_t* words, int count, int32_t* o
   for (int i = 0; i < count; ++i) unsure[i] = (uint8_t)guided_draw(words[i], guide, law.shift).unsure;
 }
 
+#define OF_DTYPES(Law, Pixel) \
+  {tile<Law, F32, Pixel>, tile<Law, Bf16, Pixel>, tile<Law, F16, Pixel>, nullptr, tile<Law, I16, Pixel>}
+
 const ReplicaKernels kernels = {
-    {{tile<LatticeLaw, F32, uint8_t>, tile<LatticeLaw, Bf16, uint8_t>, tile<LatticeLaw, F16, uint8_t>}, {}},
-    {{tile<GaussianLaw, F32, uint8_t>, tile<GaussianLaw, Bf16, uint8_t>, tile<GaussianLaw, F16, uint8_t>},
-     {tile<GaussianLaw, F32, float>, tile<GaussianLaw, Bf16, float>, tile<GaussianLaw, F16, float>}},
+    {OF_DTYPES(LatticeLaw, uint8_t), {}},
+    {OF_DTYPES(GaussianLaw, uint8_t), OF_DTYPES(GaussianLaw, float)},
     test_words,
     test_draws,
 };
+
+#undef OF_DTYPES
 
 }  // namespace
 }  // namespace ISA_NAMESPACE

@@ -18,6 +18,7 @@ at::Tensor noisy_replicas_cuda(const at::Tensor& images, const at::Tensor& slots
                                at::TensorList table, const at::Tensor& scale, const at::Tensor& shift, bool clip,
                                at::ScalarType dtype, bool channels_last) {
   check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, dtype);
+  TORCH_CHECK(dtype != at::kShort, "noisy_replicas: dtype int16 is for CPUs; images are on ", images.device());
   check_device("noisy_replicas", images, {slots, image_ids, sample_ids, key, scale, shift});
   check_device("noisy_replicas", images, table);
   const c10::cuda::CUDAGuard guard(images.device());

@@ -1,12 +1,13 @@
-// The floating types of tensors, as a choice at run time and as integers that hold their bits. Host and device.
+// The types of tensors that kernels read and write, as a choice at run time, and the floating ones as integers that
+// hold their bits. Host and device.
 #pragma once
 
 #include <cstdint>
 
 namespace smoothfast {
 
-// An index of tables of kernels too; these end before f64 where an op does not take it.
-enum class Dtype { f32, bf16, f16, f64 };
+// An index of tables of kernels too; these end before those that an op does not take. i16: replicas, on CPUs.
+enum class Dtype { f32, bf16, f16, f64, i16 };
 
 template <class Signed, Signed kFullExponent>
 struct Format {

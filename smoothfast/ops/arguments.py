@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REPLICA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LOGIT_DTYPES = (torch.float64, *REPLICA_DTYPES)
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+REPLICA_DTYPES = (*FLOAT_DTYPES, torch.int16)
+LOGIT_DTYPES = (torch.float64, *FLOAT_DTYPES)
 TILE = 64  # elements
 FLOAT32_END = 2.0**128 - 2.0**103  # from here on a double rounds to infinity
 
@@ -39,7 +40,8 @@ def check_noisy_replicas(
     for name, index in (("slots", slots), ("image_ids", image_ids), ("sample_ids", sample_ids)):
         _check_index("noisy_replicas", name, index, slots.shape[0])
     _check_index("noisy_replicas", "key", key, 2)
-    _check(dtype in REPLICA_DTYPES, "noisy_replicas: dtype must be float32, bfloat16 or float16, not {}", dtype)
+    kind = dtype in REPLICA_DTYPES
+    _check(kind, "noisy_replicas: dtype must be float32, bfloat16, float16 or int16, not {}", dtype)
     for name, constant in (("scale", scale), ("shift", shift)):
         _check_channels("noisy_replicas", name, constant, channels)
     _check(law in ("lattice", "gaussian"), "noisy_replicas: law must be 'lattice' or 'gaussian', not '{}'", law)
@@ -80,7 +82,7 @@ def check_tally(
 def check_replica_sum(gradients: Tensor, slots: Tensor, scale: Tensor, images: int) -> None:
     """Raises RuntimeError unless the arguments of `replica_sum` are as its docstring says."""
     _check(gradients.dim() == 4, "replica_sum: gradients must be [R, C, H, W], not {}", gradients.shape)
-    kind = gradients.dtype in REPLICA_DTYPES
+    kind = gradients.dtype in FLOAT_DTYPES
     _check(kind, "replica_sum: gradients must be float32, bfloat16 or float16, not {}", gradients.dtype)
     _check_index("replica_sum", "slots", slots, gradients.shape[0])
     _check_channels("replica_sum", "scale", scale, gradients.shape[1])
@@ -123,7 +125,7 @@ def check_perturb_weights(
     kind = passes.dim() == 1 and passes.dtype == torch.int64
     _check(kind, "perturb_weights: passes must be int64 [P], not {}", passes)
     _check_index("perturb_weights", "key", key, 2)
-    kind = dtype in REPLICA_DTYPES
+    kind = dtype in FLOAT_DTYPES
     _check(kind, "perturb_weights: dtype must be float32, bfloat16 or float16, not {}", dtype)
     _check_devices("perturb_weights", weights, (scales, factors, tiles, passes, key))
 

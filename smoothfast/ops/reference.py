@@ -49,7 +49,7 @@ def noisy_replicas(
         noisy = noisy.clamp(0, 1 if images.is_floating_point() else 255)
     # One rounding, as the fused multiply-add of the kernels: the float64 sum is exact or nearly so.
     out = (noisy.double() * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1)).float()
-    out = out.masked_fill_(~live.view(-1, 1, 1, 1), 0).to(dtype)
+    out = _stored(out.masked_fill_(~live.view(-1, 1, 1, 1), 0), dtype)
     return out.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -112,6 +112,14 @@ def perturb_weights(
     for factor, normal in zip(factors, shared.unbind(-1), strict=False):
         noisy = (noisy.double() + factor.double() * normal.double().unsqueeze(-1)).float()
     return noisy.to(dtype)
+
+
+def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in a dtype, rounded to nearest even; as int16 the nearest of its numbers, and 0 for NaN."""
+    if dtype.is_floating_point:
+        return values.to(dtype)
+    limits = torch.iinfo(dtype)
+    return values.nan_to_num(0).round().clamp(limits.min, limits.max).to(dtype)
 
 
 def _check_range(op: str, name: str, values: Tensor, end: int) -> None:

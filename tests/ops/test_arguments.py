@@ -49,7 +49,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("noisy_replicas", {"image_ids": INDEX[:3]}, "image_ids must be int64 [4]"),
     ("noisy_replicas", {"sample_ids": INDEX.double()}, "sample_ids must be int64 [4]"),
     ("noisy_replicas", {"key": INDEX}, "key must be int64 [2]"),
-    ("noisy_replicas", {"dtype": torch.float64}, "dtype must be float32, bfloat16 or float16"),
+    ("noisy_replicas", {"dtype": torch.float64}, "dtype must be float32, bfloat16, float16 or int16"),
     ("noisy_replicas", {"scale": THREE[:2]}, "scale must be float32 [3]"),
     ("noisy_replicas", {"shift": THREE.double()}, "shift must be float32 [3]"),
     ("noisy_replicas", {"law": "cauchy"}, "law must be 'lattice' or 'gaussian', not 'cauchy'"),
@@ -124,6 +124,14 @@ def test_wrong_arguments_are_refused(op: str, wrong: dict[str, Any], complaint: 
 def test_triton_refuses_wrong_arguments(op: str, wrong: dict[str, Any], complaint: str) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     check_refused(registration._triton(op), op, wrong, complaint)
+
+
+def test_triton_refuses_int16() -> None:
+    """Which is for CPUs: networks in integers run there."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    arguments = GOOD["noisy_replicas"] | {"dtype": torch.int16}
+    with pytest.raises(RuntimeError, match="noisy_replicas: dtype int16 is for CPUs; images are on cpu"):
+        registration._triton("noisy_replicas")(*arguments.values())
 
 
 @pytest.mark.parametrize(

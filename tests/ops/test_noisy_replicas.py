@@ -150,6 +150,35 @@ def test_nan_pixels_stay_nan(instruction_set: str) -> None:
         assert broken.sum() == (ROWS[:, 0] == 1).sum()
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 5, 7)])
+@pytest.mark.parametrize(("law", "image_dtype"), [("lattice", torch.uint8), ("gaussian", torch.float32)])
+def test_int16_is_the_nearest_number(
+    instruction_set: str, law: str, image_dtype: torch.dtype, shape: tuple[int, int, int]
+) -> None:
+    """Ties go to the even one, what is too large to the last one, and NaN to 0."""
+    for channels_last, factor in product((False, True), (1.0, 0.5, 1000.0, -torch.inf)):
+        images, *rest, scale, shift, clip, _, _ = arguments(Case(shape, law, image_dtype))
+        if images.is_floating_point():
+            images = images.clone()
+            images[1, 1, 3, 4] = math.nan
+        form = clip, torch.float32, channels_last
+        changed = (images, *rest, torch.full_like(scale, factor), torch.zeros_like(shift))
+        plain = op(*changed, *form).double()
+        wanted = plain.nan_to_num(0, torch.inf, -torch.inf).round().clamp(-(2**15), 2**15 - 1).short()
+        out = op(*changed, clip, torch.int16, channels_last)
+        assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        assert torch.equal(out, wanted), factor
+        if law == "lattice":
+            assert torch.equal(out, reference.noisy_replicas(*changed, clip, torch.int16, channels_last)), factor
+            assert factor != 1 or torch.equal(out.double(), plain)
+
+
+def test_int16_of_the_reference() -> None:
+    values = torch.tensor([0.5, 1.5, -2.5, 32767.5, 1e9, -32768.6, torch.inf, -torch.inf, torch.nan])
+    stored = torch.tensor([0, 2, -2, 32767, 32767, -32768, 32767, -32768, 0]).short()
+    assert torch.equal(reference._stored(values, torch.int16), stored)
+
+
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("function", [op, reference.noisy_replicas])
 def test_no_rows(function: Any, law: str) -> None:
@@ -296,7 +325,7 @@ BAD = {
     "sigma of other channels": ({"law": gaussian_law([1, 2])}, "sigma has 2 entries; the images have 3 channels"),
     "scale of other channels": ({"scale": torch.ones(2)}, r"scale must be float32 \[3\], not Float \[2\]"),
     "shift of another dtype": ({"shift": torch.ones(3).double()}, r"shift must be float32 \[3\], not Double"),
-    "output dtype": ({"dtype": torch.float64}, "dtype must be float32, bfloat16 or float16, not Double"),
+    "output dtype": ({"dtype": torch.float64}, "dtype must be float32, bfloat16, float16 or int16, not Double"),
 }
 
 

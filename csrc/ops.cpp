@@ -29,10 +29,14 @@ TORCH_LIBRARY(smoothfast, m) {
       "perturb_weights(Tensor weights, Tensor scales, Tensor factors, Tensor tiles, Tensor passes, Tensor key, "
       "ScalarType dtype) -> Tensor",
       {at::Tag::pt2_compliant_tag});
-  // What CPUs alone have; their arguments are checked in cpu/fused/ops.cpp.
+  // What CPUs alone have; their arguments are checked in cpu/fused/ops.cpp and integer_ops.cpp.
   m.def(
       "fused_pack(Tensor[] weights, Tensor[] gains, Tensor[] biases, Tensor linear, Tensor linear_bias, "
       "str arithmetic, bool gradients) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "fused_pack_integers(Tensor[] weights, Tensor[] scales, Tensor[] biases, Tensor[] multipliers, Tensor[] shifts, "
+      "Tensor linear, Tensor linear_bias, float unit) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def("fused_logits(Tensor replicas, Tensor packed, int[] shape, str arithmetic) -> Tensor",
         {at::Tag::pt2_compliant_tag});

@@ -30,6 +30,7 @@ __all__ = [
     "fused_gradients",
     "fused_logits",
     "fused_pack",
+    "fused_pack_integers",
     "fused_votes",
     "noisy_replicas",
     "perturb_weights",
@@ -71,7 +72,8 @@ def noisy_replicas(
         law: from `noise.lattice_law` or `noise.gaussian_law`, its sigma in units of these images.
         scale, shift: float32 [C], from `affine`.
         clip: clamp to the range of the images after the noise; then part of the base classifier.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16; on CPUs int16 too, to which results are rounded and clamped. It holds
+            lattice noise on uint8 as it is, with scale 1 and shift 0.
         memory_format: contiguous or, of images [S, C, H, W], channels_last. Neither changes the noise.
 
     Returns:
@@ -224,16 +226,59 @@ def fused_pack(
     return torch.ops.smoothfast.fused_pack(weights, gains, biases, linear, linear_bias, arithmetic, gradients)
 
 
+def fused_pack_integers(
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    multipliers: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    linear: Tensor,
+    linear_bias: Tensor,
+    unit: float,
+) -> Tensor:
+    """A CIFAR ResNet in integers as `fused_logits` and `fused_votes` take it, by any arithmetic called int8.
+
+    All of these compute one function, bit for bit. A map has numbers 0..255; a sum of it with weights is exact, and
+    becomes a number of the next map as `clamp(round(fma(float32(sum), scale, bias)), 0, 255)`, where conversion, fused
+    multiply-add and rounding go to nearest even, in float32. To the sums of the last layer of a block
+    `sum << shift` is added, of its shortcut, or of its inputs times their multipliers. Logits are integers times unit.
+
+    Args:
+        weights: of the convolutions in their order, each shortcut before those of its block, 3 + 6 n of them: int16
+            [outputs, 3, 3, 3] of pixels, of magnitudes up to 4095 that add up to 65535 at most for an output; then int8
+            [outputs, inputs, 3, 3], of shortcuts [outputs, inputs, 1, 1]. The magnitudes of two of them, for inputs 2 i
+            and 2 i + 1, add up to 128 at most, for processors that add their products in 16 bits.
+        scales: float32 [outputs], in (0, 0.5]; of shortcuts [0].
+        biases: float32 [outputs], of magnitudes up to 2**29; of shortcuts [0]. The first [3, 3, outputs]: in the top
+            row, in others, in the bottom row, and in the left pixel, in others, in the right one.
+        multipliers: int8 [outputs], 0..127, of the last layer of a block without a shortcut; of others [0].
+        shifts: int32 [outputs], 0..24, of the last layer of a block; of others [0].
+        linear, linear_bias: int16 [K, C], int32 [K], for the sums of the last map over its pixels.
+        unit: of logits, positive.
+
+    Returns:
+        uint8 [bytes].
+
+    Raises:
+        RuntimeError: an argument is not as above, or lets a sum reach 2**31.
+    """
+    return torch.ops.smoothfast.fused_pack_integers(
+        weights, scales, biases, multipliers, shifts, linear, linear_bias, unit
+    )
+
+
 def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], arithmetic: str) -> Tensor:
     """Logits of a CIFAR ResNet, all of whose activations stay in the L2 of a core.
 
     Those of a row do not depend on the rows beside it, on where it is among them, or on threads.
 
     Args:
-        replicas: [R, 3, 32, 32], float32 by "winograd_fp32", else bfloat16.
-        packed: from `fused_pack`.
+        replicas: [R, 3, 32, 32], float32 by "winograd_fp32", int16 in integers, else bfloat16.
+        packed: from `fused_pack`, or from `fused_pack_integers`.
         shape: three widths, multiples of 16 (for tiles of 32, but for the first), the blocks of a stage, and K.
-        arithmetic: the one that it was packed for, of those that `fused.arithmetics` names; each rounds in its own way.
+        arithmetic: the one that it was packed for, of those that `extension.fused_arithmetics` names; each rounds in
+            its own way. Those in integers do not: "int8_amx", "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2" and
+            "int8_scalar" differ in speed alone.
 
     Returns:
         float32 [R, K].

@@ -31,8 +31,8 @@ NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 def arithmetics() -> list[str]:
     """Names what fused networks are computed by here: "winograd_fp32" wherever `smoothfast._C` is built; with
-    AVX512-BF16 "winograd_bf16" and "winograd_mixed", and "avx512_bf16", tiles for tests of those of "amx". Fewer where
-    SMOOTHFAST_CPU says less."""
+    AVX512-BF16 "winograd_bf16" and "winograd_mixed", and "avx512_bf16", tiles for tests of those of "amx"; those of
+    networks in integers, "int8_scalar" wherever it is built. Fewer where SMOOTHFAST_CPU says less."""
     return [] if ops.extension is None else list(ops.extension.fused_arithmetics())
 
 

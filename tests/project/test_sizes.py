@@ -16,6 +16,7 @@ KERNEL = "is launched by position, as Triton does"
 MANY_ARGUMENTS = {
     "smoothfast/ops/__init__.py:noisy_replicas": SCHEMA,
     "smoothfast/ops/__init__.py:attack_step": SCHEMA,
+    "smoothfast/ops/__init__.py:fused_pack_integers": SCHEMA,
     "smoothfast/ops/arguments.py:check_noisy_replicas": SCHEMA,
     "smoothfast/ops/arguments.py:check_attack_step": SCHEMA,
     "smoothfast/ops/reference.py:noisy_replicas": SCHEMA,

@@ -97,15 +97,18 @@ void check_fused_network(const char* op, const at::Tensor& packed, at::IntArrayR
                     (!gradients && packed.numel() == packed_bytes(arithmetic, network, false));
   const bool aligned = reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0;  // as torch gives memory
   TORCH_CHECK(packed.dim() == 1 && packed.scalar_type() == at::kByte && packed.is_contiguous() && fits && aligned, op,
-              ": packed must come from fused_pack", gradients ? " with gradients" : "", ", for shape ", shape, " and ",
-              arithmetic_name(arithmetic));
+              ": packed must come from fused_pack", in_integers(arithmetic) ? "_integers" : "",
+              gradients ? " with gradients" : "", ", for shape ", shape, " and ", arithmetic_name(arithmetic));
 }
 
 bool are_of_cifar(const at::Tensor& images) {
   return images.dim() == 4 && images.size(1) == 3 && images.size(2) == 32 && images.size(3) == 32;
 }
 
-at::ScalarType type_of(Arithmetic arithmetic) { return takes_bf16(arithmetic) ? at::kBFloat16 : at::kFloat; }
+at::ScalarType type_of(Arithmetic arithmetic) {
+  const Dtype replicas = replicas_of(arithmetic);
+  return replicas == Dtype::i16 ? at::kShort : replicas == Dtype::bf16 ? at::kBFloat16 : at::kFloat;
+}
 
 void check_fused(const at::Tensor& replicas, const at::Tensor& packed, at::IntArrayRef shape, Arithmetic arithmetic,
                  bool gradients) {
@@ -139,6 +142,13 @@ at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList gains, at::Tens
   return packed;
 }
 
+// Calls `by` with the rows of whole tasks, begin and end: some kernels take no less time for fewer rows.
+template <class By>
+void by_tasks(int64_t rows, const By& by) {
+  at::parallel_for(0, (rows + kRowsPerTask - 1) / kRowsPerTask, 1,
+                   [&](int64_t first, int64_t last) { by(first * kRowsPerTask, std::min(last * kRowsPerTask, rows)); });
+}
+
 void run_rows(const at::Tensor& replicas, const at::Tensor& packed, const Shape& shape, Arithmetic arithmetic,
               at::Tensor& logits, const at::Tensor* classes, at::Tensor* gradients) {
   const at::Tensor pixels = replicas.contiguous(at::MemoryFormat::ChannelsLast);
@@ -147,7 +157,7 @@ void run_rows(const at::Tensor& replicas, const at::Tensor& packed, const Shape&
   const auto* network = reinterpret_cast<const char*>(packed.const_data_ptr<uint8_t>());
   const int64_t* labels = classes ? classes->const_data_ptr<int64_t>() : nullptr;
   float *to = logits.mutable_data_ptr<float>(), *by = gradients ? gradients->mutable_data_ptr<float>() : nullptr;
-  at::parallel_for(0, replicas.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
+  by_tasks(replicas.size(0), [&](int64_t begin, int64_t end) {
     run(arithmetic, shape, network, from + begin * bytes, end - begin, to + begin * shape.classes,
         labels ? labels + begin : nullptr, by ? by + begin * kImageElements : nullptr);
   });
@@ -182,7 +192,7 @@ at::Tensor fused_votes_cpu(const at::Tensor& images, const at::Tensor& slots, co
                    sample_id = sample_ids.index_select(0, live);
   at::Tensor found = at::empty({rows, network.classes}, images.options().dtype(at::kFloat));
   check_tally(found, slot, counts, invalid, voting, weights);
-  at::parallel_for(0, rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
+  by_tasks(rows, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += kRowsDrawn) {
       const int64_t count = std::min(kRowsDrawn, end - first);
       const at::Tensor replicas =
@@ -200,6 +210,8 @@ std::tuple<at::Tensor, at::Tensor> fused_gradients_cpu(const at::Tensor& replica
                                                        const at::Tensor& packed, at::IntArrayRef shape,
                                                        c10::string_view arithmetic) {
   const Arithmetic by = live_arithmetic_of(arithmetic);
+  TORCH_CHECK(!in_integers(by), "fused_gradients: arithmetic is '", arithmetic,
+              "', a function of integers, which has no gradients");
   check_fused(replicas, packed, shape, by, true);
   const Shape network = shape_of(shape);
   check_fused_classes(classes, replicas.size(0), network.classes);

@@ -131,7 +131,7 @@ def _loss(
 
     assert options.data is not None
     images, labels = _images(options, options.data, "test", options.limit)
-    given: dict[str, Any] = {"seed": options.seed}
+    given: dict[str, Any] = {"seed": options.seed, "runner": "auto"}
     before = SmoothedClassifier(network, options.sigma, normalize=normalize, precision=options.precision, **given)
     after = SmoothedClassifier(integers, options.sigma, **given)
     return loss(before.votes(images, options.copies), after.votes(images, options.copies), labels)

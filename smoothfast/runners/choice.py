@@ -129,13 +129,21 @@ def installed(workload: Workload, precision: str) -> list[str]:
 
 def candidates(workload: Workload, passes: int, precision: str, device: torch.device) -> list[str]:
     """The runners to be tried, the one to be preferred first; eager, which takes every network, is the last."""
-    if precision == "int8" and not workload.family:
-        return ["openvino"]
+    if precision == "int8":
+        return for_integers(workload, device)
     if device.type != "cpu":
-        compiles = precision != "int8" and find_spec("triton") is not None and passes >= GPU_PASSES
+        compiles = find_spec("triton") is not None and passes >= GPU_PASSES
         return ["compiled", "eager"] if compiles else ["eager"]
     ordered = sorted(installed(workload, precision), key=lambda runner: seconds(runner, workload, passes, precision))
     return ordered[: ordered.index("eager") + 1]
+
+
+def for_integers(workload: Workload, device: torch.device) -> list[str]:
+    """The runners for 8 bits. The definition of networks in integers, eager, takes 40 ms a sample: a hundred times what
+    kernels take, and the tests of rows alone are some hundred samples."""
+    if not workload.family:
+        return ["openvino"]
+    return ["fused", "eager"] if device.type == "cpu" and preferred("int8") else ["eager"]
 
 
 class Function(Protocol):

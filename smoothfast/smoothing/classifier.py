@@ -57,7 +57,7 @@ class SmoothedClassifier(nn.Module):
             float images.
         seed: of all noise, 0 .. 2**64 - 1. None draws one from the operating system here and now; the `meta` of
             certificates has it. Images chosen by somebody who knows it get no valid certificate (docs/soundness.md).
-        precision: "fp32", "bf16", "fp16", "int8" (docs/integers.md), or "auto": bf16 where the hardware multiplies in it.
+        precision: "fp32", "bf16", "fp16", "int8" (docs/integers.md), or "auto": bf16 where hardware multiplies in it.
         max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
         runner: "eager"; "compiled": up to twice as fast after some seconds of compilation (about 18 for ResNet-20);
             "openvino", where it is installed: as fast on CPUs after fewer (2 for ResNet-20, 6 for ResNet-110);

@@ -46,7 +46,7 @@ class Cost:
 
 COSTS = {
     "eager": Cost(0.0, 0.0, {"fp32": 65, "bf16": 110, "fp16": 110, "int8": 2}),
-    "openvino": Cost(1.5, 0.03, {"fp32": 95, "bf16": 180}),
+    "openvino": Cost(1.5, 0.03, {"fp32": 95, "bf16": 180, "int8": 270}),
     "compiled": Cost(5.0, 0.3, {"fp32": 95, "bf16": 175, "fp16": 175}),
 }
 
@@ -115,11 +115,11 @@ def _has_vectors() -> bool:
 
 def installed(workload: Workload, precision: str) -> list[str]:
     """The runners that there are on this CPU for such a network."""
+    if precision == "int8":
+        return for_integers(workload, torch.device("cpu"))
     found = ["eager"]
     if workload.family and preferred(precision) and _has_vectors():
         found.append("fused")
-    if precision == "int8":
-        return found
     if find_spec("openvino") is not None and precision in COSTS["openvino"].speed:
         found.append("openvino")
     if shutil.which(os.environ.get("CXX", "g++")) is not None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-KERNELS = ("isa", "fused/plan", "fused/tiles/network", "fused/tiles/pack", "fused/tiles/program")
+OF_FOLDERS = [f"fused/{folder}/{stem}" for folder in ("tiles", "integer") for stem in ("network", "pack", "program")]
+KERNELS = ("isa", "fused/plan", *OF_FOLDERS)
 SOURCES = ["tests/helpers/amx_emulated.cpp", *(f"csrc/cpu/{stem}.cpp" for stem in KERNELS)]
 KINDS = ("products", "loads", "stores", "zeros", "configurations")
 
@@ -33,12 +34,24 @@ class EmulatedAmx:
 
     def __init__(self, folder: Path) -> None:
         library = folder / "amx_emulated.so"
-        compiled = ["g++", "-O2", "-std=c++17", "-shared", "-fPIC", "-Icsrc", *SOURCES, "-o", str(library)]
+        flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-shared", "-fPIC", "-Icsrc"]
+        compiled = ["g++", *flags, *SOURCES, "-o", str(library)]
         subprocess.run(compiled, cwd=Path(__file__).parents[2], check=True)
-        self._run = ctypes.CDLL(str(library)).run_with_amx
+        loaded = ctypes.CDLL(str(library))
+        self._run, self._run_integers = loaded.run_with_amx, loaded.run_integers_with_amx
 
     def fused_logits(self, replicas: Tensor, packed: Tensor, shape: list[int], arithmetic: str) -> Tensor:
         return self._called(replicas, None, packed, shape, arithmetic)[0]
+
+    def integer_logits(self, replicas: Tensor, packed: Tensor, shape: list[int]) -> Tensor:
+        """As `fused_logits` by "int8_amx"."""
+        replicas = replicas.permute(0, 2, 3, 1).contiguous()
+        logits = torch.empty(len(replicas), shape[-1])
+        numbers, executed = torch.tensor(shape), torch.zeros(len(KINDS), dtype=torch.int64)
+        places = [ctypes.c_void_p(t.data_ptr()) for t in (numbers, packed, replicas, logits, executed)]
+        self._run_integers(*places[:3], ctypes.c_int64(len(replicas)), *places[3:])
+        self.executed = dict(zip(KINDS, executed.tolist(), strict=True))
+        return logits
 
     def fused_gradients(
         self, replicas: Tensor, classes: Tensor, packed: Tensor, shape: list[int], arithmetic: str

@@ -1,7 +1,7 @@
 // The fused kernels for AMX on processors that lack it: each of its instructions traps, and a handler does what Intel's
-// manual says of it (Software Developer's Manual, volume 2: LDTILECFG, TDPBF16PS and so on), sums and their rounding in
-// the manual's order. A condition under which the processor would fault ends the program. tests/runners/test_fused.py compiles
-// this as a library.
+// manual says of it (Software Developer's Manual, volume 2: LDTILECFG, TDPBF16PS, TDPBSUD and so on), sums and their
+// rounding in the manual's order. A condition under which the processor would fault ends the program.
+// tests/runners/test_fused.py compiles this as a library.
 #include <immintrin.h>
 #include <signal.h>
 #include <ucontext.h>
@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/fused/integer/network.h"
 #include "cpu/fused/tiles/network.h"
 
 namespace {
@@ -64,9 +65,26 @@ void store(const Tile& from, char* to, int64_t stride) {
   for (int row = 0; row < from.rows; ++row) std::memcpy(to + row * stride, from.data[row], from.row_bytes);
 }
 
+void require_shapes(const Tile& sums, const Tile& a, const Tile& b) {
+  require(sums.rows == a.rows && a.row_bytes == 4 * b.rows && sums.row_bytes == b.row_bytes, "shapes of a product");
+}
+
+// Signed bytes of a times unsigned bytes of b, four of them together.
+void multiply_bytes(Tile& sums, const Tile& a, const Tile& b) {
+  require_shapes(sums, a, b);
+  for (int row = 0; row < sums.rows; ++row)
+    for (int column = 0; column < sums.row_bytes; column += 4) {
+      int32_t sum;
+      std::memcpy(&sum, sums.data[row] + column, sizeof sum);
+      for (int k = 0; k < a.row_bytes; ++k)
+        sum += static_cast<int8_t>(a.data[row][k]) * static_cast<uint8_t>(b.data[k / 4][column + k % 4]);
+      std::memcpy(sums.data[row] + column, &sum, sizeof sum);
+    }
+}
+
 // Sums of even and of odd inputs, each by fused multiply-adds; then both, then what was there. Denormals are 0.
 __attribute__((target("avx512f"))) void multiply(Tile& sums, const Tile& a, const Tile& b) {
-  require(sums.rows == a.rows && a.row_bytes == 4 * b.rows && sums.row_bytes == b.row_bytes, "shapes of a product");
+  require_shapes(sums, a, b);
   const unsigned before = _mm_getcsr();
   _mm_setcsr(0x1F80 | _MM_FLUSH_ZERO_ON | 0x40);
   const auto columns = static_cast<__mmask16>((1 << b.row_bytes / 4) - 1);
@@ -146,9 +164,10 @@ class Instruction {
 bool execute(const Instruction& one) {
   enum { kNone, k66, kF3, kF2 };
   auto* memory = reinterpret_cast<char*>(one.address);
-  if (one.is(kF3, 0x5C, false)) {
+  const bool bytes = one.is(kF3, 0x5E, false);
+  if (bytes || one.is(kF3, 0x5C, false)) {
     require(one.first != one.second && one.first != one.third && one.second != one.third, "a tile taken twice");
-    multiply(tile(one.first), tile(one.second), tile(one.third));
+    (bytes ? multiply_bytes : multiply)(tile(one.first), tile(one.second), tile(one.third));
     ++counts[kProducts];
   } else if (one.is(kF2, 0x4B, true)) {
     load(tile(one.first), memory, one.stride);
@@ -182,20 +201,37 @@ void on_illegal_instruction(int, siginfo_t*, void* context) {
   require(any, "this is none of its instructions");
 }
 
+// Calls `run`, with AMX emulated where there is none.
+template <class Run>
+void emulating(const Run& run) {
+  struct sigaction handler = {}, former;
+  handler.sa_sigaction = on_illegal_instruction;
+  handler.sa_flags = SA_SIGINFO;
+  sigaction(SIGILL, &handler, &former);
+  std::fill_n(counts, static_cast<int>(kCounts), 0);
+  run();
+  sigaction(SIGILL, &former, nullptr);
+}
+
+smoothfast::fused::Shape shape_of(const int64_t* shape) { return {{shape[0], shape[1], shape[2]}, shape[3], shape[4]}; }
+
 }  // namespace
 
 // As `tiles::run`, with AMX emulated where there is none. `executed`: products, loads, stores, zeroes and
 // configurations of tiles, counted where they are emulated.
 extern "C" void run_with_amx(const int64_t* shape, const char* packed, const uint16_t* replicas, int64_t samples,
                              float* logits, const int64_t* labels, float* gradients, int64_t* executed) {
-  struct sigaction handler = {}, former;
-  handler.sa_sigaction = on_illegal_instruction;
-  handler.sa_flags = SA_SIGINFO;
-  sigaction(SIGILL, &handler, &former);
-  std::fill_n(counts, static_cast<int>(kCounts), 0);
   namespace kernels = smoothfast::fused::tiles;
-  kernels::run({{shape[0], shape[1], shape[2]}, shape[3], shape[4]}, packed, replicas, samples, logits, labels,
-               gradients, kernels::Processor::amx);
+  emulating([&] {
+    kernels::run(shape_of(shape), packed, replicas, samples, logits, labels, gradients, kernels::Processor::amx);
+  });
   std::copy_n(counts, static_cast<int>(kCounts), executed);
-  sigaction(SIGILL, &former, nullptr);
+}
+
+// As `integer::run`.
+extern "C" void run_integers_with_amx(const int64_t* shape, const char* packed, const int16_t* replicas,
+                                      int64_t samples, float* logits, int64_t* executed) {
+  namespace kernels = smoothfast::fused::integer;
+  emulating([&] { kernels::run(shape_of(shape), packed, replicas, samples, logits, kernels::Processor::amx); });
+  std::copy_n(counts, static_cast<int>(kCounts), executed);
 }

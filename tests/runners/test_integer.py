@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.amx import EmulatedAmx
 from helpers.integer import Integers, drawn
 from torch import Tensor
 
@@ -56,6 +57,13 @@ def test_every_arithmetic_computes_the_function(net: Any) -> None:
     packed = network.packed()
     for arithmetic in HERE:
         assert torch.equal(ops.fused_logits(x, packed, network.shape, arithmetic), logits), arithmetic
+
+
+@pytest.mark.skipif("int8_amx" in HERE, reason="it need not be: this processor has AMX")
+@pytest.mark.parametrize("net", [SMALL, NETS[1], NETS[2]], ids=lambda net: f"{net[0]}")
+def test_amx_where_it_is_emulated(emulated_amx: EmulatedAmx, net: Any) -> None:
+    network, x, logits = known(*net)
+    assert torch.equal(emulated_amx.integer_logits(x[:3], network.packed(), network.shape), logits[:3])
 
 
 def test_the_networks_of_these_tests_have_all_numbers() -> None:

@@ -8,14 +8,13 @@
 #include <vector>
 
 #include "../../isa.h"
+#include "../amx.h"
 #include "../arena.h"
 #include "../loss.h"
 #include "program.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi2"))), \
@@ -37,20 +36,6 @@ namespace tiles {
 
 namespace {
 
-constexpr int kTileData = 18;  // the part of a thread's state that Linux gives only to those who ask
-
-bool amx_permitted() {
-#if defined(SMOOTHFAST_AMX)
-  constexpr int kRequestPermission = 0x1023;
-  unsigned a, b, c, d;
-  asm volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
-  const bool tiles = d >> 24 & 1, bfloat16 = d >> 22 & 1;
-  return tiles && bfloat16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-
 thread_local Arena arena;
 
 }  // namespace
@@ -60,7 +45,9 @@ const std::vector<Processor>& processors() {
     std::vector<Processor> all;
     __builtin_cpu_init();
     if (!isa_supported(Isa::avx512) || !__builtin_cpu_supports("avx512bf16")) return all;
-    if (amx_permitted()) all.push_back(Processor::amx);
+#if defined(SMOOTHFAST_AMX)
+    if (amx_permitted(kAmxBfloat16)) all.push_back(Processor::amx);
+#endif
     all.push_back(Processor::avx512_bf16);
     return all;
   }();

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../amx.h"
 #include "program.h"
 
 #define SMOOTHFAST_ALWAYS __attribute__((always_inline))
@@ -20,40 +21,17 @@ namespace smoothfast {
 namespace fused {
 namespace tiles {
 
-#if defined(__GNUC__) && (defined(__clang__) || __GNUC__ >= 11)
-#define SMOOTHFAST_AMX 1  // assemblers of that age know the instructions
-
-class AmxTiles {
+#if defined(SMOOTHFAST_AMX)
+class AmxTiles : public AmxRegisters {
  public:
-  ~AmxTiles() { asm volatile("tilerelease" ::: "memory"); }
-
   // Sets all tiles to 0.
   void use_rows(int rows) {
-    struct alignas(64) {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } shapes;
-    for (int tile = 0; tile < 8; ++tile) {
+    Shapes shapes;
+    for (int tile = 0; tile < kTiles; ++tile) {
       shapes.row_bytes[tile] = kLine;
       shapes.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : kTileRows);
     }
-    asm volatile("ldtilecfg %0" ::"m"(shapes));
-  }
-
-  template <int tile>
-  SMOOTHFAST_FORCED void zero() {
-    asm volatile("tilezero %%tmm%c0" ::"i"(tile));
-  }
-
-  template <int tile>
-  SMOOTHFAST_FORCED void load(const char* from, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(tile) : "memory");
-  }
-
-  template <int tile>
-  SMOOTHFAST_FORCED void store(float* to) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(static_cast<int64_t>(kLine)), "i"(tile) : "memory");
+    configure(shapes);
   }
 
   template <int sums, int activations, int weights>

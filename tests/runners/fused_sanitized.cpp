@@ -5,9 +5,9 @@
 #include <random>
 #include <vector>
 
-#include "cpu/fused/integer/network.h"
 #include "cpu/fused/tiles/network.h"
 #include "cpu/fused/tiles/pack.h"
+#include "runners/integer_network.h"
 
 using namespace smoothfast::fused;
 using namespace smoothfast::fused::tiles;
@@ -20,28 +20,12 @@ extern "C" void run_integers_with_amx(const int64_t* shape, const char* packed, 
 
 namespace {
 
-// Whether all processors compute the same of a network of random weights.
-bool same_in_integers(const Shape& shape, std::mt19937& generator) {
-  std::uniform_int_distribution<int> small(-60, 60);
-  std::vector<std::vector<int8_t>> bytes;
-  std::vector<int16_t> pixels(shape.widths[0] * 27), linear(shape.classes * shape.widths[2]);
-  for (auto* list : {&pixels, &linear})
-    for (int16_t& value : *list) value = static_cast<int16_t>(20 * small(generator));
-  const std::vector<float> scales(1024, 1 / 4096.0f), biases(9 * 1024, 40.5f);
-  const std::vector<int8_t> multipliers(1024, 100);
-  const std::vector<int32_t> shifts(1024, 3), linear_bias(shape.classes, 7);
-  std::vector<integer::Numbers> layers;
-  for (const Layer& layer : plan_of(shape)) {
-    bytes.emplace_back(layer.part == Part::image ? 0 : layer.outputs * layer.inputs * layer.size * layer.size);
-    for (int8_t& value : bytes.back()) value = static_cast<int8_t>(small(generator));
-    const void* weights = layer.part == Part::image ? static_cast<const void*>(pixels.data()) : bytes.back().data();
-    layers.push_back({weights, scales.data(), biases.data(), multipliers.data(), shifts.data()});
-  }
-  std::vector<char> packed(integer::packed_bytes(shape));
-  integer::pack(shape, layers, linear.data(), linear_bias.data(), 1.0f, packed.data());
+// Whether all processors compute the same.
+bool same_in_integers(const Shape& shape) {
+  Random random;
+  const std::vector<char> packed = packed_integers(shape, random);
   for (const int64_t rows : {1, 5, 17}) {
-    std::vector<int16_t> replicas(rows * kImageElements);
-    for (int16_t& value : replicas) value = static_cast<int16_t>(7 * small(generator));
+    const auto replicas = random.numbers<int16_t>(rows * kImageElements, 500);
     std::vector<float> logits(rows * shape.classes), again(logits.size());
     integer::run(shape, packed.data(), replicas.data(), rows, logits.data(), integer::Processor::scalar);
     for (const auto on : {integer::Processor::avx2, integer::Processor::avx_vnni, integer::Processor::avx512_vnni}) {
@@ -104,6 +88,6 @@ int main() {
   }
   integer::available(integer::Processor::amx);  // as above
   for (const Shape& shape : {Shape{{16, 32, 64}, 1, 10}, Shape{{48, 16, 80}, 1, 1}})
-    if (!same_in_integers(shape, generator)) return 1;
+    if (!same_in_integers(shape)) return 1;
   std::puts("clean");
 }

@@ -290,7 +290,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     root, program = Path(__file__).parents[2], tmp_path / "sanitized"
     sources = ["tests/runners/fused_sanitized.cpp", *SOURCES]
     watched = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    compiled = ["g++", "-O1", "-std=c++17", *watched, "-Icsrc", *sources, "-o", str(program)]
+    compiled = ["g++", "-O1", "-std=c++17", *watched, "-Icsrc", "-Itests", *sources, "-o", str(program)]
     subprocess.run(compiled, cwd=root, check=True)
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "clean\n"
 

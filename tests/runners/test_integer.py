@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +102,24 @@ def test_networks_in_turn() -> None:
     for arithmetic in [*HERE, *HERE[::-1]]:
         for network, x, logits in nets:
             assert torch.equal(ops.fused_logits(x[:3], network.packed(), network.shape, arithmetic), logits[:3])
+
+
+@pytest.mark.slow
+def test_where_there_is_no_torch(tmp_path: Path) -> None:
+    """Of Debian: g++-aarch64-linux-gnu and qemu-user-static."""
+    logits = []
+    for compiler, emulator in (("g++", []), ("aarch64-linux-gnu-g++", ["qemu-aarch64-static"])):
+        for tool in (compiler, *emulator):
+            if shutil.which(tool) is None:
+                pytest.skip(f"needs {tool}")
+        program = str(tmp_path / compiler)
+        stems = ["isa", *(f"fused/{stem}" for stem in ("plan", "integer/network", "integer/pack", "integer/program"))]
+        sources = ["tests/runners/integer_elsewhere.cpp", *(f"csrc/cpu/{stem}.cpp" for stem in stems)]
+        flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-static", "-Icsrc", "-Itests"]
+        subprocess.run([compiler, *flags, *sources, "-o", program], cwd=Path(__file__).parents[2], check=True)
+        logits.append(subprocess.run([*emulator, program], capture_output=True, text=True, check=True).stdout)
+    assert logits[0] == logits[1]
+    assert len(set(logits[0].split())) == 25
 
 
 @pytest.mark.parametrize("voting", [PREDICTION, SOFT], ids=lambda voting: voting.name)

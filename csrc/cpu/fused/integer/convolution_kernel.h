@@ -16,16 +16,26 @@ FORCED char* pixel_of(const Memory& memory, const Map& map, int64_t y, int64_t x
 // where its weights are and by how much it is shifted.
 struct FourBeside {
   const char *from, *weights, *shifts;
-  int64_t pixel, inputs;
+  int64_t pixel, inputs, next_from;
 
+  FourBeside() = default;
   FORCED FourBeside(const Memory& memory, const Beside& beside, int64_t y, int64_t x, int64_t output)
       : from(pixel_of(memory, beside.map, y * beside.stride, x * beside.stride) + output / kGroup * beside.next),
         weights(memory.packed + beside.weights + output * beside.inputs),
         shifts(memory.packed + beside.shifts + output * 4),
         pixel(beside.map.pixel * beside.stride),
-        inputs(beside.inputs) {}
+        inputs(beside.inputs),
+        next_from(beside.next) {}
+
+  // Goes on to the next four outputs.
+  FORCED void advance() {
+    from += next_from;
+    weights += 4 * inputs;
+    shifts += 16;
+  }
 };
 
+// Sums that begin with what is beside them; they are 0.
 template <int kPixels>
 FORCED void begin_beside(Lanes (&sums)[kPixels][4], const FourBeside& beside) {
   const char *from = beside.from, *weights = beside.weights;

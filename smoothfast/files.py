@@ -136,6 +136,16 @@ def whole(path: Path) -> Iterator[Path]:
 OBSERVED = ("row_function",)  # stood among the settings of versions up to 0.2.0, and is no choice
 ADDED = ("weights_sha256",)  # was not among them
 TOLD = 50  # settings that differ, at most: a run has fewer
+LEVELS = 32  # of lists and objects within each other in settings
+
+
+def plain(value: Any, levels: int = LEVELS) -> bool:
+    """Tells whether a value that JSON has told can be written and shown again: it is at most so deep, and no number in
+    it is infinite or NaN, or an integer that no float is near."""
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(plain(each, levels - 1) for each in inner)
+    return not isinstance(value, (int, float)) or abs(value) <= sys.float_info.max
 
 
 def same_settings(path: Path, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ class LogOptions(NoiseOptions, JsonOptions, ProcessOptions, ABC):
         from ..runs.logs import begun, settings_of
 
         kept = settings_of(self.out).get("seed") if resume and begun(self.out) else None
-        return kept if isinstance(kept, int) else drawn_seed()
+        return kept if isinstance(kept, int) and 0 <= kept < 2**64 else drawn_seed()  # another is refused with the log
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

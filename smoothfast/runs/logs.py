@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..files import contents, whole
 from . import records
-from .records import COUNT, MOST, Number, RecordFile, Word, cells, complete, exact, integer, read_json, sidecar_of
+from .records import COUNT, MOST, Number, RecordFile, Word, cells, exact, integer, lines_of, read_json, sidecar_of
 
 
 class Row(NamedTuple):
@@ -113,7 +113,7 @@ def read_log(path: str | os.PathLike[str]) -> Log:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    lines = complete(contents(path, MOST)).decode("utf-8", "replace").splitlines()
+    lines = lines_of(contents(path, MOST))
     header = lines[0].split("\t") if lines else []
     if not set(_REQUIRED) <= set(header) or len(set(header)) < len(header):
         raise ValueError(
@@ -166,7 +166,7 @@ def environment_of(path: Path) -> dict[str, Any]:
 
 def put_in_order(path: Path) -> None:
     """Sorts the lines of a log by image. In one step: killed or out of room before it, the log is as it was."""
-    records.put_in_order(path, lambda line: int(line.partition(b"\t")[0]))
+    records.put_in_order(path, lambda line: int(line.partition(b"\t")[0].decode()))
 
 
 class RunLog(RecordFile):
@@ -226,8 +226,7 @@ class RunLog(RecordFile):
     def retract(self) -> None:
         """Notes beside the log that it is not sound, whatever was thought when it was begun."""
         sidecar = sidecar_of(self.path)
-        content = read_json(sidecar)
-        content.setdefault("environment", {})["sound"] = False
+        content = read_json(sidecar) | {"environment": environment_of(self.path) | {"sound": False}}
         with whole(sidecar) as partial:
             partial.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -8,7 +8,6 @@ so a file that has one also has its whole sidecar, `run.tsv.json` beside `run.ts
 from __future__ import annotations
 
 import json
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -20,10 +19,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from typing_extensions import Self
 
-from ..files import claim, contents, exists, same_settings
+from ..files import claim, contents, exists, plain, same_settings
 
 MOST = 2**28  # bytes of a file of records, of which an image takes 150
-LEVELS = 32  # of lists and objects within each other in a sidecar
 
 # ---- values ----------------------------------------------------------------------------------------------------------
 
@@ -205,6 +203,12 @@ def complete(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
+def lines_of(data: bytes) -> list[str]:
+    """The text of these lines. They end in newlines alone: `str.splitlines` knows ten more ends, and cells may hold
+    them."""
+    return [line.removesuffix("\r") for line in complete(data).decode("utf-8", "replace").split("\n")[:-1]]
+
+
 def sidecar_of(path: Path) -> Path:
     """The file with the settings of the run that writes `path`."""
     return path.with_name(path.name + ".json")
@@ -216,15 +220,7 @@ def read_json(sidecar: Path) -> Any:
         value = json.loads(contents(sidecar, MOST))
     except (ValueError, RecursionError):
         return None
-    return value if _plain(value, LEVELS) else None
-
-
-def _plain(value: Any, levels: int) -> bool:
-    """Tells whether a value is at most so deep, and no number in it is infinite or NaN."""
-    if isinstance(value, (dict, list)):
-        inner = value.values() if isinstance(value, dict) else value
-        return levels > 0 and all(_plain(each, levels - 1) for each in inner)
-    return not isinstance(value, float) or math.isfinite(value)
+    return value if plain(value) else None
 
 
 def discard(path: Path) -> None:
@@ -243,7 +239,7 @@ def put_in_order(path: Path, key: Callable[[bytes], Any]) -> None:
         path: the file, all of whose lines are complete.
         key: of a line, what it is sorted by.
     """
-    header, *lines = path.read_bytes().splitlines(keepends=True)
+    header, *lines = (line + b"\n" for line in path.read_bytes().split(b"\n")[:-1])
     ordered = sorted(lines, key=key)
     if ordered == lines:
         return

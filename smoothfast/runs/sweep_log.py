@@ -20,7 +20,7 @@ from ..checks import at_least, not_negative
 from ..files import contents
 from ..names import ATTACKS, VOTINGS
 from . import records
-from .records import COUNT, MOST, Column, Number, RecordFile, Word, cells, complete, exact, read_json, sidecar_of
+from .records import COUNT, MOST, Column, Number, RecordFile, Word, cells, exact, lines_of, read_json, sidecar_of
 
 CLEAN = "clean"
 
@@ -107,7 +107,7 @@ def read(path: str | os.PathLike[str]) -> list[SettingAccuracy]:
         OSError: it cannot be read.
     """
     path = Path(path)
-    lines = complete(contents(path, MOST)).decode("utf-8", "replace").splitlines()
+    lines = lines_of(contents(path, MOST))
     if lines[:1] != [_HEADER]:
         raise ValueError(f"{path}, line 1: expected the header {_HEADER}, found {''.join(lines[:1])!r:.200}")
     rows: dict[Setting, SettingAccuracy] = {}

@@ -306,6 +306,13 @@ def test_rows_are_put_in_order(path: Path) -> None:
     assert sorted(each.name for each in path.parent.iterdir()) == ["run.tsv", "run.tsv.json"]
 
 
+def test_rows_in_other_digits_and_odd_spaces_are_put_in_order(path: Path) -> None:
+    write(path, row(10), row(9))
+    path.write_bytes(path.read_bytes().replace(b"\n9\t", "\n\x0b\u0669\r\t".encode()))
+    put_in_order(path)
+    assert read_log(path).idx.tolist() == [9, 10]
+
+
 @pytest.mark.parametrize("indices", [[], [3], [0, 5, 9, 10]])
 def test_a_log_in_order_is_left_as_it_is(path: Path, indices: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     write(path, *map(row, indices))
@@ -381,6 +388,19 @@ def test_a_bad_sidecar_is_named(path: Path, content: str) -> None:
     path.with_name("run.tsv.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=r"run\.tsv\.json: expected a JSON object"):
         read_log(path)
+
+
+@pytest.mark.parametrize("environment", [None, 5, [], {"torch": "1.0"}])
+def test_a_log_is_retracted_whatever_its_environment(path: Path, environment: Any) -> None:
+    write(path)
+    sidecar = path.with_name("run.tsv.json")
+    sidecar.write_text(json.dumps({"settings": SETTINGS, "environment": environment, "note": "kept"}))
+    with RunLog(path, SETTINGS, resume=True) as log:
+        log.retract()
+    kept = environment if isinstance(environment, dict) else {}
+    found = json.loads(sidecar.read_text())
+    assert found.pop("settings")["n"] == SETTINGS["n"]
+    assert found == {"environment": kept | {"sound": False}, "note": "kept"}
 
 
 def test_published_logs(published_logs: Path) -> None:

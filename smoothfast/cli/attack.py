@@ -120,7 +120,7 @@ def _attacked(options: AttackOptions, prepared: Prepared) -> tuple[Attacked, dic
     attacked = runs.run(
         crafted, smoothed, prepared.source, indices, options.votes, size,
         progress=display.bar(f"batches of {min(size, len(indices)):,} images"),
-        done=attack_files.kept(options.out, settings, indices),
+        done=attack_files.kept(options.out, settings, indices, engine.function.shape, engine.num_classes),
         keep=partial(attack_files.keep, options.out, settings),
     )  # fmt: skip
     return attacked, settings

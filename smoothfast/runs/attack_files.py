@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checks import at_least
-from ..files import same_settings, whole
+from ..files import plain, same_settings, whole
 from .attack_options import parts_of
 
 COLUMNS = {
@@ -66,8 +65,8 @@ def save(attacked: Attacked, settings: Mapping[str, Any], path: Path) -> None:
         raise OSError(f"cannot write {path}: {error}") from error
 
 
-def read(path: Path, settings: Mapping[str, Any]) -> Attacked:
-    """Reads what `save` wrote.
+def read(path: Path, settings: Mapping[str, Any], shape: Sequence[int], num_classes: int) -> Attacked:
+    """Reads what `save` wrote of images of a shape [C, H, W] and so many classes.
 
     Raises:
         ValueError: it was with other settings (names each), or the file is another's or cut off.
@@ -79,7 +78,8 @@ def read(path: Path, settings: Mapping[str, Any]) -> Attacked:
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found = about["settings"]
         attacked = Attacked(columns, found["votes"], about["gradients"], about["forwards"], about["environment"])
-        _require_columns(attacked)
+        _require_numbers(about | {"votes": attacked.votes})
+        _require_columns(attacked, tuple(shape), num_classes)
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is cut off, or no file of an attack ({error}): remove it, or choose another --out"
@@ -88,15 +88,26 @@ def read(path: Path, settings: Mapping[str, Any]) -> Attacked:
     return attacked
 
 
-def _require_columns(attacked: Attacked) -> None:
-    """Raises ValueError, TypeError or KeyError unless all is there that is counted and put together."""
-    for name, (dtype, dims) in COLUMNS.items():
-        column = attacked.columns[name]
-        if column.dtype != dtype or column.dim() != dims or len(column) != len(attacked) or not len(column):
-            raise ValueError(f"column {name} is {column.dtype} {tuple(column.shape)}")
+def _require_numbers(about: Mapping[str, Any]) -> None:
+    """Raises ValueError unless all can be counted and written again."""
+    if not plain(about):
+        raise ValueError("it tells what no run does")
+    for name in ("votes", "gradients", "forwards"):
+        if not isinstance(about[name], int) or about[name] < 0:
+            raise ValueError(f"{name} is {about[name]!r:.50}")
+
+
+def _require_columns(attacked: Attacked, shape: tuple[int, ...], num_classes: int) -> None:
+    """Raises ValueError or KeyError unless all is there that is counted, shown and put together."""
     if attacked.columns.keys() != COLUMNS.keys():
         raise ValueError(f"columns are {', '.join(attacked.columns)}"[:500])
-    at_least(0, votes=attacked.votes, gradients=attacked.gradients, forwards=attacked.forwards)
+    count = len(attacked)
+    for name, (dtype, dims) in COLUMNS.items():
+        column, of_image = attacked.columns[name], {4: shape, 2: (num_classes,), 1: ()}[dims]
+        if column.dtype != dtype or column.shape != (count, *of_image) or not count:
+            raise ValueError(f"column {name} is {column.dtype} {tuple(column.shape)}")
+        if name != "labels" and not (column.isfinite().all() and column.min() >= 0):
+            raise ValueError(f"column {name} has values that are negative or not finite")
 
 
 def keep(out: Path, settings: Mapping[str, Any], part: Attacked) -> None:
@@ -105,8 +116,10 @@ def keep(out: Path, settings: Mapping[str, Any], part: Attacked) -> None:
         save(part, settings, path)
 
 
-def kept(out: Path, settings: Mapping[str, Any], indices: list[int]) -> list[Attacked]:
-    """Reads what is there of a run on the images `indices`: its file, else its batches.
+def kept(
+    out: Path, settings: Mapping[str, Any], indices: list[int], shape: Sequence[int], num_classes: int
+) -> list[Attacked]:
+    """Reads what is there of a run on the images `indices`, of a shape [C, H, W]: its file, else its batches.
 
     Raises:
         ValueError: a file is not as `read` wants it, or not of the images that come next; names it.
@@ -118,7 +131,7 @@ def kept(out: Path, settings: Mapping[str, Any], indices: list[int]) -> list[Att
     for path in paths:
         if ".partial" in path.suffixes:  # was being written when the run was killed
             continue
-        part = read(path, settings)
+        part = read(path, settings, shape, num_classes)
         begun = sum(map(len, parts))
         if part.columns["indices"].tolist() != indices[begun : begun + len(part)]:
             raise ValueError(f"{path} does not go on where the {begun} images before it end: remove it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from smoothfast.runs.attack_options import OPTIONS, check_out, options
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 INDICES = [0, 2, 3, 5, 6]
+ALIKE = (3, 6, 6), 4  # shape of the images, and number of classes
 EPS = 16 / 255
 
 
@@ -246,7 +248,7 @@ def test_a_file_that_cannot_be_written(
 
 def test_a_run_is_kept_in_parts(smoothed: SmoothedClassifier, data: Images, tmp_path: Path) -> None:
     out, settings = tmp_path / "a.safetensors", {"votes": 20, "eps": EPS, "sigma": (0.2,)}
-    assert kept(out, settings, INDICES) == []
+    assert kept(out, settings, INDICES, *ALIKE) == []
     for begun in (INDICES[:3], INDICES[3:]):
         attack_files.keep(out, settings, attacked(smoothed, data, 5, begun))
     names = sorted(path.name for path in (tmp_path / "a.parts").iterdir())
@@ -256,13 +258,13 @@ def test_a_run_is_kept_in_parts(smoothed: SmoothedClassifier, data: Images, tmp_
         check_out(out, resume=False)
     check_out(out, resume=True)
     (tmp_path / "a.parts/000000000006.partial.safetensors").write_text("half")
-    parts, found = kept(out, settings, INDICES), attacked(smoothed, data, 5)
+    parts, found = kept(out, settings, INDICES, *ALIKE), attacked(smoothed, data, 5)
     assert [len(part) for part in parts] == [3, 2]
     assert sum(part.gradients for part in parts) == found.gradients
     assert all(torch.cat([part.columns[name] for part in parts]).equal(found.columns[name]) for name in found.columns)
 
     attack_files.save(found, settings, out)
-    assert [len(part) for part in kept(out, settings, INDICES)] == [5]
+    assert [len(part) for part in kept(out, settings, INDICES, *ALIKE)] == [5]
     attack_files.discard_parts(out)
     assert list(tmp_path.iterdir()) == [out]
     attack_files.discard_parts(out)
@@ -273,21 +275,52 @@ def test_what_is_no_part_is_named(smoothed: SmoothedClassifier, data: Images, tm
     out, settings = tmp_path / "a.safetensors", {"votes": 20, "eps": EPS}
     attack_files.keep(out, settings, attacked(smoothed, data, 5, [3]))
     path, whole = tmp_path / "a.parts" / name, (tmp_path / "a.parts/000000000003.safetensors").read_bytes()
-    assert [len(part) for part in kept(out, settings, [3, 5])] == [1]
+    assert [len(part) for part in kept(out, settings, [3, 5], *ALIKE)] == [1]
     with pytest.raises(ValueError, match=r"3\.safetensors does not go on where the 0 images before it end"):
-        kept(out, settings, INDICES)  # images 0 and 2 are missing
+        kept(out, settings, INDICES, *ALIKE)  # images 0 and 2 are missing
     with pytest.raises(
         ValueError, match=r"made with other settings: eps was 0.06.*, is now 0.5; votes was 20, is now 9$"
     ):
-        kept(out, {"votes": 9, "eps": 0.5}, [3, 5])
+        kept(out, {"votes": 9, "eps": 0.5}, [3, 5], *ALIKE)
     for content in (b"", whole[:7], whole[:100], whole[:-1], b"precious data"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{name} is cut off, or no file of an attack \(.*\): remove it"):
-            kept(out, settings, [3, 5])
+            kept(out, settings, [3, 5], *ALIKE)
     for about in (None, {"by": "another"}, {"run": "no JSON"}, {"run": "3"}, {"run": '{"settings": {"eps": 1}}'}):
         save_file({"indices": torch.tensor([3])}, path, about)
         with pytest.raises(ValueError, match=rf"{name} is cut off, or no file of an attack \(.*\): remove it"):
-            kept(out, settings, [3, 5])
+            kept(out, settings, [3, 5], *ALIKE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gradients": None}, "gradients is None"),
+        ({"forwards": 10**400}, "it tells what no run does"),
+        ({"environment": float("nan")}, "it tells what no run does"),
+        ({"adversarial": torch.rand(1, 3, 6, 5)}, r"column adversarial is torch.float32 \(1, 3, 6, 5\)"),
+        (
+            {"adversarial": torch.full((1, 3, 6, 6), torch.nan)},
+            "column adversarial has values that are negative or not",
+        ),
+        ({"smoothed_clean": torch.ones(1, 5, dtype=torch.int64)}, r"column smoothed_clean is torch.int64 \(1, 5\)"),
+        ({"base_clean": torch.full((1, 4), -1)}, "column base_clean has values that are negative"),
+        (
+            {"l2": torch.tensor([torch.inf], dtype=torch.float64)},
+            "column l2 has values that are negative or not finite",
+        ),
+    ],
+)
+def test_what_cannot_be_put_together_is_refused(
+    smoothed: SmoothedClassifier, data: Images, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    out, settings = tmp_path / "a.safetensors", {"votes": 20}
+    found = attacked(smoothed, data, 5, [3])
+    ours = {name: value for name, value in change.items() if name not in found.columns}
+    columns = found.columns | {name: value for name, value in change.items() if name not in ours}
+    attack_files.save(replace(found, columns=columns, **ours), settings, out)
+    with pytest.raises(ValueError, match=rf"a\.safetensors is cut off, or no file of an attack \({message}"):
+        kept(out, settings, [3], *ALIKE)
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import put, same_settings, whole
+from ..files import plain, put, same_settings, whole
 from ..version import __version__
 from ..weights import read_torch
 from .settings import Settings
@@ -109,8 +109,7 @@ class RunFolder:
         """Takes the settings out of what a checkpoint holds."""
         try:
             settings = json.loads(state.pop("settings"))
-            sound = isinstance(settings, dict) and state.keys() == State.__annotations__.keys()
-            if sound and min(state["epoch"], state["step"]) >= 0:
+            if isinstance(settings, dict) and plain(settings) and _whole(state):
                 return settings
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             pass
@@ -129,6 +128,21 @@ class RunFolder:
         about["smoothfast"] = __version__  # not of the settings: a newer version may resume
         with written(self.weights), whole(self.weights) as partial:
             save_file({name: value.contiguous() for name, value in weights.items()}, partial, self._metadata | about)
+
+
+def _whole(state: State) -> bool:
+    """Tells whether a state has all of its parts, of their types: weights and the optimizer's are looked at when they
+    are taken up."""
+    best, counts = state["best"], (state["epoch"], state["step"])
+    told = [state["metrics"], state["sums"], {"seconds": state["seconds"]}]
+    if best is not None:
+        told += [best["metrics"], {"score": best["score"]}]
+    return (
+        state.keys() == State.__annotations__.keys()
+        and (best is None or best.keys() == Best.__annotations__.keys())
+        and all(type(count) is int and count >= 0 for count in counts)
+        and all(type(name) is str and type(number) in (int, float) for each in told for name, number in each.items())
+    )
 
 
 @contextmanager

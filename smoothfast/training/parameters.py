@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..layers import noise_parameters
@@ -17,6 +18,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed = [p for p in learned if p.dim() > 1 and id(p) not in noise]
     plain = [p for p in learned if p.dim() <= 1 or id(p) in noise]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def load_momentum(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Loads the momentum out of the state of an optimizer of the same parameters; settings are as they are.
+
+    Raises:
+        ValueError: it is of others. What else the state may hold makes torch raise anything.
+    """
+    optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, held in optimizer.state.items():
+        momentum = held.get("momentum_buffer")
+        fits = momentum is None or (momentum.shape == parameter.shape and momentum.layout == torch.strided)
+        if not fits or held.keys() - {"momentum_buffer"}:
+            raise ValueError("the state of the optimizer is of another network")
 
 
 def learn_noise_alone(model: nn.Module) -> None:

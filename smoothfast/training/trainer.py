@@ -25,7 +25,7 @@ from .adversaries import Adversary
 from .augment import crop_and_flip
 from .checkpoints import Best, RunFolder, State
 from .order import order, split, torch_seed
-from .parameters import keep_running_statistics, learn_noise_alone, parameter_groups
+from .parameters import keep_running_statistics, learn_noise_alone, load_momentum, parameter_groups
 from .recipes import RECIPES, Batch, Learned
 from .settings import SELECTIONS, Settings
 
@@ -334,14 +334,19 @@ class Trainer:
 
     def _take_up(self, state: State) -> None:
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for weights in (state["best"] or state, state):
+                self.model.load_state_dict(weights["model"])
+            load_momentum(self.optimizer, state["optimizer"])
             sums = state["sums"].items()
             self._sums = {name: torch.tensor(total, dtype=torch.float64, device=self.device) for name, total in sums}
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise self.folder.broken(error) from error
+        except Exception as error:  # of torch, for anything that may be in a pickle
+            raise self.folder.broken(" ".join(str(error).split())) from error
         self.epoch, self.step, self.metrics, self._best = state["epoch"], state["step"], state["metrics"], state["best"]
         self._seconds = state["seconds"]
+        done = -(-self.step // self.steps_per_epoch) if self.step == self.total else self._epoch_of(self.step)
+        begun = done * self.steps_per_epoch < self.step < self.total
+        if self.step > self.total or self.epoch != done or ("loss" in self._sums) != begun:
+            raise self.folder.broken(f"it has epoch {self.epoch} and step {self.step} of {self.total}")
 
     def _seconds_so_far(self) -> float:
         return self._seconds + time.monotonic() - self._started

@@ -21,7 +21,7 @@ from smoothfast.data import Images
 from smoothfast.models import CIFAR10_STATISTICS, resnet20
 from smoothfast.noise import Stream, lattice, lattice_law, stream_key
 from smoothfast.training import PRESETS, RECIPES, Settings, Trainer, crop_and_flip
-from smoothfast.weights import read_weights
+from smoothfast.weights import read_torch, read_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -289,6 +289,43 @@ def test_what_is_left_of_a_run_is_left_alone(tmp_path: Path, lost: str) -> None:
     with pytest.raises(FileExistsError, match=rf"{tmp_path}/\S+ exists: go on with it \(--resume\) or choose another"):
         trainer(tmp_path).fit()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+SPOILED: dict[str, dict[str, Any]] = {
+    "a count that is a tensor": {"epoch": torch.ones(2)},
+    "a count that is no integer": {"step": float("nan")},
+    "more steps than there are": {"step": 99},
+    "steps of another epoch": {"epoch": 2},
+    "sums of an epoch that has not begun": {"sums": {"loss": 1.0}},
+    "sums that are lists": {"sums": {"loss": [1.0]}},
+    "seconds that are text": {"seconds": "1"},
+    "metrics that are tensors": {"metrics": {"loss": torch.zeros(2)}},
+    "a best epoch of nothing": {"best": {}},
+    "a best epoch of another network": {"best": {"score": 1.0, "metrics": {}, "model": {"a": torch.zeros(1)}}},
+    "settings within settings": {"settings": '{"epochs": ' + "[" * 400 + "]" * 400 + "}"},
+    "momentum of another shape": {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}}},
+    "momentum of no parameter": {"optimizer": {"state": {9: {"momentum_buffer": torch.zeros(2)}}}},
+    "an optimizer of another kind": {"optimizer": {"state": {0: {"exp_avg": torch.zeros(8, 3, 3, 3)}}}},
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_checkpoint_that_no_run_wrote_is_refused(tmp_path: Path, what: str) -> None:
+    trained(tmp_path, replace(SETTINGS, epochs=1))
+    whole = read_torch(tmp_path / "checkpoint.pt")
+    torch.save(whole | SPOILED[what], tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of this run \("):
+        trainer(tmp_path, replace(SETTINGS, epochs=1)).fit(resume=True)
+
+
+def test_the_optimizer_goes_on_as_the_settings_say(tmp_path: Path) -> None:
+    trained(tmp_path / "run")
+    state = read_torch(tmp_path / "run" / "checkpoint.pt")
+    state["optimizer"]["param_groups"] = [{"momentum": 99.0}]
+    torch.save(state, tmp_path / "run" / "checkpoint.pt")
+    run = trainer(tmp_path / "run")
+    run.fit(resume=True)
+    assert {group["momentum"] for group in run.optimizer.param_groups} == {SETTINGS.momentum}
 
 
 def test_resuming_where_there_is_no_run_begins_one(tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def replay(options: ReplayOptions) -> None:
     if log.settings is None:
         raise ValueError(f"{sidecar_of(options.log)} with the settings of the run is missing")
     settings = log.settings
-    if settings.get("command") not in COMMANDS:
+    if settings.get("command") not in list(COMMANDS):  # it may be of any type
         raise ValueError(
-            f"{options.log} is by command {settings.get('command')!r}; it must be by one of {', '.join(COMMANDS)}"
+            f"{options.log} is by command {settings.get('command')!r:.50}; it must be by one of {', '.join(COMMANDS)}"
         )
     made, facts = _replayed(options, log, _as_then(options, settings))
     different = [difference for _, found in made for difference in found]
@@ -92,6 +92,8 @@ def _as_then(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
     """
     try:
         return _options(options, settings)
+    except ValueError as error:
+        raise ValueError(f"{options.log} cannot be replayed: {error}") from error
     except (KeyError, TypeError, IndexError, AttributeError) as error:  # somebody else may have written it
         raise ValueError(f"{options.log}.json: its settings are not those of a log ({error!r})") from error
 
@@ -102,7 +104,7 @@ def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
         "model": options.model or _plain("model", settings.get("model", "resnet20")),
         "data": options.data or _plain("data", settings.get("data", "demo")),
         "weights": options.weights or _embedded(settings), "classes": options.classes,
-        "device": options.device or settings.get("device", "cpu"), "resize": settings.get("resize"),
+        "device": options.device or _text("device", settings.get("device", "cpu")), "resize": settings.get("resize"),
         "crop": settings.get("crop"),
     }  # fmt: skip
     kept = {name: settings[name] for name in (*names, "runner", "precision", "seed")}
@@ -119,13 +121,21 @@ def _embedded(settings: dict[str, Any]) -> Path | None:
     return DEMO_INTEGERS if (settings["command"], settings["precision"]) == ("demo", "int8") else None
 
 
+def _text(argument: str, value: Any) -> str:
+    """A text from a file."""
+    if not isinstance(value, str):
+        raise ValueError(f"{argument} is {value!r:.50} in the log; it must be a text")
+    return value
+
+
 def _plain(argument: str, spec: Any) -> str:
     """A text from a file, which must not make anything be imported."""
-    if not isinstance(spec, str) or names_code(spec):
+    text = _text(argument, spec)
+    if names_code(text):
         also = " and its --weights" if argument == "model" else ""
         said = f"{argument} is {spec!r} in the log, which names code"
         raise ValueError(f"{said}: pass --{argument}{also} if you trust it")
-    return spec
+    return text
 
 
 def _replayed(
@@ -145,6 +155,10 @@ def _replayed(
     chosen = None if options.rows is None else integers("rows", options.rows)
     indices = indices_of(log, chosen)[: options.limit]
     prepared = prepare(then, then.sigma, then.seed, then.noise)
+    if indices and max(indices) >= len(prepared.source):
+        raise ValueError(
+            f"{options.log} has image {max(indices)}; data is {then.data!r}, which has {len(prepared.source)} images"
+        )
     engine = prepared.smoothed.engine(prepared.first, 0)
     found = rows(engine, prepared.source, indices, then.procedure, Whole())
     made = list(display.progress(differences(log, found), len(indices), 0))

@@ -82,7 +82,13 @@ def test_a_log_names_no_code_to_run(replay: Run, log: Path) -> None:
         (lambda content: content["settings"].pop("sigma"), "run.tsv.json: its settings are not those of a log"),
         (lambda content: content["settings"].update(n="100"), "its settings are not those of a log"),
         (lambda content: content["settings"].update(normalize=3), "run.tsv.json: its settings are not those of a log"),
-        (lambda content: content["settings"].update(alpha=2), "alpha is 2"),
+        (lambda content: content["settings"].update(alpha=2), "run.tsv cannot be replayed: alpha is 2"),
+        (
+            lambda content: content["settings"].update(sigma=[10**400]),
+            'run.tsv.json: expected a JSON object whose "set',
+        ),
+        (lambda content: content["settings"].update(device=True), "run.tsv cannot be replayed: device is True"),
+        (lambda content: content["settings"].update(command=[]), "run.tsv is by command []; it must be by one of"),
         (lambda content: content["settings"].update(command="attack"), "it must be by one of certify, predict, demo"),
     ],
 )
@@ -97,5 +103,8 @@ def test_rows_must_be_there(replay: Run, log: Path) -> None:
     result = replay("run.tsv", "--rows", "3,9")
     assert result.status == 2
     assert "rows is 9; run.tsv has no such image" in result.err
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines, "7" + lines[-1][1:]]))
+    assert "run.tsv has image 7; data is 'smoothfast_toys:images', which has 7 images" in replay("run.tsv").err
     log.with_name("run.tsv.json").unlink()
     assert "with the settings of the run is missing" in replay("run.tsv").err

@@ -58,7 +58,7 @@ def transformers_statistics(name: str) -> Normalization | None:
         if not told.get("do_rescale", True) or abs(told.get("rescale_factor", PIXELS) / PIXELS - 1) > 1e-6:
             raise ValueError("its images do not lie in 0 .. 1")
         return statistics_of(text_of((mean, std)))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{path} tells no normalisation of images in 0 .. 1 ({error}): pass --normalize") from error
 
 

@@ -49,6 +49,8 @@ def require_model(spec: str) -> None:
     plain, plus, noise = spec.rpartition("+")
     if plus:
         choice("the noise in the weights of model", noise, WEIGHT_NOISES)
+        if plain.endswith(tuple(f"+{kind}" for kind in WEIGHT_NOISES)):
+            raise ValueError(f"model is {spec!r:.100}, with noise in its weights more than once")
         return require_model(plain)
     kind, colon, name = spec.partition(":")
     if spec not in MODELS and not (kind and colon):

@@ -225,6 +225,11 @@ def test_specs_that_name_no_network(spec: str, message: str) -> None:
         models.load(spec, 10)
 
 
+def test_noise_is_put_into_weights_once() -> None:
+    with pytest.raises(ValueError, match=r"model is 'resnet20\+pni.*, with noise in its weights more than once"):
+        models.load("resnet20" + "+pni" * 2000, 10)
+
+
 @pytest.mark.parametrize("spec", [":network", ".relative:network", "builtins:int", "torch:__version__"])
 def test_specs_that_cannot_be_imported_or_called(spec: str) -> None:
     with pytest.raises(ValueError, match=f"model is '{spec}'"):

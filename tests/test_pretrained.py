@@ -51,6 +51,7 @@ def test_processors_that_tell_no_normalisation(tmp_path: Path, told: dict[str, A
     [
         {"do_rescale": False},
         {"rescale_factor": 1 / 127.5},
+        {"rescale_factor": 10**400},
         {"image_mean": [120.0] * 3},
         {"image_mean": "cifar10"},
         {"image_mean": [None] * 3},

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..specs import require_sides
+from ..specs import MOST_SIDE, require_sides
 from .labelled import Labelled, classes_of, name_of
 
 MODES = {torch.uint8: "L", torch.float32: "F"}  # of a channel, in Pillow
@@ -32,9 +32,18 @@ class Fit:
         require_sides(self.resize, self.crop)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width that an image gets before it is cropped."""
+        """The height and width that an image gets before it is cropped.
+
+        Raises:
+            ValueError: it has no pixels, or is so long that it would have more than the largest square.
+        """
         if self.resize is None:
             return height, width
+        if not min(height, width) or self.resize**2 * max(height, width) > MOST_SIDE**2 * min(height, width):
+            raise ValueError(
+                f"resize is {self.resize}; the image has {height}x{width} pixels, and would have none or more than "
+                f"{MOST_SIDE:,}x{MOST_SIDE:,}"
+            )
         longer = int(self.resize * max(height, width) / min(height, width))
         return (self.resize, longer) if height <= width else (longer, self.resize)
 
@@ -42,7 +51,7 @@ class Fit:
         """The height and width that an image has in the end.
 
         Raises:
-            ValueError: it is smaller than the crop.
+            ValueError: as of `resized`; or it is smaller than the crop.
         """
         height, width = self.resized(height, width)
         if self.crop is None:

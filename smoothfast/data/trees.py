@@ -14,6 +14,7 @@ from typing import IO
 from .pictures import SUFFIXES
 
 MOST_BYTES = 2**28  # of an image in a zip file: what Pillow's most pixels take in RGB
+MOST_LEVELS = 32  # of folders within each other in a zip file: a name of 64 KiB may tell 32,000
 NOT_SHOWN = "__MACOSX"  # beside the hidden ones: what the archiver of macOS puts in
 
 
@@ -116,6 +117,8 @@ class Zipped(Tree):
             if not parts or not all(map(shown, parts)):
                 continue
             above = parts if record.is_dir() else parts[:-1]
+            if len(above) > MOST_LEVELS:
+                raise ValueError(f"{self.path} has {len(above)} folders within each other; {MOST_LEVELS} are read")
             for depth, name in enumerate(above):
                 folders["/".join(above[:depth])].add(name)
                 folders.setdefault("/".join(above[: depth + 1]), set())

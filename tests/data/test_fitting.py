@@ -48,6 +48,15 @@ def test_what_does_not_fit_names_the_image(tmp_path: Path) -> None:
         data.load("demo", crop=33)[0]
 
 
+def test_a_strip_is_not_made_into_gigabytes() -> None:
+    message = "resize is 256; the image has 1x80000000 pixels, and would have none or more than 16,384x16,384"
+    with pytest.raises(ValueError, match=message):
+        Fit(256, 224)(torch.zeros(1, dtype=torch.uint8).expand(3, 1, 80_000_000))
+    assert Fit(16_384).size(5, 5) == (16_384, 16_384)
+    with pytest.raises(ValueError, match="the image has 0x5 pixels"):
+        Fit(2)(torch.zeros(3, 0, 5))
+
+
 @pytest.mark.parametrize(
     ("resize", "crop", "message"),
     [

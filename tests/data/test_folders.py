@@ -216,6 +216,13 @@ def test_a_zip_file_cut_or_encrypted(tmp_path: Path) -> None:
         data.load(f"folder:{path}")[0]
 
 
+def test_a_name_of_thousands_of_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        file.writestr("a/" * 32_000 + "0.png", b"")
+    with pytest.raises(ValueError, match=r"images\.zip has 32000 folders within each other; 32 are read"):
+        data.load(f"folder:{tmp_path / 'images.zip'}")
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -68,11 +68,15 @@ class Fitted:
 
 
 def state_of(checkpoint: Any) -> Any:
-    """The state dict in a checkpoint; the checkpoint itself where it has none by a known key."""
+    """The state dict in a checkpoint; the checkpoint itself where it has none by a known key.
+
+    No method of it is called by name: a pickle may put something else in the place of one.
+    """
     for _ in KEYS:  # a pickle may hold itself
         if not isinstance(checkpoint, Mapping):
             break
-        inner = next((checkpoint[key] for key in KEYS if isinstance(checkpoint.get(key), Mapping)), checkpoint)
+        held = (checkpoint[key] for key in KEYS if key in checkpoint)
+        inner = next((value for value in held if isinstance(value, Mapping)), checkpoint)
         if inner is checkpoint:
             break
         checkpoint = inner
@@ -81,7 +85,7 @@ def state_of(checkpoint: Any) -> Any:
 
 def architecture_of(checkpoint: Any) -> str:
     """The name of the architecture that a checkpoint tells, or nothing."""
-    told = checkpoint.get("arch") if isinstance(checkpoint, Mapping) else None
+    told = checkpoint["arch"] if isinstance(checkpoint, Mapping) and "arch" in checkpoint else None
     return told[:50] if isinstance(told, str) else ""
 
 

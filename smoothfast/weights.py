@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from .integers.files import FORMAT
 from .layers import noise_parameters
 from .layouts import LARGEST, Fitted, architecture_of, fitted, state_of
 from .modules import warn
+from .pickles import require_modest
 
 DEMO = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"
 
@@ -30,6 +33,7 @@ NUMBERS: list[Any] = [np.dtype, *map(type, map(np.dtype, ("f2", "f4", "f8", "i4"
 NUMBERS += [(np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 HEADS = ("fc", "linear", "classifier", "head", "heads", "logits")  # names of last layers
 SHOWN = 3  # names or faults in a message
+ZIP, PICKLES = b"PK\x03\x04", 5  # the beginning of a file of torch 1.6 and later; the pickles in one of before
 PICKLED = re.compile(r"GLOBAL [\w.]+")  # what torch names of a pickle that it does not take
 
 
@@ -96,7 +100,9 @@ class Weights:
             case [list(mean), list(deviation)] if len(mean) == len(deviation):
                 if all(isinstance(value, (int, float)) and abs(value) < LARGEST for value in mean + deviation):
                     return told
-        raise ValueError(f"the weights tell normalize {told!r:.100}, expected two lists of numbers: pass --normalize")
+        raise ValueError(
+            f"the weights tell normalize {reprlib.repr(told):.100}, expected two lists of numbers: pass --normalize"
+        )
 
     @property
     def integers(self) -> IntegerResNet | None:
@@ -185,9 +191,10 @@ def read_weights(path: str | Path) -> Weights:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
     checkpoint = read_torch(path)
     state = state_of(checkpoint)
-    if not isinstance(state, Mapping) or not state or not all(map(_plain, state.values())):
+    tensors = {name: state[name] for name in state} if isinstance(state, Mapping) else {}
+    if not tensors or not all(map(_plain, tensors.values())):
         raise ValueError(f"{path} holds no state dict of tensors{_found(state)}")
-    return Weights({str(name): value for name, value in state.items()}, {}, digest, architecture_of(checkpoint))
+    return Weights({str(name): value for name, value in tensors.items()}, {}, digest, architecture_of(checkpoint))
 
 
 def read_torch(path: Path) -> Any:
@@ -200,6 +207,7 @@ def read_torch(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             _require_honest(path)
+        _require_modest(path)
         with torch.serialization.safe_globals(NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler that meets noise may raise anything
@@ -220,6 +228,18 @@ def _require_honest(path: Path) -> None:
         claimed, held = sum(record.file_size for record in file.infolist()), path.stat().st_size
     if claimed > held:
         raise ValueError(f"its records claim {claimed:,} bytes, the file has {held:,}")
+
+
+def _require_modest(path: Path) -> None:
+    """Raises ValueError where a pickle in a torch file would make more than it has room for."""
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) == ZIP:  # as torch tells it
+            require_modest(BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
+            return
+        file.seek(0)
+        for _ in range(PICKLES):
+            if not require_modest(file):
+                return
 
 
 def _digest(path: Path) -> str:

@@ -22,7 +22,20 @@ from numpy.typing import NDArray
 
 from ..files import contents, whole
 from . import records
-from .records import COUNT, MOST, Number, RecordFile, Word, cells, exact, integer, lines_of, read_json, sidecar_of
+from .records import (
+    COUNT,
+    LENGTH,
+    MOST,
+    Number,
+    RecordFile,
+    Word,
+    cells,
+    exact,
+    integer,
+    lines_of,
+    read_json,
+    sidecar_of,
+)
 
 
 class Row(NamedTuple):
@@ -80,14 +93,13 @@ def _seconds(text: str) -> float:
 
 
 _PROBABILITY = Number("a number from 0 to 1", np.float64, float, 0, 1, exact)
-_FINITE = sys.float_info.max
 _COLUMNS: dict[str, Number | Word] = {
     "idx": COUNT,
     "label": COUNT,
     "predict": COUNT._replace(expected="a class or -1", low=-1),
-    "radius": Number("a finite number >= 0", np.float64, float, 0, _FINITE, exact),
+    "radius": LENGTH,
     "correct": Number("0 or 1", np.bool_, int, 0, 1, integer),
-    "time": Number("seconds or H:MM:SS", np.float64, _seconds, 0, _FINITE, "{:.6f}".format),
+    "time": Number("seconds or H:MM:SS", np.float64, _seconds, 0, sys.float_info.max, "{:.6f}".format),
     "samples": COUNT,
     "nA": COUNT,
     "nB": COUNT,

@@ -89,6 +89,8 @@ def exact(value: Any) -> str:
     return repr(float(value))
 
 
+# Of a radius or sigma, in units of the range of a pixel: sums of all that a file can hold, and pictures, are finite.
+LENGTH = Number("a number from 0 to 1e+100", np.float64, float, 0, 1e100, exact)
 COUNT = Number("an integer >= 0", np.int64, int, 0, 2**63 - 1, integer)
 
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..checks import at_least, not_negative
 from ..files import contents
 from ..names import ATTACKS, VOTINGS
 from . import records
-from .records import COUNT, MOST, Column, Number, RecordFile, Word, cells, exact, lines_of, read_json, sidecar_of
+from .records import COUNT, LENGTH, MOST, Column, RecordFile, Word, cells, lines_of, read_json, sidecar_of
 
 CLEAN = "clean"
 
@@ -50,7 +47,7 @@ def check_plan(sigmas: Sequence[float], votings: Sequence[str], samples: Sequenc
         ValueError: a number is out of its range, something stands there twice, or the numbers of samples do not rise.
     """
     for sigma in sigmas:
-        not_negative(sigma=sigma)
+        not_negative(sigmas=sigma)
     for name, values in (("sigmas", sigmas), ("votings", votings)):
         if len(set(values)) < len(values):
             raise ValueError(f"{name} is {list(values)}; each must stand there once")
@@ -90,7 +87,7 @@ _POSITIVE = COUNT._replace(expected="an integer >= 1", low=1)
 _COLUMNS: dict[str, Column] = {
     "images": Word((CLEAN, *ATTACKS)),
     "seed": COUNT,
-    "sigma": Number("a finite number >= 0", np.float64, float, 0, sys.float_info.max, exact),
+    "sigma": LENGTH,
     "voting": Word(VOTINGS),
     "samples": _POSITIVE,
     "correct": COUNT,

@@ -148,7 +148,7 @@ def test_the_table_has_means_and_deviations() -> None:
         ({"samples": []}, r"samples is \[\]"),
         ({"samples": [0, 1]}, "samples is 0; it must be at least 1"),
         ({"votings": ["most"]}, "voting is 'most'"),
-        ({"sigmas": [-0.1]}, "sigma is -0.1"),
+        ({"sigmas": [-0.1]}, "sigmas is -0.1"),
         ({"sigmas": [0.1, 0.2, 0.1]}, r"sigmas is \[0.1, 0.2, 0.1\]; each must stand there once"),
         ({"votings": ["soft", "soft"]}, r"votings is \['soft', 'soft'\]; each must"),
     ],

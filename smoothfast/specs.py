@@ -71,13 +71,21 @@ def _require_module(spec: str) -> None:
     if module.endswith(".py"):
         found, beside = Path(module).is_file(), [str(path) for path in Path(module).parent.glob("*.py")]
     else:
-        found = not top or (here / f"{top}.py").exists() or (here / top).exists() or find_spec(top) is not None
+        found = not top or (here / f"{top}.py").exists() or (here / top).exists() or _installed(top)
         beside = [path.stem for path in here.glob("*.py")]
     if not found:
         kind = "file" if module.endswith(".py") else "module"
         raise ValueError(
             f"model is {spec!r}, which cannot be imported: there is no {kind} {module}{near(module, beside)}"
         )
+
+
+def _installed(module: str) -> bool:
+    """Tells whether a module is to be found; nothing is imported."""
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # one that is there, and was imported from nowhere, as the program itself
+        return True
 
 
 def draws_no_noise(spec: str) -> bool:

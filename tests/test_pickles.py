@@ -17,7 +17,8 @@ from torch import nn
 
 from smoothfast import pickles
 from smoothfast.pickles import require_modest
-from smoothfast.weights import read_torch, read_weights
+from smoothfast.torch_files import read_torch
+from smoothfast.weights import read_weights
 
 DOUBLED = b"q\0h\0\x86"  # a tuple of the value on the stack and itself
 CALL = b"\x85R"  # with one argument

@@ -92,7 +92,7 @@ def _as_then(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
     """
     try:
         return _options(options, settings)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{options.log} cannot be replayed: {error}") from error
     except (KeyError, TypeError, IndexError, AttributeError) as error:  # somebody else may have written it
         raise ValueError(f"{options.log}.json: its settings are not those of a log ({error!r})") from error

@@ -8,11 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
 from ..checks import imported
 from ..specs import ARCHIVES, DATA_SPECS, require_data
+from ..torch_files import read_torch
 from .fitting import Fit, Fitted
 from .folders import Folder, folder, of_classes
 from .labelled import Images, Labelled
@@ -114,7 +114,7 @@ def _imagenet(root: Path, split: str) -> Folder:
 def _in_words(root: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
     """The names of classes by their WordNet ids, where the file is there in which torchvision keeps them."""
     try:
-        told = torch.load(root / "meta.bin", map_location="cpu", weights_only=True)[0]
+        told = read_torch(root / "meta.bin")[0]
         return tuple(", ".join(told[name]) for name in ids)
     except Exception:  # there is none, or it is another's
         return ids

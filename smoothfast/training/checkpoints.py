@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import plain, put, same_settings, whole
+from ..torch_files import read_torch
 from ..version import __version__
-from ..weights import read_torch
 from .settings import Settings
 
 CHECKPOINT, METRICS, WEIGHTS = "checkpoint.pt", "metrics.jsonl", "model.safetensors"

@@ -10,7 +10,7 @@ import random
 import resource
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,19 @@ import pytest
 import torch
 from helpers import tiny
 from helpers.hostile import NASTY, ORDERS, obeyed, png, refused_or_read, spoiled
+from helpers.readers import READERS
 from helpers.toys import WEIGHTS, Run, arguments, check_error
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
 
 from smoothfast import checks, data, files, models
 from smoothfast.cli import display
 from smoothfast.cli.certify import CertifyOptions, PredictOptions
 from smoothfast.cli.options import integers, numbers
-from smoothfast.runs import attack_files, tables
-from smoothfast.runs.attack_files import COLUMNS, Attacked
-from smoothfast.runs.logs import Row, RunLog, read_log
-from smoothfast.runs.sweep_log import SettingAccuracy, SweepLog, read
+from smoothfast.runs import plots, sweep_log, tables
+from smoothfast.runs.logs import read_log
 from smoothfast.specs import require_data, require_model
 from smoothfast.training.checkpoints import RunFolder
 from smoothfast.weights import read_torch, read_weights
@@ -52,115 +50,6 @@ def memory() -> Iterator[None]:
 
 # ---- readers ---------------------------------------------------------------------------------------------------------
 
-
-def write_log(path: Path) -> None:
-    with RunLog(path, SETTINGS, {"cpu": "any"}) as log:
-        for idx in range(3):
-            log.append(Row(idx, 1, idx % 2, 0.5, 0.25, 100, 90, 7, 3, 0.8, 0.2, "certified"))
-
-
-def analyzed(path: Path) -> None:
-    """What `analyze` does with a log, and a run that goes on with it."""
-    logs = tables.named([read_log(path)])
-    table = tables.summary(logs)
-    for form in ("markdown", "latex", "csv", "json"):
-        tables.render(table, form)  # type: ignore[arg-type]
-    json.dumps(display.figures(table, logs), indent=2, allow_nan=False)
-    with RunLog(path, SETTINGS, resume=True):
-        pass
-
-
-def write_sweep(path: Path) -> None:
-    with SweepLog(path, SETTINGS) as log:
-        log.append([SettingAccuracy("pgd", seed, 0.12, "soft", 4, 10, 40) for seed in (0, 1)])
-
-
-def swept(path: Path) -> None:
-    tables.sweep_table(read(path))
-    with SweepLog(path, SETTINGS):
-        pass
-
-
-def toy() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-
-
-def write_weights(path: Path) -> None:
-    about = {"num_classes": "3", "settings": json.dumps(SETTINGS)}
-    if path.suffix == ".safetensors":
-        save_file(WEIGHTS, path, about)
-    else:
-        torch.save({"state_dict": WEIGHTS}, path)
-
-
-def loaded(path: Path) -> None:
-    weights = read_weights(path)
-    try:
-        weights.load_into(toy())
-        assert weights.num_classes < 10**9
-        assert weights.normalize is None or len(weights.normalize) == 2
-    except ValueError as error:  # of what they are, which the command line says beside their name
-        raise ValueError(f"{path}: {error}") from error
-
-
-def write_attack(path: Path) -> None:
-    shapes = {"adversarial": (2, 3, 4, 4), "base_clean": (2, 3), "base_adversarial": (2, 3)}
-    shapes |= {"smoothed_clean": (2, 3), "smoothed_adversarial": (2, 3)}
-    columns = {name: torch.zeros(shapes.get(name, (2,)), dtype=dtype) for name, (dtype, _) in COLUMNS.items()}
-    columns["indices"] = torch.arange(2)
-    attack_files.save(Attacked(columns, 7, 5, 6, {}), SETTINGS, path)
-
-
-def attacked(path: Path) -> None:
-    (part,) = attack_files.kept(path, SETTINGS, [0, 1])
-    assert len(part) == 2
-
-
-def write_checkpoint(path: Path) -> None:
-    run = tiny.trainer(path.parent)
-    run.folder.begin()
-    run._save()
-
-
-def restored(path: Path) -> None:
-    run = tiny.trainer(path.parent)
-    state = run.folder.restore()
-    assert state is not None
-    run._take_up(state)
-
-
-def write_picture(path: Path) -> None:
-    pixels = tiny.pixels(0, 9, 7, 3).numpy()
-    Image.fromarray(pixels).save(path)
-
-
-def seen(path: Path) -> None:
-    assert data.picture(str(path)).mode == "RGB"
-
-
-def write_zip(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name in ("ape/0.png", "bee/0.png"):
-            file.writestr(name, png(3, 4))
-
-
-def unpacked(path: Path) -> None:
-    source = data.load(f"folder:{path}")
-    data.require_readable(source, range(len(source)))
-
-
-READERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
-    "run.tsv": (write_log, analyzed),
-    "run.tsv.json": (lambda path: write_log(path.with_suffix("")), lambda path: analyzed(path.with_suffix(""))),
-    "rows.csv": (write_sweep, swept),
-    "rows.csv.json": (lambda path: write_sweep(path.with_suffix("")), lambda path: swept(path.with_suffix(""))),
-    "net.safetensors": (write_weights, loaded),
-    "net.pt": (write_weights, loaded),
-    "adv.safetensors": (write_attack, attacked),
-    "checkpoint.pt": (write_checkpoint, restored),
-    "images.zip": (write_zip, unpacked),
-    **{f"image.{kind}": (write_picture, seen) for kind in ("png", "jpg", "bmp", "tif", "webp", "ppm")},
-}
 of_each_reader = pytest.mark.parametrize("name", READERS)
 few = settings(
     max_examples=25, derandomize=True, deadline=None, database=None,
@@ -228,7 +117,7 @@ def test_a_file_cut_anywhere_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write(path)
     whole = path.read_bytes()
-    for length in range(0, len(whole), 1 if len(whole) < 3000 else 13):
+    for length in range(0, len(whole), len(whole) // 30):
         path.write_bytes(whole[:length])
         assert not refused_or_read(lambda: act(path), path), length
 
@@ -404,15 +293,20 @@ def test_a_file_of_records_is_refused_by_its_size(tmp_path: Path, monkeypatch: p
         files.contents(Path("/dev/zero"), 1000)
 
 
-def test_a_log_of_radii_beyond_this_world(tmp_path: Path) -> None:
+def test_a_log_of_the_largest_radii(tmp_path: Path) -> None:
     path = tmp_path / "run.tsv"
     head = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
-    path.write_text(head + "0\t0\t0\t1e300\t1\t1.0\n")
-    table = tables.summary(tables.named([read_log(path)]))
-    assert len(table.radii) == tables.MOST_RADII
-    path.write_text(head + "".join(f"{idx}\t0\t0\t1e308\t1\t1.0\n" for idx in range(9)))
-    with pytest.raises(ValueError, match=r"run\.tsv: the sum of its radii is too large"):
-        tables.summary(tables.named([read_log(path)]))
+    path.write_text(head + "".join(f"{idx}\t0\t0\t1e100\t1\t1.0\n" for idx in range(9)))
+    logs = tables.named([read_log(path)])
+    assert len(tables.summary(logs).radii) == tables.MOST_RADII
+    display.draw_curves(logs, tmp_path / "curves.png")
+
+
+def test_a_sweep_of_the_largest_sigmas(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = (f"clean,0,{sigma},soft,{samples},1,2\n" for sigma in (1e100, 5e-324) for samples in (1, 2**63 - 1))
+    path.write_text("images,seed,sigma,voting,samples,correct,count\n" + "".join(lines))
+    plots.sweep(sweep_log.read(path), tmp_path / "rows.png")
 
 
 # ---- code ------------------------------------------------------------------------------------------------------------

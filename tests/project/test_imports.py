@@ -11,10 +11,10 @@ from imports import Arrow, House, house
 ORDER = [
     "version", "names", "streams", "normalization", "former", "lazy", "text", "launch",
     "checks", "specs", "files", "statistics", "procedures",
-    "modules", "turns", "interrupts", "untraced", "images", "data", "voting", "losses",
+    "modules", "turns", "interrupts", "untraced", "images", "pickles", "torch_files", "data", "voting", "losses",
     "ops", "noise", "environment",
     "integers", "layers", "runners", "quantization", "engine",
-    "own_networks", "pretrained", "models", "layouts", "pickles", "weights",
+    "own_networks", "pretrained", "models", "layouts", "weights",
     "smoothing", "evaluation", "attacks",
     "processes", "training", "runs", "selftest", "cli", "__main__",
 ]  # fmt: skip

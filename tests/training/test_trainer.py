@@ -20,8 +20,9 @@ from smoothfast import data, ops, training
 from smoothfast.data import Images
 from smoothfast.models import CIFAR10_STATISTICS, resnet20
 from smoothfast.noise import Stream, lattice, lattice_law, stream_key
+from smoothfast.torch_files import read_torch
 from smoothfast.training import PRESETS, RECIPES, Settings, Trainer, crop_and_flip
-from smoothfast.weights import read_torch, read_weights
+from smoothfast.weights import read_weights
 
 
 @pytest.fixture(scope="module", autouse=True)

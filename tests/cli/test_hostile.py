@@ -32,8 +32,9 @@ from smoothfast.cli.options import integers, numbers
 from smoothfast.runs import plots, sweep_log, tables
 from smoothfast.runs.logs import read_log
 from smoothfast.specs import require_data, require_model
+from smoothfast.torch_files import read_torch
 from smoothfast.training.checkpoints import RunFolder
-from smoothfast.weights import read_torch, read_weights
+from smoothfast.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = {"sigma": [0.25], "votes": 7, "normalize": None, "seed": 3}

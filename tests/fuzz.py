@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["smoothfast", "PIL"]):
     import torch
     from helpers.hostile import refused_or_read
     from helpers.parts import changed
-    from helpers.readers import READERS, TEXTS
+    from helpers.readers import READERS, TEXTS, others
     from PIL import Image
 
     Image.init()  # all of its readers
@@ -51,7 +51,7 @@ def mutated(data: bytes, most: int, seed: int) -> bytes:
 
 
 def reader(name: str, folder: Path) -> tuple[Callable[[bytes], object], list[bytes]]:
-    """What reads the bytes of a file of this kind, and one to begin with."""
+    """What reads the bytes of a file of this kind, and some to begin with."""
     write, act = READERS[name]
     folder.mkdir(exist_ok=True)
     path = folder / name
@@ -68,7 +68,7 @@ def reader(name: str, folder: Path) -> tuple[Callable[[bytes], object], list[byt
         path.write_bytes(data)
         refused_or_read(lambda: act(path), path, folder / name.removesuffix(".json"))
 
-    return read, [whole[path]]
+    return read, [whole[path], *others(path)]
 
 
 def telling(act: Callable[[bytes], object], found: Path) -> Callable[[bytes], None]:

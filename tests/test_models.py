@@ -230,7 +230,9 @@ def test_noise_is_put_into_weights_once() -> None:
         models.load("resnet20" + "+pni" * 2000, 10)
 
 
-@pytest.mark.parametrize("spec", [":network", ".relative:network", "builtins:int", "torch:__version__", "__main__:network"])
+@pytest.mark.parametrize(
+    "spec", [":network", ".relative:network", "builtins:int", "torch:__version__", "__main__:network"]
+)
 def test_specs_that_cannot_be_imported_or_called(spec: str) -> None:
     with pytest.raises(ValueError, match=f"model is '{spec}'"):
         models.load(spec, 10)

@@ -212,6 +212,26 @@ READERS: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
 }
 
 
+MODES = {
+    "png": ("1", "L", "LA", "P", "RGBA", "I;16"), "tif": ("1", "L", "P", "CMYK", "F", "I;16", "LAB"),
+    "jpg": ("L", "CMYK"), "bmp": ("1", "P"), "webp": ("RGBA",), "ppm": ("1", "L", "I;16"),
+}  # fmt: skip
+
+
+def others(path: Path) -> list[bytes]:
+    """Other files of the same kind: pictures in other modes, weights as torch wrote them before 1.6."""
+    made = io.BytesIO()
+    if path.name == "net.pt":
+        torch.save({"state_dict": WEIGHTS}, made, _use_new_zipfile_serialization=False)
+        return [made.getvalue()]
+    found = []
+    for mode in MODES[path.suffix[1:]] if path.stem == "image" else ():
+        grey = Image.fromarray(tiny.pixels(0, 9, 7).numpy())
+        grey.convert(mode).save(path)
+        found.append(path.read_bytes())
+    return found
+
+
 # ---- texts -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,11 +93,19 @@ def _as_then(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
         ValueError: a setting is missing, malformed or out of its range, or names code that the command line does not.
     """
     try:
-        return _options(options, settings)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{options.log} cannot be replayed: {error}") from error
+        with _naming(options.log):
+            return _options(options, settings)
     except (KeyError, TypeError, IndexError, AttributeError) as error:  # somebody else may have written it
         raise ValueError(f"{options.log}.json: its settings are not those of a log ({error!r})") from error
+
+
+@contextmanager
+def _naming(log: Path) -> Iterator[None]:
+    """Stands around what is made of the settings of a log, and names it where that fails."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{log} cannot be replayed: {error}") from error
 
 
 def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
@@ -154,12 +164,13 @@ def _replayed(
     assert then.seed is not None
     chosen = None if options.rows is None else integers("rows", options.rows)
     indices = indices_of(log, chosen)[: options.limit]
-    prepared = prepare(then, then.sigma, then.seed, then.noise)
+    with _naming(options.log):
+        prepared = prepare(then, then.sigma, then.seed, then.noise)
+        engine = prepared.smoothed.engine(prepared.first, 0)
     if indices and max(indices) >= len(prepared.source):
         raise ValueError(
             f"{options.log} has image {max(indices)}; data is {then.data!r}, which has {len(prepared.source)} images"
         )
-    engine = prepared.smoothed.engine(prepared.first, 0)
     found = rows(engine, prepared.source, indices, then.procedure, Whole())
     made = list(display.progress(differences(log, found), len(indices), 0))
     now = engine.meta | prepared.about

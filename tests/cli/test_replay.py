@@ -88,6 +88,8 @@ def test_a_log_names_no_code_to_run(replay: Run, log: Path) -> None:
             'run.tsv.json: expected a JSON object whose "set',
         ),
         (lambda content: content["settings"].update(device=True), "run.tsv cannot be replayed: device is True"),
+        (lambda content: content["settings"].update(device=""), "run.tsv cannot be replayed: device is ''"),
+        (lambda content: content["settings"].update(normalize=[[0, 0], [1, 1]]), "run.tsv cannot be replayed: normal"),
         (lambda content: content["settings"].update(command=[]), "run.tsv is by command []; it must be by one of"),
         (lambda content: content["settings"].update(command="attack"), "it must be by one of certify, predict, demo"),
     ],

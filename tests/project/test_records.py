@@ -81,6 +81,16 @@ def test_fused_kernels_certify_what_float32_does() -> None:
     assert abs(log.radius - single.radius).max() < 0.0211
 
 
+def test_integers_certify_what_float32_does() -> None:
+    log, single = record("demo-integers"), record("demo-openvino-fp32")
+    np.testing.assert_array_equal(log.idx, single.idx)
+    for radius in (0.0, 0.25, 0.5, 0.75):
+        share = certified_accuracy(single, radius)
+        assert abs(certified_accuracy(log, radius) - share) <= 1.96 * (share * (1 - share) / 200) ** 0.5
+    assert (log.predict != single.predict).sum() == 4
+    assert 0 < (log.radius - single.radius).mean() < 0.0015
+
+
 def test_figures_in_the_records() -> None:
     """Every table row and every sentence on effort that the page quotes is what the logs give."""
     names = re.findall(r"^\| (demo-\S+) ", RECORDS, re.MULTILINE)

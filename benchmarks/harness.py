@@ -26,7 +26,9 @@ from torch import Tensor
 
 from smoothfast import data, models, ops
 from smoothfast.environment import environment
+from smoothfast.runners.fused import preferred
 from smoothfast.smoothing import SmoothedClassifier
+from smoothfast.specs import DEMO_INTEGERS
 from smoothfast.weights import DEMO, read_weights
 
 CPU = torch.device("cpu")
@@ -121,6 +123,15 @@ def embedded(device: torch.device = CPU) -> SmoothedClassifier:
     weights.load_into(network)
     network = network.eval().to(device)
     return SmoothedClassifier(network, 0.25, 10, normalize=weights.settings["normalize"], runner=runner)
+
+
+def fastest(device: torch.device = CPU) -> SmoothedClassifier:
+    """The embedded network in integers, by the fused kernels, where there are vectors for them; else as `embedded`."""
+    network = read_weights(DEMO_INTEGERS).integers
+    if device.type != "cpu" or preferred("int8")[:1] in ([], ["int8_scalar"]):
+        return embedded(device)
+    assert network is not None
+    return SmoothedClassifier(network, 0.25, 10, runner="fused")
 
 
 def embedded_images(count: int) -> tuple[Tensor, Tensor, list[int]]:

@@ -65,7 +65,7 @@ def main(out: Path | None, images: int = IMAGES) -> list[harness.Row]:
 def groups(count: int, ns: Sequence[int], device: torch.device) -> Iterator[list[harness.Row]]:
     """Rows of each figure by n: over `count` images, and the time of one."""
     images, labels, ids = harness.embedded_images(count)
-    smoothed = harness.embedded(device)
+    smoothed = harness.fastest(device)
     engine = smoothed.engine(images)
     setting = f"{harness.described(smoothed, images)}, {count} embedded images, sigma {SIGMA}, alpha {ALPHA}"
     names = [f"n = {n:,}" for n in ns]

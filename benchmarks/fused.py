@@ -99,8 +99,6 @@ def voted(live: int) -> list[harness.Row]:
     votes = torch.zeros(1, 10, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     calls: dict[str, Callable[[], Any]] = {}
     for arithmetic in arithmetics():
-        if arithmetic in preferred("int8"):
-            continue
         run = Fused(found, arithmetic, gradients=False)
 
         def apart(run: Fused = run) -> None:

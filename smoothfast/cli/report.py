@@ -100,14 +100,14 @@ def info(options: JsonOptions) -> None:
     import torch
 
     from .. import environment, ops
-    from ..runners.fused import arithmetics
+    from ..runners.fused import arithmetics, preferred
     from ..runners.precision import resolve_precision
 
     extension = ops.extension
     facts: dict[str, Any] = environment.environment() | {
         "extension": None if extension is None else extension.build_info(),
         "instruction_sets": [] if extension is None else extension.supported_instruction_sets(),
-        "fused": arithmetics() or "smoothfast._C is not built",
+        "fused": arithmetics() + preferred("int8") or "smoothfast._C is not built",
         "backends": ops.backends(),
         "devices": environment.devices(),
         "driver": environment.driver(),

@@ -31,15 +31,19 @@ NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 def arithmetics() -> list[str]:
     """Names what fused networks are computed by here: "winograd_fp32" wherever `smoothfast._C` is built; with
-    AVX512-BF16 "winograd_bf16" and "winograd_mixed", and "avx512_bf16", tiles for tests of those of "amx"; those of
-    networks in integers, "int8_scalar" wherever it is built. Fewer where SMOOTHFAST_CPU says less."""
-    return [] if ops.extension is None else list(ops.extension.fused_arithmetics())
+    AVX512-BF16 "winograd_bf16" and "winograd_mixed", and "avx512_bf16", tiles for tests of those of "amx". Fewer where
+    SMOOTHFAST_CPU says less. Those of networks in integers, which all compute one function, are `preferred("int8")`."""
+    return [name for name in _live() if not name.startswith("int8")]
 
 
 def preferred(precision: str) -> list[str]:
     """The arithmetics for a precision, the fastest first."""
-    there = arithmetics()
+    there = _live()
     return [name for name in PREFERRED.get(precision, ()) if name in there]
+
+
+def _live() -> list[str]:
+    return [] if ops.extension is None else list(ops.extension.fused_arithmetics())
 
 
 def dtype_of(arithmetic: str) -> torch.dtype:

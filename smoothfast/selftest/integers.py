@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import data
 from ..integers import IntegerResNet
 from ..noise import lattice
-from ..runners.fused import PREFERRED, FusedIntegers, arithmetics
+from ..runners.fused import PREFERRED, FusedIntegers, preferred
 from ..specs import DEMO_INTEGERS
 from ..weights import read_weights
 from .effort import Effort
@@ -30,7 +30,7 @@ def checks(effort: Effort) -> Iterator[Check]:
 
 def same(effort: Effort, arithmetic: str) -> Finding:
     """Compares the logits of the embedded network in integers."""
-    here = arithmetics()
+    here = preferred("int8")
     if arithmetic not in here:
         return skipped(f"no kernels for {arithmetic}: {', '.join(here) or 'none'} live here")
     network, levels, wanted = _defined(effort.seed)

@@ -48,7 +48,7 @@ def test_it_is_of_this_network(log: Log, integers: IntegerResNet) -> None:
 
 @pytest.mark.parametrize("arithmetic", fused.PREFERRED["int8"])
 def test_rows_are_the_same(log: Log, integers: IntegerResNet, arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if arithmetic not in fused.arithmetics():
+    if arithmetic not in fused.preferred("int8"):
         pytest.skip(f"this processor lacks {arithmetic}, or smoothfast._C is absent")
     monkeypatch.setattr(fused, "preferred", lambda _: [arithmetic])
     engine = SmoothedClassifier(integers, 0.25, runner="fused").engine(data.demo().images[:1], 1000)

@@ -258,7 +258,7 @@ def test_attack_refuses_settings_before_anything_is_loaded(
         ({"seed": -1}, "seed is -1", 2),
         ({"batch": 0}, "batch is 0; it must be at least 1", 2),
         ({"max": 0}, "max is 0", 2),
-        ({"precision": "int8"}, "precision is 'int8'", 2),
+        ({"precision": "int4"}, "precision is 'int4'", 2),
         ({"classes": 4}, "the model has (4, 48)", 2),
         ({"data": "smoothfast_toys:empty"}, "which holds no images", 2),
         ({"data": "smoothfast_toys:uneven"}, "image 1 is torch.uint8 (3, 3, 4)", 2),

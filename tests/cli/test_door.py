@@ -29,7 +29,8 @@ for words in json.loads(sys.argv[1]):
 HELP = [
     [], ["--help"], ["-h"], ["--version"], ["--show-completion", "bash"],
     *([name, flag] for flag in ("--help", "-h") for name in (
-        "demo", "certify", "predict", "attack", "train", "sweep", "analyze", "selftest", "bench", "info",
+        "demo", "certify", "predict", "attack", "train", "sweep", "analyze", "quantize", "selftest", "bench",
+        "info",
     )),
 ]  # fmt: skip
 RUN = {
@@ -39,12 +40,13 @@ RUN = {
     "sweep": ["sweep", "--out=new.csv"],
     "train": ["train", "--data=folder:.", "--out=new"],
     "demo": ["demo"],
+    "quantize": ["quantize", "--out=new.safetensors"],
     "analyze": ["analyze", "run.tsv"],
 }
 SHARED = [
     "--model=resnet21", "--model=resnet20+xni", "--model=:f", "--model=resnet32", "--weights=none.safetensors",
     "--classes=1", "--normalize=best", "--data=mnist", "--data=cifar10:", "--data=folder:nowhere", "--skip=0",
-    "--max=0", "--runner=fast", "--precision=int8", "--batch=0", "--seed=-1", "--resize=0", "--crop=-1",
+    "--max=0", "--runner=fast", "--precision=int4", "--batch=0", "--seed=-1", "--resize=0", "--crop=-1",
     "--resize=32 --crop=33",
 ]  # fmt: skip
 ATTACKED = ["--eps=-1/255", "--eps=8/0", "--eps=much", "--alpha=-0.1", "--steps=0", "--restarts=0"]
@@ -72,10 +74,15 @@ USAGE = {
         "--epochs=0", "--batch=0", "--learning-rate=nan", "--weight-decay=-1", "--schedule=flat", "--milestones=1;2",
         "--schedule=multi-step", "--clip-norm=0", "--recipe=adversarial --eps=8/0", "--steps=0", "--samples=0",
         "--train-samples=99", "--adversarial-weight=2", "--beta=-1", "--warmup=-1", "--noise-strength=-1",
-        "--learn=none", "--norms=none", "--validation=-1", "--select=best", "--precision=int8", "--seed=-1",
+        "--learn=none", "--norms=none", "--validation=-1", "--select=best", "--precision=int4", "--seed=-1",
         "--out=trained", "--resize=0", "--resize=32 --crop=33",
     ],
     "demo": ["--n=5", "--max=0", "--runner=fast"],
+    "quantize": [
+        "--model=resnet21", "--model=resnet32", "--weights=none.safetensors", "--sigma=0", "--sigma=nan", "--copies=0",
+        "--max=0", "--data=mnist", "--fit=folder:nowhere", "--precision=int4", "--normalize=best", "--seed=-1",
+        "--out=new.pt", "--out=there.safetensors", "--resize=0",
+    ],
     "analyze": ["--format=yaml", "--radii=0;1", "--plot=a.xyz", "--format=csv --json", "--frobnicate"],
 }  # fmt: skip
 OTHERS = [

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ({"bound": "best"}, ["bound is 'best'; it must be one of multiclass, cohen"]),
         ({"noise": "pink"}, ["noise is 'pink'; it must be one of lattice, gaussian"]),
         ({"runner": "fast"}, ["runner is 'fast'; it must be one of auto, eager, compiled, openvino"]),
-        ({"precision": "int8"}, ["precision is 'int8'; it must be one of auto, fp32, bf16"]),
+        ({"precision": "int4"}, ["precision is 'int4'; it must be one of auto, fp32, bf16"]),
         (
             {"normalize": "best"},
             ["normalize is 'best'; it must be one of none, cifar10, cifar10-cohen, cifar100"],

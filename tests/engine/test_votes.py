@@ -649,8 +649,8 @@ def test_precision() -> None:
         assert resolve_precision(precision, cpu) == precision
     assert make(precision="auto").meta["precision"] == resolve_precision("auto", cpu) in ("fp32", "bf16")
     assert resolve_precision("auto", torch.device("mps")) == "fp32"
-    with pytest.raises(ValueError, match="precision is 'int8'; it must be one of auto, fp32, bf16, fp16"):
-        make(precision="int8")
+    with pytest.raises(ValueError, match="precision is 'int4'; it must be one of auto, fp32, bf16, fp16"):
+        make(precision="int4")
 
 
 def test_the_micro_batch_shrinks_with_the_image() -> None:

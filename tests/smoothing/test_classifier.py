@@ -882,7 +882,7 @@ def test_arguments_that_no_classifier_can_have(options: dict[str, Any], message:
     ("options", "message"),
     [
         ({"num_classes": 7}, "num_classes is 7; the base classifier returns logits of 5"),
-        ({"precision": "int8"}, "precision is 'int8'; it must be one of auto, fp32, bf16"),
+        ({"precision": "int4"}, "precision is 'int4'; it must be one of auto, fp32, bf16"),
         ({"normalize": ([0.5] * 2, [0.2] * 2)}, "normalize has 2 means and 2 stds; the images have 3 channels"),
         ({"normalize": ([0.5] * 3, [0.2, 0, 0.2])}, "normalize has std [0.2, 0.0, 0.2]; every std must be positive"),
         ({"sigma": [0.1, 0.2]}, "sigma has 2 entries; the images have 3 channels"),

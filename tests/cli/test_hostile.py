@@ -200,6 +200,7 @@ def test_numbers_that_would_take_gigabytes_are_refused(certify: Run, options: di
         ({"num_classes": "many"}, "the weights tell num_classes 'many'"),
         ({"settings": '{"normalize": 3}'}, "the weights tell normalize 3, expected two lists of numbers"),
         ({"settings": '{"normalize": [[1e999], [1]]}'}, "the weights tell normalize [[inf], [1]]"),
+        ({"settings": f'{{"normalize": {"[" * 600 + "]" * 600}}}'}, "the weights tell normalize [[[[[[[...]]]]]]]"),
         (
             {"settings": '{"normalize": [[0.5, 0], [1, 1]]}'},
             "normalize has 2 means and 2 stds; the images have 3 channels",

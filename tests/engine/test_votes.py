@@ -642,7 +642,8 @@ def test_precision() -> None:
             return out
 
     cpu = torch.device("cpu")
-    for precision, dtype in DTYPES.items():
+    for precision in ("fp32", "bf16", "fp16"):
+        dtype = DTYPES[precision]
         seen: dict[str, torch.dtype] = {}
         assert make(Dtypes(48, CLASSES), precision=precision).meta["precision"] == precision
         assert seen == {"x": dtype, "out": dtype, "weight": torch.float32}

@@ -9,6 +9,7 @@ FOLDER/found; so is what takes more than 5 seconds or ends the process, which th
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 import tempfile
 import traceback
@@ -53,7 +54,8 @@ def mutated(data: bytes, most: int, seed: int) -> bytes:
 def reader(name: str, folder: Path) -> tuple[Callable[[bytes], object], list[bytes]]:
     """What reads the bytes of a file of this kind, and some to begin with."""
     write, act = READERS[name]
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run before
+    folder.mkdir()
     path = folder / name
     write(path)
     act(path)

@@ -88,6 +88,10 @@ def prepare(
     make = models.maker(options.model)  # of the user's code, the first thing that can be wrong
     weights = trained_weights(options)
     integers = weights.integers
+    if integers is not None and options.normalize not in (None, "none"):
+        raise ValueError(f"normalize is {options.normalize!r}; a network in integers has its own within")
+    if integers is not None and options.precision not in ("auto", "int8"):
+        raise ValueError(f"precision is {options.precision!r}; a network in integers is for int8, or auto")
     source = data.load(options.data, "test", options.resize, options.crop)
     if not len(source):
         raise ValueError(f"data is {options.data!r}, which holds no images")

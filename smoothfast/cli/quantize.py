@@ -20,8 +20,6 @@ from .options import BY, JsonOptions, ModelOptions, SeedOptions, SizeOptions, co
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..evaluation import Loss
-    from ..integers import IntegerResNet
     from ..normalization import Normalization
 
 MOST_FITTED = 512  # images; 128 do as well
@@ -70,8 +68,10 @@ def quantize(options: QuantizeOptions) -> None:
     from ..integers.files import save
     from ..quantization import quantize
 
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     network, normalize, source = _trained(options)
-    images = None if options.fit is None else _images(options, options.fit, "train", MOST_FITTED)[0]
+    images = None if options.fit is None else _images(options, "fit", options.fit, MOST_FITTED)[0]
+    judged = None if options.data is None else _images(options, "data", options.data, options.limit)
     integers = quantize(network, options.sigma, normalize, images, options.seed)
     about = {
         "model": options.model, "source": source, "sigma": str(options.sigma), "seed": str(options.seed),
@@ -81,8 +81,12 @@ def quantize(options: QuantizeOptions) -> None:
     save(integers, options.out, about)
     facts: dict[str, Any] = {"out": str(options.out), **about}
     lines = [f"{options.out}: {options.model} in integers, for noise sigma {options.sigma}"]
-    if options.data is not None:
-        found = _loss(options, network, normalize, integers)
+    if judged is not None:
+        from ..evaluation import loss
+
+        pictures, labels = judged
+        before = _votes(options, network, pictures, normalize=normalize, precision=options.precision)
+        found = loss(before, _votes(options, integers, pictures), labels)
         facts["loss"] = vars(found)
         lines.append(f"single votes, {found.copies} of each of {found.images} images: {found}")
     if options.as_json:
@@ -108,30 +112,24 @@ def _trained(options: QuantizeOptions) -> tuple[nn.Module, Normalization | None,
     return network, normalize, weights.sha256
 
 
-def _images(options: QuantizeOptions, spec: str, split: str, most: int | None) -> tuple[Tensor, list[int]]:
+def _images(options: QuantizeOptions, argument: str, spec: str, most: int | None) -> tuple[Tensor, list[int]]:
     """Images uint8 of a data set, evenly from all of it, and their labels."""
     import torch
 
     from .. import data
 
-    source = data.load(spec, split, options.resize, options.crop)
-    step = max(1, len(source) // (most or len(source)))
-    pairs = [source[index] for index in range(0, len(source), step)][:most]
-    if not pairs:
-        raise ValueError(f"data is {spec!r}, which holds no images")
+    source = data.load(spec, "test" if argument == "data" else "train", options.resize, options.crop)
+    count = min(most or len(source), len(source))
+    pairs = [source[number * len(source) // count] for number in range(count)]
+    if len(pairs) < 2:
+        raise ValueError(f"{argument} is {spec!r} with {len(pairs)} images; it takes at least 2")
+    if len({image.shape for image, _ in pairs}) > 1:
+        raise ValueError(f"{argument} is {spec!r} with images of several sizes: pass --resize and --crop")
     return torch.stack([image for image, _ in pairs]), [label for _, label in pairs]
 
 
-def _loss(
-    options: QuantizeOptions, network: nn.Module, normalize: Normalization | None, integers: IntegerResNet
-) -> Loss:
-    """The loss of the network in integers on the labelled images."""
-    from ..evaluation import loss
+def _votes(options: QuantizeOptions, base: nn.Module, images: Tensor, **how: Any) -> Tensor:
     from ..smoothing import SmoothedClassifier
 
-    assert options.data is not None
-    images, labels = _images(options, options.data, "test", options.limit)
-    given: dict[str, Any] = {"seed": options.seed, "runner": "auto"}
-    before = SmoothedClassifier(network, options.sigma, normalize=normalize, precision=options.precision, **given)
-    after = SmoothedClassifier(integers, options.sigma, **given)
-    return loss(before.votes(images, options.copies), after.votes(images, options.copies), labels)
+    smoothed = SmoothedClassifier(base, options.sigma, seed=options.seed, runner="auto", **how)
+    return smoothed.votes(images, options.copies)

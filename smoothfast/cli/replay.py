@@ -118,6 +118,8 @@ def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
         "crop": settings.get("crop"),
     }  # fmt: skip
     kept = {name: settings[name] for name in (*names, "runner", "precision", "seed")}
+    if kept["precision"] == "int8":  # whose bits are the same by any runner that takes it
+        kept["runner"] = "auto"
     chosen = kind(
         out=options.log, resume=True, sigma=settings["sigma"][0], noise=settings["law"], batch=settings["micro_batch"],
         normalize=text_of(settings.get("normalize")), **given, **kept,
@@ -167,6 +169,9 @@ def _replayed(
     with _naming(options.log):
         prepared = prepare(then, then.sigma, then.seed, then.noise)
         engine = prepared.smoothed.engine(prepared.first, 0)
+    held, here = log.settings.get("weights"), prepared.about["weights"]
+    if options.weights is None and held and held != here:
+        raise ValueError(f"{options.log} is of the weights {held!s:.12}…, and these are {here:.12}…: pass --weights")
     if indices and max(indices) >= len(prepared.source):
         raise ValueError(
             f"{options.log} has image {max(indices)}; data is {then.data!r}, which has {len(prepared.source)} images"

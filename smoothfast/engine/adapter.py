@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from ..checks import told
 from ..integers import IntegerResNet
 from ..layers import without_noise
-from ..modules import device_of, evaluating, warn, weights_sha256
+from ..modules import device_of, evaluating, parts, warn, weights_sha256
 from ..normalization import Normalization
 from ..quantization import calibrated, quantize
 from ..runners.calibrated import Calibrated
@@ -62,7 +62,7 @@ class Adapted:
     Attributes:
         network: replicas [B, ...] to logits [B, K]; the base classifier itself where nothing stands between.
         shape: of an image.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "bf16", "fp16" or "int8".
         layout: of replicas.
         num_classes: K.
         notes: what was adapted, for records.
@@ -130,7 +130,7 @@ class Adapter:
         Raises:
             ValueError: the base classifier looks like a CIFAR ResNet and is none, or images have another rank.
         """
-        key = weights_sha256(base), shape, tuple(sigma), str(normalize)
+        key = weights_sha256(base), parts(base), shape, tuple(sigma), str(normalize)
         with self._turns.taken():
             if self._quantised is None or self._quantised[0] != key:
                 family = resembles(base, shape)

@@ -40,8 +40,8 @@ class BaseFunction:
         image_dtype: uint8 or float32.
         normalize: (mean, std) applied after the noise, or None.
         clip: clamp noisy images to their range after the noise.
-        runner: "eager", "compiled" (torch.compile with frozen weights), "openvino" (CPU) or "fused" (CIFAR ResNets in
-            bf16 on some CPUs).
+        runner: "eager", "compiled" (torch.compile with frozen weights), "openvino" (CPU) or "fused" (CIFAR ResNets on
+            CPUs).
         micro_batch: rows per forward pass, of which each core of a CPU makes its own.
         seed: of all noise.
     """

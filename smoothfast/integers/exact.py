@@ -16,9 +16,8 @@ SUM = 2**31
 SCALE, BIAS = 0.5, 2.0**29  # at most: what is rounded stays below 2^31
 SHIFT = 24
 CHANNELS = 16  # widths are multiples of it
-DEEPEST = 1000  # blocks of a stage; ResNet-1202 has 200
-WIDEST = 2048
-MOST_CLASSES = 100_000
+DEEPEST, WIDEST, MOST_CLASSES = 200, 1024, 65_536  # blocks of a stage, channels: what the kernels take
+UNIT = 2.0**-126, 2.0**90  # neither subnormal, nor such that logits are infinite
 
 
 def network_of(tensors: Mapping[str, Tensor]) -> IntegerResNet:
@@ -45,7 +44,7 @@ def network_of(tensors: Mapping[str, Tensor]) -> IntegerResNet:
     unit = _taken(left, "unit", torch.float32, ())
     sums = PIXELS * LEVELS * linear.long().abs().sum(1) + bias.long().abs()
     _require(bool((sums < SUM).all()), "linear may overflow 32 bits")
-    _require(bool(0 < unit < torch.inf), f"unit is {float(unit)}, expected a positive number")
+    _require(UNIT[0] <= float(unit) <= UNIT[1], f"unit is {float(unit)}, expected {UNIT[0]:.2g} .. {UNIT[1]:.2g}")
     _require(not left, f"it has {', '.join(sorted(left)[:3])}, which no integer network has")
     return IntegerResNet(image, blocks, linear, bias, unit)
 

@@ -16,6 +16,7 @@ from .. import ops
 
 LEVELS = 255  # the largest of a map, and of a pixel without noise
 PIXELS = 64  # of the last map
+IMAGE = torch.Size((3, 32, 32))
 
 
 class IntegerConvolution(nn.Module):
@@ -93,16 +94,13 @@ class IntegerBlock(nn.Module):
 class IntegerResNet(nn.Module):
     """A CIFAR ResNet of depth 6n + 2 in integers, for images 3x32x32; their normalisation is part of it.
 
-    It has buffers and no parameters, and its gradient is zero almost everywhere. `quantization.quantize` makes one, and
-    weights files hold its `state_dict`.
+    It has buffers and no parameters, and no gradient. `quantization.quantize` makes one, weights files hold its
+    `state_dict`, and `exact.network_of` sees to it that no sum can overflow.
 
     Attributes:
         linear: int16 [K, C].
         linear_bias: int32 [K].
         unit: float32 [], of the logits.
-
-    Raises:
-        ValueError: a sum might overflow, or something else that would make processors disagree.
     """
 
     linear: Tensor
@@ -127,7 +125,14 @@ class IntegerResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [B, K] of noisy images [B, 3, 32, 32]: float, in units of 255 levels, rounded to a level; or
-        integers, levels. Beyond 16 bits they are cut off."""
+        integers, levels. Beyond 16 bits they are cut off.
+
+        Raises:
+            ValueError: images are of another shape, or floats of 16 bits, which do not hold every level.
+        """
+        if images.shape[1:] != IMAGE or images.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(f"images are {images.dtype} {list(images.shape)}; integers take [B, 3, 32, 32] in float32")
+        images = images.detach()  # its gradient would be zero, which an attack takes for that of a robust network
         levels = (images.float() * LEVELS).round() if images.is_floating_point() else images
         x = levels.double().nan_to_num(0).clamp(-(2**15), 2**15 - 1)
         x = self.image.rounded(self.image.sums(x))

@@ -59,11 +59,11 @@ FUSED = {  # by what it runs on
     "winograd_mixed": Cost(0.7, 0.0125, {"bf16": 430}),
     "winograd_fp32": Cost(0.7, 0.0125, {"fp32": 315}),
     # Of the Xeon; nothing is exported.
-    "int8_amx": Cost(0.3, 0.0, {"int8": 3000}),
-    "int8_avx512_vnni": Cost(0.3, 0.0, {"int8": 380}),
-    "int8_avx_vnni": Cost(0.3, 0.0, {"int8": 200}),
-    "int8_avx2": Cost(0.3, 0.0, {"int8": 100}),
-    "int8_scalar": Cost(0.3, 0.0, {"int8": 13}),
+    "int8_amx": Cost(0.3, 0.0, {"int8": 1600}),
+    "int8_avx512_vnni": Cost(0.3, 0.0, {"int8": 560}),
+    "int8_avx_vnni": Cost(0.3, 0.0, {"int8": 220}),
+    "int8_avx2": Cost(0.3, 0.0, {"int8": 130}),
+    "int8_scalar": Cost(0.3, 0.0, {"int8": 17}),
 }
 
 

@@ -87,7 +87,10 @@ def make(
         why = f"the base classifier is on {device}" if device.type != "cpu" else "smoothfast._C is not built"
         raise DeclinedError(f"runner is 'fused', for CPUs; {why}")
     if isinstance(network, IntegerResNet):
-        return [FusedIntegers(network, preferred("int8")[0])] * count
+        try:
+            return [FusedIntegers(network, preferred("int8")[0])] * count
+        except Exception as error:  # what the op checks is told by RuntimeErrors
+            raise declined("fused", error) from error
     there = preferred(NAMES.get(dtype, ""))
     if not there:
         lacking = " here: this processor has neither AMX nor AVX512-BF16" if dtype in NAMES else ""

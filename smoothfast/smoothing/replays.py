@@ -61,10 +61,13 @@ def replay(certificate: Certificate, base: nn.Module, images: Tensor) -> Replay:
         raise ValueError(f"certificate.meta lacks {', '.join(missing)}; it must be that of SmoothedClassifier.certify")
     if len(images) != len(certificate.labels):
         raise ValueError(f"images are {len(images)}; they must be the {len(certificate.labels)} of the certificate")
+    chosen = {name: meta[name] for name in CHOSEN}
+    if meta["precision"] == "int8":  # whose bits are the same by any runner that takes it
+        chosen["runner"] = "auto"
     smoothed = SmoothedClassifier(
         base, num_classes=certificate.counts.shape[1], noise=meta["law"], max_batch=meta["micro_batch"],
         bounds=meta.get("bounds", UNIT),
-        **{name: meta[name] for name in CHOSEN},
+        **chosen,
     )  # fmt: skip
     again = smoothed.certify(images, **{name: meta[name] for name in ASKED})
     differing = sorted(

@@ -45,11 +45,15 @@ def test_it_is_certified_and_replayed_as_any_other(run: Run, written: Path, tmp_
     assert log.settings["precision"] == "int8"
     assert log.settings["normalize"] is None
     assert "2 rows computed anew, 2 of them the same" in run("replay", "run.tsv", "--weights", written).out
+    forgotten = run("replay", "run.tsv")
+    assert (forgotten.status, "pass --weights" in forgotten.err) == (2, True)
+    for words in (("--normalize", "cifar10"), ("--precision", "bf16")):
+        assert run("certify", "--out", "again.tsv", "--weights", written, *words).status == 2
 
 
 def test_the_loss_is_told(run: Run) -> None:
     words = "--data", "demo", "--max", 4, "--copies", 2, "--json"
-    told = json.loads(run("quantize", "--out", "q.safetensors", *words).out)
+    told = json.loads(run("quantize", "--out", "new/q.safetensors", *words).out)
     assert told["loss"]["images"] == 4
     assert abs(told["loss"]["points"]) <= 50
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.integer import random_tensors
-from torch import nn
+from torch import Tensor, nn
 
 import smoothfast as sf
 from smoothfast import SmoothedClassifier
@@ -15,7 +15,7 @@ from smoothfast.attacks import EPGD, PGD, NAttack
 from smoothfast.evaluation import base_votes, loss
 from smoothfast.integers import IntegerResNet
 from smoothfast.integers.exact import network_of
-from smoothfast.models import CIFAR10_STATISTICS, ResNet
+from smoothfast.models import CIFAR10_STATISTICS, Normalize, ResNet
 from smoothfast.noise import lattice
 from smoothfast.quantization import quantize
 from smoothfast.runners import DeclinedError
@@ -27,15 +27,25 @@ IMAGES = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manua
 RUNNERS = ["eager", pytest.param("fused", marks=pytest.mark.skipif(not preferred("int8"), reason="_C is absent"))]
 
 
+def noisy(count: int) -> Tensor:
+    """Levels of noisy images, by which last layers are centred: so that votes are for several classes."""
+    return IMAGES[0] + lattice((3, 32, 32), SIGMA, 5, 0, range(count))
+
+
 @pytest.fixture(scope="module")
 def integers() -> IntegerResNet:
-    return network_of(random_tensors([16, 16, 16], 1, CLASSES, seed=0))
+    network = network_of(random_tensors((16, 16, 16), 1, CLASSES, seed=0))
+    network.linear_bias -= (network(noisy(32)) / network.unit).median(0).values.round().int()
+    return network
 
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     torch.manual_seed(0)
-    return ResNet(8, CLASSES).eval()
+    network = nn.Sequential(Normalize(*CIFAR10_STATISTICS), ResNet(8, CLASSES)).eval()
+    with torch.no_grad():
+        network[1].fc.bias -= network(noisy(32) / 255).median(0).values
+    return network[1]
 
 
 def smoothed(base: Any, **options: Any) -> SmoothedClassifier:
@@ -48,6 +58,7 @@ def test_votes_are_those_of_the_definition(integers: IntegerResNet, runner: str,
     images = IMAGES if dtype == torch.uint8 else IMAGES / 255
     model = smoothed(integers, runner=runner)
     found, engine = model.votes(images, 20), model.engine(images)
+    assert ((found > 0) & (found < 20)).any()
     assert torch.equal(found, smoothed(integers).votes(images, 20))
     assert engine.meta["precision"] == "int8"
     assert "arithmetic" not in engine.meta
@@ -58,6 +69,7 @@ def test_votes_are_of_levels(integers: IntegerResNet) -> None:
     """Noise of the lattice is added to pixels, and the network gets their sums, whatever is between."""
     noise = lattice((3, 32, 32), SIGMA, 0, 0, range(20), Stream.PREDICT)
     wanted = torch.bincount(integers(IMAGES[0] + noise).argmax(1), minlength=CLASSES)
+    assert (wanted > 0).sum() > 1
     assert torch.equal(smoothed(integers).votes(IMAGES[:1], 20)[0], wanted)
 
 
@@ -91,6 +103,7 @@ def test_a_float_base_in_int8_is_quantised_at_once(trained: nn.Module) -> None:
     model = smoothed(trained, precision="int8", normalize=CIFAR10_STATISTICS)
     with pytest.warns(UserWarning, match="is quantised to integers"):
         found = model.votes(IMAGES, 20)
+    assert ((found > 0) & (found < 20)).any()
     assert torch.equal(found, smoothed(quantize(trained, SIGMA, CIFAR10_STATISTICS)).votes(IMAGES, 20))
     assert model.engine(IMAGES).meta["precision"] == "int8"
 
@@ -106,6 +119,29 @@ def test_it_is_quantised_anew_where_its_weights_change() -> None:
     with pytest.warns(UserWarning, match="is quantised"):
         after = model.votes(IMAGES, 20)
     assert not torch.equal(before, after)
+
+
+def test_it_is_quantised_anew_for_another_module_with_the_same_weights() -> None:
+    base = ResNet(8, CLASSES).eval()
+    plain, shifted = (nn.Sequential(Normalize([mean] * 3, [0.25] * 3), base).eval() for mean in (0.4, 0.4))
+    model = smoothed(plain, precision="int8")
+    with pytest.warns(UserWarning, match="is quantised"):
+        model.votes(IMAGES, 4)
+    model.base = shifted
+    with pytest.warns(UserWarning, match="is quantised"):
+        model.votes(IMAGES, 4)
+
+
+def test_wrapped_integers_keep_their_guards(integers: IntegerResNet) -> None:
+    """Whatever stands around: no gradient of zero, no rounding to 16 bits, no images of another size."""
+    wrapped = nn.Sequential(integers).eval()
+    with pytest.raises(ValueError, match="no gradient"):
+        EPGD(smoothed(wrapped), 0.03)(IMAGES / 255, torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="in float32"):
+        wrapped(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16))
+    for base in (wrapped, integers):
+        with pytest.raises(ValueError, match=r"integers take \[B, 3, 32, 32\]"):
+            smoothed(base).votes(IMAGES[:, :, :28, :28].contiguous(), 2)
 
 
 def test_its_gradients_are_those_of_the_float_network(trained: nn.Module) -> None:

@@ -15,7 +15,7 @@ from smoothfast.integers.exact import network_of
 from smoothfast.integers.files import FORMAT, save
 from smoothfast.weights import read_weights
 
-SHAPE = [16, 32, 16], 1, 3
+SHAPE = (16, 32, 16), 1, 3
 
 
 @pytest.fixture
@@ -50,13 +50,15 @@ REFUSED = {
     "shifts": (change("blocks.0.shift", 25, 5), "blocks.0.shift is outside of 0 .. 24"),
     "overflowing shifts": (change("blocks.0.shift", 24, slice(None)), "blocks.0.second may overflow"),
     "scales of zero": (change("image.scale", 0, 2), "image.scale is outside"),
-    "large scales": (change("blocks.0.first.scale", 0.6, 2), "blocks.0.first.scale is outside"),
+    "large scales": (change("blocks.0.first.scale", 0.50001, 2), "blocks.0.first.scale is outside"),
     "scales that are none": (change("blocks.0.first.scale", torch.nan, 2), "blocks.0.first.scale is outside"),
-    "biases": (change("blocks.0.first.bias", 1e9, 2), "blocks.0.first.bias exceeds"),
+    "biases": (change("blocks.0.first.bias", 2.0**29 + 64, 2), "blocks.0.first.bias exceeds"),
     "biases that are none": (change("image.bias", torch.nan, 0, 0, 2), "image.bias exceeds"),
     "a unit of zero": (replace("unit", torch.tensor(0.0)), "unit is 0.0"),
     "an infinite unit": (replace("unit", torch.tensor(torch.inf)), "unit is inf"),
     "large logits": (change("linear", 32767, 0), "linear may overflow"),
+    "a large bias of logits": (change("linear_bias", 2**31 - 1, 0), "linear may overflow"),
+    "a subnormal unit": (replace("unit", torch.tensor(1e-40)), "unit is 9.99"),
     "one class": (replace("linear", torch.zeros(1, 16, dtype=torch.int16)), "linear has 1 classes"),
     "other channels": (replace("linear", torch.zeros(3, 32, dtype=torch.int16)), "linear takes 32 channels"),
 }
@@ -71,6 +73,17 @@ def test_tensors_that_are_no_network_are_refused(
     with pytest.raises(ValueError, match=said) as refused:
         network_of(tensors)
     assert "\n" not in str(refused.value)
+
+
+def test_what_is_just_allowed() -> None:
+    """Sums that are a little below 2^31, and other numbers at their limits."""
+    tensors = random_tensors(*SHAPE, seed=0)
+    tensors["blocks.0.first.scale"][2], tensors["blocks.0.first.bias"][2] = 0.5, 2.0**29
+    tensors["linear"][:], tensors["linear_bias"][:] = 8191, 2**31 - 1 - 16 * 8191 * 64 * 255
+    network_of(tensors)
+    tensors["linear_bias"][1] += 1
+    with pytest.raises(ValueError, match="linear may overflow"):
+        network_of(tensors)
 
 
 def test_a_file_is_read_as_it_was_written(tensors: dict[str, Tensor], tmp_path: Path) -> None:

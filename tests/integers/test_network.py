@@ -36,15 +36,13 @@ def test_a_multiply_add_is_rounded_once() -> None:
     assert not torch.equal(a * b + c, wanted)
 
 
-def test_a_float64_that_lies_between_two_floats_is_rounded_by_what_was_cut_off() -> None:
-    """1 + 2^-24 is halfway; a rest of 2^-60, which float64 cannot hold beside it, decides."""
-    a, b = torch.tensor([2.0**-30, -(2.0**-30)]), torch.tensor([2.0**-30, 2.0**-30])
-    half = torch.tensor([1 + 2.0**-23, 1 + 2.0**-23])
-    product = fma(a, b, half)  # of no effect at all
-    assert product.tolist() == half.tolist()
-    a, b = torch.tensor([1 + 2.0**-12, 1 + 2.0**-12]), torch.tensor([1 + 2.0**-12, 1 - 2.0**-12])
-    exact = [Fraction(float(x)) * Fraction(float(y)) + 2 for x, y in zip(a, b, strict=True)]
-    assert fma(a, b, torch.full((2,), 2.0)).tolist() == [nearest(value) for value in exact]
+def test_a_sum_that_lies_between_two_floats_is_rounded_by_what_was_cut_off() -> None:
+    """The product is a little below 2^-24, half a place of 1 + 2^-23: float64 cannot hold what is missing, and would
+    take it for a tie."""
+    a, b = torch.tensor([2.0**-12 * (1 + 2.0**-23)]), torch.tensor([2.0**-12 * (1 - 2.0**-23)])
+    c = torch.tensor([1 + 2.0**-23])
+    assert fma(a, b, c).tolist() == [nearest(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c)))]
+    assert (a.double() * b.double() + c.double()).float() != fma(a, b, c)
 
 
 def test_biases_of_images_are_by_the_border() -> None:
@@ -96,7 +94,7 @@ def by_hand(tensors: dict[str, Tensor], pixels: np.ndarray) -> np.ndarray:
 
 
 def test_a_network_is_its_whole_numbers() -> None:
-    tensors = random_tensors([16, 16, 16], 1, 5, seed=3)
+    tensors = random_tensors((16, 16, 16), 1, 5, seed=3)
     pixels = torch.randint(-1900, 1900, (2, 3, 32, 32), generator=torch.Generator().manual_seed(1))
     wanted = np.stack([by_hand(tensors, image.numpy()) for image in pixels])
     network = network_of(tensors)
@@ -106,7 +104,7 @@ def test_a_network_is_its_whole_numbers() -> None:
 
 
 def test_images_beyond_16_bits_are_cut_off_and_no_number_is_black() -> None:
-    network = network_of(random_tensors([16, 16, 16], 1, 5, seed=3))
+    network = network_of(random_tensors((16, 16, 16), 1, 5, seed=3))
     images = torch.full((1, 3, 32, 32), 1e9)
     assert torch.equal(network(images), network(torch.full((1, 3, 32, 32), 32767)))
     assert torch.equal(network(images * torch.nan), network(torch.zeros(1, 3, 32, 32)))

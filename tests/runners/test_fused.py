@@ -561,22 +561,23 @@ def test_noise_in_the_network() -> None:
 
 
 def test_when_it_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    there: dict[torch.dtype, list[str]] = {}
+    there: dict[str, list[str]] = {}
     monkeypatch.setattr("smoothfast.runners.choice.find_spec", lambda name: name == "openvino" or None)
     monkeypatch.setattr("smoothfast.runners.choice.shutil.which", lambda name: name)
-    monkeypatch.setattr("smoothfast.runners.choice.preferred", lambda dtype: there.get(dtype, []))
+    monkeypatch.setattr("smoothfast.runners.choice.preferred", lambda precision: there.get(precision, []))
     work = Work(8.1e7, 39, family=True)
     assert "fused" not in candidates(work, 10**7, "bf16", CPU)
-    for dtype, precision, arithmetic in [
-        (torch.bfloat16, "bf16", "amx"),
-        (torch.bfloat16, "bf16", "winograd_bf16"),
-        (torch.float32, "fp32", "winograd_fp32"),
-    ]:
-        there[dtype] = [arithmetic]
+    for precision, arithmetic in [("bf16", "amx"), ("bf16", "winograd_bf16"), ("fp32", "winograd_fp32")]:
+        there[precision] = [arithmetic]
         assert candidates(work, 10**5, precision, CPU)[0] == candidates(work, 10**7, precision, CPU)[0] == "fused"
         assert candidates(work, 100, precision, CPU)[0] == "eager"
         assert "fused" not in candidates(Work(8.1e7, 39), 10**7, precision, CPU)
     assert "fused" not in candidates(work, 10**7, "fp16", CPU)
+    assert candidates(work, 100, "int8", CPU) == ["eager"]
+    there["int8"] = ["int8_avx2"]
+    assert candidates(work, 100, "int8", CPU) == ["fused", "eager"]
+    assert candidates(work, 100, "int8", torch.device("cuda")) == ["eager"]
+    assert candidates(Work(8.1e7, 39), 100, "int8", CPU) == ["openvino"]
     monkeypatch.setattr("smoothfast.runners.choice._has_vectors", lambda: False)
     assert "fused" not in candidates(work, 10**7, "fp32", CPU)
 

@@ -367,8 +367,8 @@ def test_names_of_files_are_no_orders(run: Run, toys: Path, tmp_path: Path) -> N
     for words in (["--format=latex"], ["--format=csv"], ["--json"], []):
         assert "owned" in quiet_terminal(run, "analyze", log, *words, status=0)
     quiet_terminal(
-        run, "replay", log, "--model=smoothfast_toys:model", "--data=smoothfast_toys:images", status=1
-    )  # other weights
+        run, "replay", log, "--model=smoothfast_toys:model", "--data=smoothfast_toys:images", status=2
+    )  # without its weights
     said = quiet_terminal(run, *arguments("certify", toys, out=log, n=200), "--resume", status=2)
     assert "n was 100, is now 200" in said
     (tmp_path / log).write_bytes(b"spoiled\n")

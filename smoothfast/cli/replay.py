@@ -171,8 +171,8 @@ def _replayed(
         engine = prepared.smoothed.engine(prepared.first, 0)
     held, here = log.settings.get("weights"), prepared.about["weights"]
     if options.weights is None and held and held != here:
-        found = f"these are {here:.12}…" if here else "here are none"
-        raise ValueError(f"{options.log} is of the weights {held!s:.12}…, and {found}: pass --weights")
+        others = f"these are {here:.12}…" if here else "here are none"
+        raise ValueError(f"{options.log} is of the weights {held!s:.12}…, and {others}: pass --weights")
     if indices and max(indices) >= len(prepared.source):
         raise ValueError(
             f"{options.log} has image {max(indices)}; data is {then.data!r}, which has {len(prepared.source)} images"

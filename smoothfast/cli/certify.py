@@ -179,9 +179,8 @@ def demo(options: DemoOptions) -> None:
     weights = DEMO_INTEGERS if preferred("int8")[:1] not in ([], ["int8_scalar"]) else None
     prepared = prepare(options.certificates(DEMO_SAMPLES[0], weights), DEMO_SIGMA, seed=0)
     smoothed, indices = prepared.smoothed, prepared.indices
-    display.tell(
-        f"ResNet-20 in integers, trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images"
-    )
+    kind = "ResNet-20 in integers" if weights else "ResNet-20"
+    display.tell(f"{kind}, trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
     with console().status("preparing the base classifier"):
         engine = smoothed.engine(prepared.first, DEMO_PASSES)
     display.tell(described(smoothed, engine, prepared.first, DEMO_PASSES))

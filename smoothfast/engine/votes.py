@@ -31,12 +31,8 @@ from .schedule import Job, PendingVotes, Rows, Schedule, wait_for_any
 
 SLOTS = 4  # images in flight at most, in micro-batches of all lanes: images that need few samples fill them too
 
-ROUNDING = {
-    "fp32": 1e-4,
-    "bf16": 2e-2,
-    "fp16": 2.5e-3,
-    "int8": 0.0,
-}  # of the largest logit, after the layers of a deep network
+# Of the largest logit, after the layers of a deep network.
+ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2.5e-3, "int8": 0.0}
 NO, ROUNDED, EXACT = AGREEMENTS = ("no", "up to rounding", "bit for bit")
 """Degrees to which the logits of a row depend on that row alone, the worst first."""
 

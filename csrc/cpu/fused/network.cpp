@@ -74,8 +74,7 @@ const char* arithmetic_name(Arithmetic arithmetic) {
 }
 
 const char* refusal(Arithmetic arithmetic, const Shape& shape) {
-  if (in_integers(arithmetic)) return integer::refusal(shape);
-  return by_tiles(arithmetic) ? tiles::refusal(shape) : winograd::refusal(shape);
+  return by_tiles(arithmetic) ? tiles::refusal(shape) : refusal(shape);
 }
 
 bool in_integers(Arithmetic arithmetic) { return arithmetic >= Arithmetic::int8_amx; }

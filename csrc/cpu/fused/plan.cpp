@@ -16,6 +16,14 @@ Plan plan_of(const Shape& shape) {
   return plan;
 }
 
+const char* refusal(const Shape& shape) {
+  if (shape.blocks < 1 || shape.blocks > 200) return "there must be 1 to 200 blocks in a stage";
+  if (shape.classes < 1 || shape.classes > 1 << 16) return "there must be 1 to 65,536 classes";
+  for (int64_t width : shape.widths)
+    if (width < 1 || width > 1024 || width % 16) return "widths must be multiples of 16";
+  return "";
+}
+
 std::vector<float> folded_weights(const Layer& layer, const Parameters& parameters) {
   const int64_t of_an_output = layer.inputs * layer.size * layer.size;
   std::vector<float> weights(layer.outputs * of_an_output);

@@ -17,6 +17,9 @@ struct Shape {
   int64_t classes;
 };
 
+// Empty, or why no kernels take this shape; those of tiles take fewer.
+const char* refusal(const Shape& shape);
+
 constexpr int64_t kImageElements = 3 * 32 * 32;
 
 enum class Part {

@@ -63,9 +63,6 @@ struct Program {
   Program(const Shape& shape, int lanes);
 };
 
-// Empty, or why there are no kernels for this shape.
-const char* refusal(const Shape& shape);
-
 // The program of a shape, made once.
 const Program& program_of(const Shape& shape, int lanes);
 

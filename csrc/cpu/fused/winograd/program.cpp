@@ -62,14 +62,6 @@ Program::Program(const Shape& of, Numbers numbers) : shape(of), plan(plan_of(of)
   for (const Layer& layer : plan) masks.push_back(take(arena, kSamples[2] * mask(layer.stage)));
 }
 
-const char* refusal(const Shape& shape) {
-  if (shape.blocks < 1 || shape.blocks > 200) return "there must be 1 to 200 blocks in a stage";
-  if (shape.classes < 1 || shape.classes > 1 << 16) return "there must be 1 to 65,536 classes";
-  for (int64_t width : shape.widths)
-    if (width < 1 || width > 1024 || width % 16) return "widths must be multiples of 16";
-  return "";
-}
-
 const Program& program_of(const Shape& shape, Numbers numbers) {
   using Key = std::array<int64_t, 6>;
   static std::mutex mutex;

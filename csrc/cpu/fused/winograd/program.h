@@ -58,9 +58,6 @@ struct Program {
   int64_t mask(int stage) const { return size(stage) * size(stage) * shape.widths[stage] / 4; }  // bytes of a sample
 };
 
-// Empty, or why there are no kernels for this shape.
-const char* refusal(const Shape& shape);
-
 // The program of a shape, made once.
 const Program& program_of(const Shape& shape, Numbers numbers);
 

@@ -296,11 +296,18 @@ def _machine(device: torch.device) -> dict[str, Any]:
     return {
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
-        "processor": about["processor"],
+        "processor": about["processor"] + held(),
         "kernels": kernels(device),
         "torch": about["torch"],
         "date": date.today().isoformat(),
     }
+
+
+def held() -> str:
+    """The instruction set that OpenVINO and torch's oneDNN are held to by the environment, for comparisons as on a
+    processor that has no more; nothing where they are not."""
+    to = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f", oneDNN held to {to}" if to else ""
 
 
 def _digits(value: float) -> float:

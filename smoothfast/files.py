@@ -134,6 +134,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 OBSERVED = ("row_function",)  # stood among the settings of versions up to 0.2.0, and is no choice
+HOW = ("runner", "micro_batch", "device", "graph")  # on which no bit of a network in integers depends
 ADDED = ("weights_sha256",)  # was not among them
 TOLD = 50  # settings that differ, at most: a run has fewer
 LEVELS = 32  # of lists and objects within each other in settings
@@ -166,10 +167,12 @@ def same_settings(path: Path, kept: Mapping[str, Any], given: Mapping[str, Any])
 
 
 def _chosen(settings: Any) -> Any:
-    """Settings without what was observed, at any depth."""
+    """Settings without what was observed, and what decides nothing, at any depth."""
     if not isinstance(settings, Mapping):
         return settings
-    return {name: _chosen(value) for name, value in settings.items() if name not in OBSERVED}
+    in_integers = settings.get("precision") == "int8" and settings.get("runner") != "openvino"
+    left = OBSERVED + HOW if in_integers else OBSERVED
+    return {name: _chosen(value) for name, value in settings.items() if name not in left}
 
 
 def _without_added(given: Any, kept: Any) -> Any:

@@ -106,6 +106,11 @@ def prepare(
     if not weights.tensors and names_code(options.model) and launch.leads():
         display.tell(f"no --weights: the network is as {options.model} makes it", soft_wrap=True)
     normalize, certain = (None, True) if integers else normalization(options, weights, found, network)
+    if integers and launch.leads() and weights.about.get("sigma") not in (None, str(sigma)):
+        display.tell(
+            f"warning: {options.weights} was quantised for sigma {weights.about['sigma']:.50}; this run has {sigma}",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
     smoothed = SmoothedClassifier(
         network, sigma, num_classes, noise=noise, seed=seed, normalize=normalize, precision=options.precision,
         max_batch=options.batch, runner=options.runner,

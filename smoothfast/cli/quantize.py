@@ -55,6 +55,10 @@ class QuantizeOptions(ModelOptions, SizeOptions, SeedOptions, JsonOptions):
                 require_data(spec)
         noise_level(sigma=self.sigma)
         at_least(1, max=self.limit, copies=self.copies)
+        if self.limit is not None and self.data is None:
+            raise ValueError(f"max is {self.limit}, and data is not given: of what to take that many")
+        if self.device != "cpu":
+            raise ValueError(f"device is {self.device!r}; networks are quantised on the cpu")
         choice("precision", self.precision, names.PRECISIONS)
         if self.out.suffix != ".safetensors":
             raise ValueError(f"--out is {self.out}; its suffix must be .safetensors")

@@ -29,6 +29,7 @@ from ..normalization import Normalization
 from ..quantization import calibrated, quantize
 from ..runners.calibrated import Calibrated
 from ..runners.choice import Workload, measure
+from ..runners.expressions import MismatchError
 from ..runners.fused import resembles
 from ..runners.precision import DTYPES, in_precision, resolve_precision, strict_arithmetic
 from ..text import one_line
@@ -128,20 +129,32 @@ class Adapter:
         Warns when it makes one.
 
         Raises:
-            ValueError: the base classifier looks like a CIFAR ResNet and is none, or images have another rank.
+            ValueError: images have another rank, or the quantiser of OpenVINO is not installed.
         """
         key = weights_sha256(base), parts(base), shape, tuple(sigma), str(normalize)
         with self._turns.taken():
             if self._quantised is None or self._quantised[0] != key:
-                family = resembles(base, shape)
-                made = quantize(base, sigma, normalize) if family else calibrated(base, shape, sigma, normalize)
+                made, said = in_8_bits(base, shape, sigma, normalize)
                 self._quantised = key, made
-                warn(IN_INTEGERS if family else BY_OPENVINO)
+                warn(said)
             return self._quantised[1]
 
     def look_again(self) -> None:
         """Lets the next call ask the base classifier anew: nobody can see whether its code or attributes changed."""
         self._found = {gradient: (None, found) for gradient, (_, found) in self._found.items()}
+
+
+def in_8_bits(
+    base: nn.Module, shape: tuple[int, ...], sigma: Sequence[float], normalize: Normalization | None
+) -> tuple[IntegerResNet | Calibrated, str]:
+    """Quantises a base classifier, and says how."""
+    why = ""
+    if resembles(base, shape):
+        try:
+            return quantize(base, sigma, normalize), IN_INTEGERS
+        except MismatchError as error:
+            why = f" ({one_line(str(error))})"
+    return calibrated(base, shape, sigma, normalize), BY_OPENVINO + why
 
 
 def adapted(look: Pass, precision: str, former: Adapted | None) -> Adapted:

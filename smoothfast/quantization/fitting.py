@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -80,10 +81,15 @@ def calibrated(
     """A base classifier that is no CIFAR ResNet, for OpenVINO to quantise: beside noisy pictures of a shape [C, H, W].
 
     Raises:
-        ValueError: the shape is another.
+        ValueError: the shape is another, or no quantiser is installed.
     """
     if len(shape) != 3:
         raise ValueError(f"precision is 'int8', which is for images [C, H, W]; these are {list(shape)}")
+    absent = [name for name in ("openvino", "nncf") if find_spec(name) is None]
+    if absent:
+        raise ValueError(
+            f"precision is 'int8', which takes {' and '.join(absent)} for this network: pip install smoothfast[int8]"
+        )
     drawn = pictures(shape)[:CALIBRATED]
     return Calibrated(base, replicas(drawn, sigma, 0, ops.affine(normalize, shape[0], torch.uint8)))
 

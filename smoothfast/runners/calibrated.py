@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from .declined import DeclinedError
 
 
 class Calibrated(nn.Module):
@@ -39,12 +36,7 @@ def quantised(model: Any, examples: Tensor, rows: int, last: bool) -> Any:
     Args:
         rows: of a micro-batch, which examples are cut to.
         last: whether it takes channels last.
-
-    Raises:
-        DeclinedError: NNCF is not installed.
     """
-    if find_spec("nncf") is None:
-        raise DeclinedError("precision is 'int8', which takes nncf for this network: pip install smoothfast[int8]")
     nncf = import_module("nncf")
     examples = examples.permute(0, 2, 3, 1) if last else examples
     used = torch.arange(max(rows, len(examples) // rows * rows)) % len(examples)

@@ -47,6 +47,11 @@ def test_it_is_certified_and_replayed_as_any_other(run: Run, written: Path, tmp_
     assert "2 rows computed anew, 2 of them the same" in run("replay", "run.tsv", "--weights", written).out
     forgotten = run("replay", "run.tsv")
     assert (forgotten.status, "pass --weights" in forgotten.err) == (2, True)
+    assert "warning" not in result.err
+    settings = (*options[:2], "--batch", 64, *options[4:10], *options[12:])  # of another machine, by auto
+    assert run("certify", "--out", "run.tsv", "--resume", *settings).status == 0
+    other = run("predict", "--out", "other.tsv", *options[:4], "--n", 12, "--max", 1, "--sigma", 0.5, "--seed", 1)
+    assert "was quantised for sigma 0.25; this run has 0.5" in other.err
     for words in (("--normalize", "cifar10"), ("--precision", "bf16")):
         assert run("certify", "--out", "again.tsv", "--weights", written, *words).status == 2
 
@@ -65,6 +70,8 @@ def test_the_loss_is_told(run: Run) -> None:
         (("--out", "q.safetensors", "--sigma", "-1"), "sigma is -1"),
         (("--out", "q.safetensors", "--model", "resnet56"), "weights is not given"),
         (("--out", "q.safetensors", "--data", "nothing"), "data is 'nothing'"),
+        (("--out", "q.safetensors", "--max", "4"), "max is 4, and data is not given"),
+        (("--out", "q.safetensors", "--device", "cuda"), "quantised on the cpu"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(run: Run, words: tuple[str, ...], said: str) -> None:

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from smoothfast import SmoothedClassifier
-from smoothfast.runners import DeclinedError, calibrated
+from smoothfast.models import ResNet
+from smoothfast.quantization import fitting
+from smoothfast.runners import DeclinedError
+from smoothfast.runners.calibrated import Calibrated
 
 CLASSES, IMAGES = 4, torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
@@ -49,16 +52,35 @@ def test_votes_are_nearly_those_in_float32() -> None:
 
 @needs_openvino
 def test_without_the_quantiser_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrated, "find_spec", lambda _: None)
-    with pytest.raises(DeclinedError, match=r"pip install smoothfast\[int8\]"):
+    monkeypatch.setattr(fitting, "find_spec", lambda name: None if name == "nncf" else True)
+    with pytest.raises(ValueError, match=r"takes nncf for this network: pip install smoothfast\[int8\]"):
         smoothed(Net()).votes(IMAGES, 4)
 
 
+@pytest.mark.usefixtures("quantiser")
+def test_what_only_looks_like_a_cifar_resnet_is_for_openvino() -> None:
+    class Bounded(ResNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(super().forward(x))
+
+    with pytest.warns(UserWarning, match=r"to 8 bits by OpenVINO.*\(it has aten.tanh"):
+        made = smoothed(Bounded(8, CLASSES)).function(IMAGES.repeat(1, 1, 2, 2)).base
+    assert isinstance(made, Calibrated)
+
+
+@pytest.fixture
+def quantiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if that of OpenVINO were installed."""
+    monkeypatch.setattr(fitting, "find_spec", lambda _: True)
+
+
+@pytest.mark.usefixtures("quantiser")
 def test_other_runners_decline() -> None:
     with pytest.raises(DeclinedError, match="what is no CIFAR ResNet is for openvino"):
         smoothed(Net(), runner="eager").votes(IMAGES, 4)
 
 
+@pytest.mark.usefixtures("quantiser")
 def test_what_returns_more_than_logits_is_refused() -> None:
     with pytest.raises(ValueError, match="return logits alone"):
         smoothed(Pair()).votes(IMAGES, 4)

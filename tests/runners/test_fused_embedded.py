@@ -3,6 +3,9 @@ many samples, and attacks as strong as with gradients in float32. docs/records.m
 
 from __future__ import annotations
 
+from functools import cache, partial
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.classifiers import embedded
@@ -12,18 +15,22 @@ from torch.nn import functional as F
 from smoothfast import SmoothedClassifier, data, models, ops
 from smoothfast.attacks import EPGD, PGD
 from smoothfast.attacks.attack import Attack
-from smoothfast.evaluation import accuracy
+from smoothfast.evaluation import Accuracy, accuracy
 from smoothfast.losses import Differentiated, cross_entropy
 from smoothfast.noise import Stream, lattice_law, stream_key
-from smoothfast.runners.fused import Fused, arithmetics, dtype_of
+from smoothfast.runners import fused
+from smoothfast.runners.fused import NAMES, Fused, arithmetics, dtype_of
 from smoothfast.runners.precision import in_precision
 from smoothfast.runners.resnets import recognised
+from smoothfast.runs.logs import read_log
+from smoothfast.runs.tables import certified_accuracy
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not arithmetics(), reason="smoothfast._C is absent"),
 ]
 CHUNK = 2  # images at a time
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def copies(arithmetic: str) -> int:
@@ -47,7 +54,7 @@ def test_classes_and_bits(arithmetic: str) -> None:
     run = Fused(recognised(base, (torch.zeros(2, 3, 32, 32),)), arithmetic, gradients=False)
     dtype = dtype_of(arithmetic)
     double, rounded = embedded().double(), in_precision(base, dtype, torch.device("cpu"))
-    agree, by_torch, worse = 0, 0, 0
+    agree, by_torch, worse = 0, 0, 0.0
     for first in range(0, len(images), CHUNK):
         noisy = replicas(images[first : first + CHUNK], first, samples, dtype)
         ours, theirs, single = run(noisy), rounded(noisy.float()).float(), base(noisy.float())
@@ -70,7 +77,8 @@ def test_gradients_over_noisy_images(arithmetic: str) -> None:
     run = Fused(recognised(base, (torch.zeros(2, 3, 32, 32),)), arithmetic, gradients=True)
     cosines: dict[str, list[Tensor]] = {"fused": [], "torch's bf16": []}
     for first in range(0, 200, 50 * samples // 500):
-        noisy, classes = replicas(data.demo().images[first : first + 1], first, samples), labels[first].repeat(samples)
+        noisy = replicas(data.demo().images[first : first + 1], first, samples, dtype_of(arithmetic))
+        classes = labels[first].repeat(samples)
         wanted = Differentiated(base, cross_entropy)(noisy.float(), classes[:, None])[1].flatten(1)
         with torch.autocast("cpu", torch.bfloat16):
             theirs = Differentiated(base, cross_entropy)(noisy.float(), classes[:, None])[1]
@@ -81,13 +89,51 @@ def test_gradients_over_noisy_images(arithmetic: str) -> None:
     assert ours >= torchs
 
 
-@pytest.mark.parametrize("attack", [PGD, EPGD])
-def test_attacks_are_as_strong(attack: type[PGD], test_images: tuple[Tensor, Tensor]) -> None:
-    images, labels = test_images
+@pytest.fixture
+def alone(arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An arithmetic that the runner has no alternative to."""
+    if arithmetic not in arithmetics():
+        pytest.skip(f"this processor lacks {arithmetic}")
+    monkeypatch.setattr(fused, "preferred", lambda _: [arithmetic])
+    return arithmetic
+
+
+def test_certificates_as_in_float32(alone: str) -> None:
+    model = SmoothedClassifier(
+        embedded(),
+        0.25,
+        10,
+        normalize=models.CIFAR10_STATISTICS,
+        runner="fused",
+        precision=NAMES[dtype_of(alone)],
+        seed=0,
+    )
+    found, single = model.certify(data.demo().images, n=10_000), read_log(RESULTS / "demo-openvino-fp32.tsv")
+    classes, radii = found.labels.numpy(), found.radii.numpy()
+    other, furthest = int((classes != single.predict).sum()), abs(radii - single.radius).max()
+    print(f"\n{alone}: certified for another class, or by one alone: {other}; radii differ by {furthest:.3f} at most")
+    for radius in (0.0, 0.25, 0.5, 0.75):
+        share = ((classes == single.label) & (radii >= radius)).mean()
+        wanted = certified_accuracy(single, radius)
+        print(f"certified at {radius}: {share:.3f}, float32 {wanted:.3f}")
+        assert abs(share - wanted) <= 1.96 * (wanted * (1 - wanted) / 200) ** 0.5
+    assert other <= 4
+
+
+def left(attack: type[PGD], runner: str, precision: str, images: Tensor, labels: Tensor) -> Accuracy:
+    """The share of images that an attack leaves, of 200 votes each, and its interval at 99 %."""
     model = SmoothedClassifier(embedded(), 0.25, 10, normalize=models.CIFAR10_STATISTICS)
-    found = {}
-    for runner, precision in (("fused", "bf16"), ("eager", "fp32")):
-        made: Attack = attack(model, eps=8 / 255, steps=7, runner=runner, precision=precision)
-        found[runner] = accuracy(model.votes(made(images, labels), 200), labels, level=0.99)
-        print(f"\n{attack.__name__}, {len(images)} images, gradients {runner} {precision}: {found[runner]}")
-    assert found["eager"].low <= found["fused"].share <= found["eager"].high
+    made: Attack = attack(model, eps=8 / 255, steps=7, runner=runner, precision=precision)
+    return accuracy(model.votes(made(images, labels), 200), labels, level=0.99)
+
+
+left_in_float32 = cache(partial(left, runner="eager", precision="fp32"))
+
+
+@pytest.mark.parametrize("attack", [PGD, EPGD])
+def test_attacks_are_as_strong(attack: type[PGD], alone: str, test_images: tuple[Tensor, Tensor]) -> None:
+    images, labels = test_images
+    found = left(attack, "fused", NAMES[dtype_of(alone)], images, labels)
+    eager = left_in_float32(attack, images=images, labels=labels)
+    print(f"\n{attack.__name__}, {len(images)} images, gradients by {alone} {found}, eager float32 {eager}")
+    assert eager.low <= found.share <= eager.high

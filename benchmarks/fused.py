@@ -36,11 +36,16 @@ def main(out: Path | None) -> list[harness.Row]:
     """Microseconds a row of a micro-batch of 64, on one thread: logits, and logits and gradients; then the groups of
     layers of the fused network."""
     torch.set_num_threads(1)
-    whole = (compared(depth, gradients, dtype) for depth in DEPTHS for gradients in (False, True) for dtype in NAMES)
+    whole = (compared(depth, gradients, dtype) for depth in DEPTHS for gradients in (False, True) for dtype in dtypes())
     integers = (of_integers(depth) for depth in DEPTHS)
     votes = (voted(live) for live in (ROWS, ROWS // 4))
     layers = (profiled(20, arithmetic) for arithmetic in arithmetics() if arithmetic in ("amx", "avx512_bf16"))
     return harness.report(chain(whole, integers, votes, layers), out)
+
+
+def dtypes() -> list[torch.dtype]:
+    """What fused networks of floats compute in here."""
+    return [dtype for dtype, name in NAMES.items() if preferred(name)]
 
 
 def compared(depth: int, gradients: bool, dtype: torch.dtype) -> list[harness.Row]:
@@ -79,10 +84,10 @@ def of_integers(depth: int) -> list[harness.Row]:
     named: dict[str, Callable[[], Any]] = {
         f"fused, {arithmetic}": partial(FusedIntegers(made, arithmetic), replicas) for arithmetic in preferred("int8")
     }
-    for dtype, name in NAMES.items() if OPENVINO else ():
+    for dtype in dtypes() if OPENVINO else ():
         inputs = micro_batch_of(shape, dtype, harness.CPU, torch.channels_last).copy_(replicas)
         (call,) = make_runners(base, "openvino", dtype, harness.CPU, (inputs,), 1)
-        named[f"openvino {name}"] = partial(call, inputs)
+        named[f"openvino {NAMES[dtype]}"] = partial(call, inputs)
     setting = f"ResNet-{depth}, logits, {ROWS} rows, int8"
     return harness.compare("fused", setting, named, ROWS * 1e-6, "us/row", REPEATS)
 

@@ -46,8 +46,8 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def test_images(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Tensor]:
-    """Every tenth of the 5,000 test images of CIFAR-10 (JPEG)."""
+def cifar10(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> data.Images:
+    """The 5,000 test images of CIFAR-10 (JPEG), class by class."""
     archive = data_root / "cifar10-jpeg.zip"
     if not archive.is_file():
         pytest.skip(f"{archive} is missing")
@@ -55,8 +55,14 @@ def test_images(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     with ZipFile(archive) as packed:
         packed.extractall(folder, [name for name in packed.namelist() if "/test/" in name])
     source = data.load(f"folder:{folder / 'cifar10-jpeg'}")
-    pairs = [source[index] for index in range(0, len(source), 10)]
-    return torch.stack([image for image, _ in pairs]) / 255, torch.tensor([label for _, label in pairs])
+    images, labels = zip(*(source[index] for index in range(len(source))), strict=True)
+    return data.Images(torch.stack(images), torch.tensor(labels))
+
+
+@pytest.fixture(scope="session")
+def test_images(cifar10: data.Images) -> tuple[Tensor, Tensor]:
+    """Every tenth of these, in 0 .. 1, and their labels."""
+    return cifar10.images[::10] / 255, cifar10.labels[::10]
 
 
 @pytest.fixture(scope="session")

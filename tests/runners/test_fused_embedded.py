@@ -1,15 +1,16 @@
-"""The embedded, trained network by the fused kernels: how often classes differ from those of float32, equal bits over
-many samples, and attacks as strong as with gradients in float32. docs/records.md has the last results."""
+"""Trained networks by the fused kernels: how often classes differ from those of float32, equal bits over many samples,
+the same certificates, and attacks as strong as with gradients in float32. docs/records.md has the last results."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.classifiers import embedded
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smoothfast import SmoothedClassifier, data, models, ops
@@ -24,6 +25,7 @@ from smoothfast.runners.precision import in_precision
 from smoothfast.runners.resnets import recognised
 from smoothfast.runs.logs import read_log
 from smoothfast.runs.tables import certified_accuracy
+from smoothfast.training import Settings, Trainer
 
 pytestmark = [
     pytest.mark.slow,
@@ -87,6 +89,30 @@ def test_gradients_over_noisy_images(arithmetic: str) -> None:
     ours, torchs = (torch.cat(parts).mean().item() for parts in cosines.values())
     print(f"\n{arithmetic}: mean cosine of 2,000 gradients to those of float32: {ours:.4f}, torch's bf16 {torchs:.4f}")
     assert ours >= torchs
+
+
+@pytest.fixture(scope="module")
+def deep(cifar10: data.Images, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """A ResNet-56 after three epochs of the test images under noise."""
+    torch.manual_seed(0)
+    model = models.ResNet(56)
+    settings = Settings(sigma=0.25, normalize=models.CIFAR10_STATISTICS, epochs=3, batch=128, precision="fp32")
+    done = Trainer(model, cifar10, settings, tmp_path_factory.mktemp("deep") / "run").fit()
+    print(f"\nResNet-56, in its third epoch right on {done['train_accuracy']:.3f}")
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_deep_network_that_was_trained(deep: nn.Module, arithmetic: str) -> None:
+    dtype = dtype_of(arithmetic)
+    noisy = replicas(data.demo().images[:50], 0, 4, dtype)
+    run = Fused(recognised(deep, (torch.zeros(2, 3, 32, 32),)), arithmetic, gradients=False)
+    exact = deepcopy(deep).double()(noisy.double())
+    theirs = in_precision(deep, dtype, torch.device("cpu"))(noisy.float()).float()
+    worse = float((run(noisy) - exact).norm() / (theirs - exact).norm())
+    print(f"\nResNet-56, {arithmetic}: error against float64, of that of torch: {worse:.2f}")
+    # Of winograd_bf16 a packed network may ask for the mixed mode, and then for another runner: see fused._checked.
+    assert worse <= (4 if dtype == torch.float32 else 2) or arithmetic == "winograd_bf16"
 
 
 @pytest.fixture

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "gpu" / "ptx")]
 
 import cases
+from helpers.integer import random_tensors
 
 from smoothfast import models, ops
-from smoothfast.noise import Stream, lattice_law, stream_key
-from smoothfast.runners.fused import arithmetics, dtype_of
+from smoothfast.integers.exact import network_of
+from smoothfast.noise import Law, Stream, lattice_law, stream_key
+from smoothfast.runners.fused import arithmetics, dtype_of, preferred
 
 THREADS = 3
 WRITTEN = {"tally": (2, 3), "attack_step": (0,)}  # arguments
@@ -66,11 +68,34 @@ def fused_calls(isa: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
             replicas = replicas.to(dtype_of(arithmetic))
             yield "fused_logits", (replicas, packed, shape, arithmetic)
             yield "fused_gradients", (replicas, torch.arange(rows) % classes, packed, shape, arithmetic)
-        law, affine = lattice_law(0.25), ops.affine(models.CIFAR10_STATISTICS, 3, torch.uint8)
-        slots, noisy = torch.arange(45) % 4 - 1, torch.full((3, 3, 32, 32), 100, dtype=torch.uint8)
-        counted = torch.zeros(3, classes, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
-        numbers = slots, slots.clamp(min=0), torch.arange(45), stream_key(1, Stream.PREDICT), law.name, law.table
-        yield "fused_votes", (noisy, *numbers, *affine, True, packed, shape, arithmetic, *counted)
+        rows_of_images = noisy(lattice_law(0.25), ops.affine(models.CIFAR10_STATISTICS, 3, torch.uint8))
+        yield "fused_votes", (*rows_of_images, packed, shape, arithmetic, *counted(classes))
+
+
+def integer_calls(isa: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The same of networks in integers."""
+    names = preferred("int8") if isa == "avx512" else [f"int8_{isa}"]
+    for arithmetic, (widths, blocks, classes) in product(names, [((16, 32, 64), 1, 10), ((32, 64, 96), 1, 2)]):
+        packed = network_of(random_tensors(widths, blocks, classes, seed=0)).packed()
+        shape = [*widths, blocks, classes]
+        for rows in (0, 1, 7, 25):
+            generator = torch.Generator().manual_seed(rows)
+            levels = torch.randint(-1900, 1900, (rows, 3, 32, 32), dtype=torch.int16, generator=generator)
+            yield "fused_logits", (levels, packed, shape, arithmetic)
+        rows_of_images = noisy(lattice_law(0.25), (torch.ones(3), torch.zeros(3)))
+        yield "fused_votes", (*rows_of_images, packed, shape, arithmetic, *counted(classes))
+
+
+def noisy(law: Law, affine: tuple[Tensor, Tensor]) -> tuple[Any, ...]:
+    """Rows of three images, in no order, with padding between."""
+    slots, images = torch.arange(45) % 4 - 1, torch.full((3, 3, 32, 32), 100, dtype=torch.uint8)
+    numbers = slots, slots.clamp(min=0), torch.arange(45), stream_key(1, Stream.PREDICT), law.name, law.table
+    return images, *numbers, *affine, True
+
+
+def counted(classes: int) -> tuple[Tensor, Tensor]:
+    """No votes yet."""
+    return torch.zeros(3, classes, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
 
 
 def parameters(widths: tuple[int, ...], blocks: int, classes: int) -> tuple[Any, ...]:
@@ -111,7 +136,7 @@ def main() -> None:
     for isa in ops.extension.supported_instruction_sets():
         ops.extension.use_instruction_set(isa)
         seen: Counter[str] = Counter()
-        for name, arguments in [*calls(), *fused_calls(isa)]:
+        for name, arguments in [*calls(), *fused_calls(isa), *integer_calls(isa)]:
             torch.set_num_threads(1)
             expected = called(name, arguments)
             torch.set_num_threads(THREADS)

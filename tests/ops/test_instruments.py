@@ -16,7 +16,10 @@ PROGRAM = str(ROOT / "tests" / "helpers" / "odd_calls.py")
 TESTS = {"address": "instruction_set or contiguous or scalar or avx", "thread": "number_of_threads"}
 TALLY, STEP, SUM = ("cpu/tally_kernel.h", "cpu/attack_step_kernel.h", "cpu/replica_sum_kernel.h")
 WRAPPING = ("uint64_t total = 0", "total += (uint64_t)fixed(terms[i] * kTermUnits)")
-STEPS, ARENAS = "cpu/attack_step.cpp", ("cpu/fused/tiles/network.cpp", "cpu/fused/winograd/network.cpp")
+STEPS, ARENAS = (
+    "cpu/attack_step.cpp",
+    tuple(f"cpu/fused/{name}/network.cpp" for name in ("tiles", "winograd", "integer")),
+)
 TASKS = ("cpu/noisy_replicas.cpp", "cpu/perturb_weights.cpp", "cpu/replica_sum.cpp")
 TASK_TWICE = "task = std::max<int64_t>(begin - 1, 0)"
 DEFECTS = {

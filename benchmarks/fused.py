@@ -44,7 +44,7 @@ def main(out: Path | None) -> list[harness.Row]:
 
 
 def dtypes() -> list[torch.dtype]:
-    """What fused networks of floats compute in here."""
+    """Dtypes that fused networks of floats compute in here."""
     return [dtype for dtype, name in NAMES.items() if preferred(name)]
 
 

@@ -135,7 +135,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 OBSERVED = ("row_function",)  # stood among the settings of versions up to 0.2.0, and is no choice
 HOW = ("runner", "micro_batch", "device", "graph")  # on which no bit of a network in integers depends
-ADDED = ("weights_sha256",)  # was not among them
+ADDED = ("weights_sha256", "entropy", "margin", "sharpness")  # were not among them
 TOLD = 50  # settings that differ, at most: a run has fewer
 LEVELS = 32  # of lists and objects within each other in settings
 

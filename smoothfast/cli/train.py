@@ -65,12 +65,21 @@ class TrainOptions(ModelOptions, SizeOptions, StepOptions, ProcessOptions):
         int | None, typer.Option("--samples", help="Noisy copies behind each gradient of the attack.")
     ] = None
     train_samples: Annotated[
-        int | None, typer.Option("--train-samples", help="Of these copies, as many are trained on.")
+        int | None, typer.Option("--train-samples", help="Noisy copies of each image that are trained on.")
     ] = None
     adversarial_weight: Annotated[
         float | None, typer.Option("--adversarial-weight", help="Of the loss of adversarial images.")
     ] = None
-    beta: Annotated[float | None, typer.Option("--beta", help="Weight of the divergence.")] = None
+    beta: Annotated[
+        float | None, typer.Option("--beta", help="Weight of what is beside the cross-entropy: a divergence, a radius.")
+    ] = None
+    entropy: Annotated[
+        float | None, typer.Option("--entropy", help="Weight of the entropy of the average prediction.")
+    ] = None
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="Of macer: from where on a radius is large enough.")
+    ] = None
+    sharpness: Annotated[float | None, typer.Option("--sharpness", help="Of macer: factor of logits.")] = None
     warmup: Annotated[float | None, typer.Option("--warmup", help="Epochs over which eps grows.")] = None
     noise_strength: Annotated[
         float,

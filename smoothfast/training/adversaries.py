@@ -69,6 +69,13 @@ def smoothadv(model: nn.Module, settings: Settings) -> PGD:
     )
 
 
+def smoothmix(model: nn.Module, settings: Settings) -> PGD:
+    """SmoothAdv's, as far as steps of 2 sigma lead, by the copies that the recipe trains on."""
+    alpha = 2 * settings.sigma if settings.alpha is None else settings.alpha
+    reach, copies = settings.steps * alpha, settings.train_samples
+    return SmoothAdvPGD(model, reach, alpha, settings.steps, copies, False, norm="l2", **options(settings))
+
+
 class NearPGD(PGD):
     """PGD in Linf from next to the image, as in TRADES and MART."""
 

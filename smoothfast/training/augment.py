@@ -1,4 +1,4 @@
-"""Random crops and mirror images, each a function of seed, image and epoch."""
+"""Random crops, mirror images and mixtures, each a function of seed, image and epoch."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def crop_and_flip(images: Tensor, ids: Tensor, epoch: int, seed: int, padding: i
     at = torch.arange(len(images), device=images.device)[:, None, None]
     padded = F.pad(images, [padding] * 4)
     return padded[at, :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
+def mixtures(ids: Tensor, epoch: int, seed: int) -> Tensor:
+    """Shares float32 [B, 1, 1, 1], uniform in 0 .. 1/2, of what an image is mixed with: the fourth of the numbers of
+    which three say how it is cropped and flipped."""
+    drawn = uniforms(4, seed, ids, torch.full_like(ids, epoch), Stream.AUGMENT)[:, 3]
+    return ((drawn + 1) / 4).view(-1, 1, 1, 1)

@@ -17,6 +17,8 @@ _COHEN = replace(
     _SGD, recipe="gaussian", sigma=0.25, epochs=90, batch=400, milestones=(30, 60), weight_decay=1e-4
 )  # fmt: skip
 
+_JEONG = replace(_COHEN, epochs=150, batch=256, milestones=(50, 100))
+
 # Code of Nemcovsky et al. 2019 (yanemcovsky/SIAM), train.py, with their PGD of 7 steps; ResNet-20.
 _SIAM = replace(
     _SGD, recipe="adversarial", epochs=400, batch=256, milestones=(100, 200, 300), nesterov=True, weight_decay=1e-4,
@@ -37,6 +39,7 @@ _QUICK = Settings(normalize=CIFAR10_STATISTICS)
 _QUICK_ATTACKED = replace(
     _QUICK, recipe="adversarial", sigma=0.0, epochs=15, batch=128, learning_rate=0.2, validation=2500, select="best"
 )
+_QUICK_COPIES = replace(_QUICK, epochs=15, batch=128, learning_rate=0.2, train_samples=2)
 
 PRESETS: dict[str, Settings] = {
     "cohen": _COHEN,
@@ -81,6 +84,25 @@ PRESETS: dict[str, Settings] = {
         train_samples=2,
         warmup=10,
     ),
+    # Code of Jeong and Shin 2020 (jh-jeong/smoothing-consistency); ResNet-110. Its batches of 256 are taken in two
+    # steps. beta is 10 for sigma 0.5 and 1. Stability training is as they compare with it.
+    "consistency": replace(_JEONG, recipe="consistency", batch=128, train_samples=2, beta=20.0),
+    "stability": replace(_JEONG, recipe="stability", beta=2.0),
+    # Code of Jeong et al. 2021 (jh-jeong/smoothmix), EXPERIMENTS.MD, with mix_step 0; ResNet-110.
+    "smoothmix": replace(_JEONG, recipe="smoothmix", batch=128, train_samples=2, steps=4, beta=5.0, warmup=10),
+    # Code of Zhai et al. 2020 (RuntianZ/macer), main.py; ResNet-110. Images are not normalised.
+    "macer": replace(
+        _COHEN,
+        recipe="macer",
+        normalize=None,
+        epochs=440,
+        batch=64,
+        milestones=(200, 400),
+        learning_rate=0.01,
+        weight_decay=5e-4,
+        train_samples=16,
+        beta=12.0,
+    ),
     "quick-clean": replace(_QUICK, recipe="clean", sigma=0.0, batch=128, learning_rate=0.2),
     "quick-gaussian": _QUICK,
     "quick-adversarial": _QUICK_ATTACKED,
@@ -89,6 +111,10 @@ PRESETS: dict[str, Settings] = {
     "quick-smoothadv": replace(
         _QUICK_ATTACKED, recipe="smoothadv", sigma=0.25, eps=0.25, steps=2, samples=2, train_samples=2
     ),
+    "quick-stability": replace(_QUICK_COPIES, recipe="stability", beta=2.0),
+    "quick-consistency": replace(_QUICK_COPIES, recipe="consistency", beta=10.0),
+    "quick-macer": replace(_QUICK_COPIES, recipe="macer", batch=64, train_samples=4, beta=4.0),
+    "quick-smoothmix": replace(_QUICK_COPIES, recipe="smoothmix", steps=2, beta=2.0, warmup=2),
     "quick-epgd": replace(_QUICK_ATTACKED, recipe="epgd", sigma=0.1, samples=2),
 }
 """Settings by name. Those that end in -finetune go on from trained weights."""

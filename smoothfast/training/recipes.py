@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attacks import PGD
+from ..images import pixels
 from ..streams import Stream
 from . import adversaries
+from .augment import mixtures
 from .settings import Settings
 
 
@@ -41,6 +44,7 @@ class Student(Protocol):
     """The model in training as recipes see it; the `Trainer` answers."""
 
     settings: Settings
+    steps_per_epoch: int
     adversary: adversaries.Adversary | None
 
     def logits(self, images: Tensor, batch: Batch, which: int) -> Tensor:
@@ -49,8 +53,11 @@ class Student(Protocol):
     def pair(self, batch: Batch) -> dict[str, Tensor]:
         """Logits of the clean and of the adversarial images, by the accuracy that they count for."""
 
-    def attacked(self, batch: Batch) -> Tensor:
-        """Adversarial images float32 [B, C, H, W] in [0, 1]."""
+    def attacked(self, batch: Batch, share: float | None = ...) -> Tensor:
+        """Adversarial images float32 [B, C, H, W] in [0, 1], in a ball of this share of eps."""
+
+    def clean(self, images: Tensor) -> Tensor:
+        """Normalised images float32 [B, C, H, W], without noise."""
 
     def noisy(self, images: Tensor, ids: Tensor, sample: Tensor | int, stream: Stream = ...) -> Tensor:
         """Noisy, normalised copies float32 of images [B, C, H, W], uint8 or float in [0, 1], one sample of each."""
@@ -123,15 +130,99 @@ def _divergences(accuracy: Tensor, adversarial_accuracy: Tensor) -> Tensor:
 def smoothadv(student: Student, batch: Batch) -> Learned:
     """Cross-entropy of noisy copies of adversarial images, by the noise that those were made under: Salman et al. 2019
     (arXiv 1906.04584)."""
-    assert student.adversary is not None
-    copies = student.settings.train_samples
-    adversarial, ids, labels = (
-        of.repeat_interleave(copies, 0) for of in (student.attacked(batch), batch.ids, batch.labels)
+    logits = _under_noise_of_attack(student, batch, student.attacked(batch), 0)
+    loss = -_of_label(logits.log_softmax(2), batch).mean()
+    return loss, {"adversarial_accuracy": logits.detach().softmax(2).mean(1)}
+
+
+def smoothmix(student: Student, batch: Batch) -> Learned:
+    """Mean cross-entropy of noisy copies, + beta times the KL divergence of predictions on mixtures of the image and an
+    adversarial one, under the same noise, from mixtures of the average prediction and the uniform one; for images that
+    are classified correctly. Jeong et al. 2021 (arXiv 2111.09277), without their one-step adversary; beta is their eta,
+    and grows. Adversarial accuracy is that on mixtures."""
+    settings, images = student.settings, pixels(batch.images)
+    share = mixtures(batch.ids, batch.step // student.steps_per_epoch, settings.seed)
+    mixed = torch.lerp(images, student.attacked(batch, 1.0), share)
+    logs, of_mixed = (
+        _under_noise_of_attack(student, batch, of, which).log_softmax(2) for which, of in enumerate((images, mixed))
     )
-    samples = student.adversary.attack.origin + torch.arange(copies, device=ids.device).repeat(len(batch.ids))
-    logits = student.forward(student.noisy(adversarial, ids, samples, Stream.ATTACK), student.pass_number(batch, 0))
-    probabilities = logits.detach().softmax(1).view(len(batch.ids), copies, -1).mean(1)
-    return F.cross_entropy(logits, labels), {"adversarial_accuracy": probabilities}
+    average = _average(logs)
+    uniform = torch.full_like(average, 1 / average.shape[1])
+    wanted = torch.lerp(average.exp(), uniform, share.flatten(1))[:, None]
+    apart = (wanted * (wanted.log() - of_mixed)).sum(2).mean(1)
+    right = average.argmax(1) == batch.labels
+    weight = settings.beta * settings.warmed_up(batch.step, student.steps_per_epoch)
+    loss = -_of_label(logs, batch).mean() + weight * (right * apart).mean()
+    return loss, {"accuracy": average, "adversarial_accuracy": _average(of_mixed)}
+
+
+def stability(student: Student, batch: Batch) -> Learned:
+    """CE(clean) + beta times the cross-entropy of the prediction under noise from that without: Li et al. 2019 (arXiv
+    1809.03113); beta is their gamma."""
+    clean = student.forward(student.clean(batch.images), student.pass_number(batch, 0))
+    noisy = student.logits(batch.images, batch, 1)
+    apart = -(clean.softmax(1) * noisy.log_softmax(1)).sum(1).mean()
+    return F.cross_entropy(clean, batch.labels) + student.settings.beta * apart, {"accuracy": noisy}
+
+
+def consistency(student: Student, batch: Batch) -> Learned:
+    """Mean cross-entropy of noisy copies of an image, + beta times the mean KL divergence of their predictions from the
+    average one, + `entropy` times the entropy of that: Jeong and Shin 2020 (arXiv 2006.04062), lambda and eta."""
+    logs = _of_copies(student, batch).log_softmax(2)
+    average = _average(logs)
+    apart = (average.exp()[:, None] * (average[:, None] - logs)).sum(2).mean()
+    entropy = -(average.exp() * average).sum(1).mean()
+    settings = student.settings
+    loss = -_of_label(logs, batch).mean() + settings.beta * apart + settings.entropy * entropy
+    return loss, {"accuracy": average}
+
+
+def macer(student: Student, batch: Batch) -> Learned:
+    """-log of the mean probability of the label, + beta sigma / 2 times how far the distance of the two largest
+    probabilities is below `margin`, as quantiles of the normal distribution: Zhai et al. 2020 (ICLR, "MACER", and its
+    code), lambda and gamma. These are of logits times `sharpness`, their beta, and count where the image is classified
+    correctly: where the radius is infinite or beyond the margin there is nothing to gain."""
+    settings, logits = student.settings, _of_copies(student, batch)
+    average = _average(logits.log_softmax(2))
+    (first, second), classes = (
+        of.unbind(1) for of in (settings.sharpness * logits).softmax(2).double().mean(1).topk(2)
+    )
+    distance = torch.special.ndtri(first.detach()) - torch.special.ndtri(second.detach())
+    counts = (classes[0] == batch.labels) & (distance <= settings.margin)
+    missing = settings.margin - torch.special.ndtri(first[counts]) + torch.special.ndtri(second[counts])
+    gained = settings.sigma / 2 * missing.sum() / len(batch.labels)
+    return -_of_label(average[:, None], batch).mean() + settings.beta * gained.float(), {"accuracy": average}
+
+
+def _of_copies(student: Student, batch: Batch) -> Tensor:
+    """Logits [B, train_samples, K] of noisy copies, of which an image has others in each epoch."""
+    first = student.settings.train_samples * (batch.step // student.steps_per_epoch)
+    return _of_samples(student, batch, batch.images, 0, first, Stream.TRAIN)
+
+
+def _under_noise_of_attack(student: Student, batch: Batch, images: Tensor, which: int) -> Tensor:
+    """Logits [B, train_samples, K] of copies of float images, by the noise that adversarial ones are made under."""
+    assert student.adversary is not None
+    return _of_samples(student, batch, images, which, student.adversary.attack.origin, Stream.ATTACK)
+
+
+def _of_samples(student: Student, batch: Batch, images: Tensor, which: int, first: int, stream: Stream) -> Tensor:
+    """Logits [B, train_samples, K] of copies of images, by the samples of a stream from the first one on, in a pass."""
+    count = student.settings.train_samples
+    samples = first + torch.arange(count, device=images.device).repeat(len(images))
+    rows, ids = images.repeat_interleave(count, 0), batch.ids.repeat_interleave(count)
+    noisy = student.noisy(rows, ids, samples, stream)
+    return student.forward(noisy, student.pass_number(batch, which)).unflatten(0, (-1, count))
+
+
+def _average(logs: Tensor) -> Tensor:
+    """The logarithm of mean probabilities [B, K], by those of samples [B, S, K]."""
+    return logs.logsumexp(1) - math.log(logs.shape[1])
+
+
+def _of_label(logs: Tensor, batch: Batch) -> Tensor:
+    """Logarithms [B, S] of the probability of the label, by those of all classes [B, S, K]."""
+    return logs.gather(2, batch.labels[:, None, None].expand(-1, logs.shape[1], 1))[:, :, 0]
 
 
 RECIPES: dict[str, Recipe] = {
@@ -140,6 +231,10 @@ RECIPES: dict[str, Recipe] = {
     "adversarial": Recipe(adversarial, attack=adversaries.pgd),
     "trades": Recipe(trades, attack=adversaries.DivergentPGD),
     "mart": Recipe(mart, attack=adversaries.NearPGD),
+    "stability": Recipe(stability),
+    "consistency": Recipe(consistency),
+    "macer": Recipe(macer),
+    "smoothmix": Recipe(smoothmix, attack=adversaries.smoothmix),
     "smoothadv": Recipe(smoothadv, attack=adversaries.smoothadv, validation=adversaries.smoothadv),
     "epgd": Recipe(adversarial, attack=adversaries.epgd),
 }

@@ -41,6 +41,10 @@ NEEDS = {
     "adversarial": Needs(noise=None, attack=True),
     "trades": Needs(noise=None, attack=True),
     "mart": Needs(noise=None, attack=True),
+    "stability": Needs(noise=True, attack=False),
+    "consistency": Needs(noise=True, attack=False),
+    "macer": Needs(noise=True, attack=False),
+    "smoothmix": Needs(noise=True, attack=True),
     "smoothadv": Needs(noise=True, attack=True),
     "epgd": Needs(noise=None, attack=True),
 }
@@ -61,14 +65,20 @@ class Settings:
             "cosine": down from it; "multi-step": times `gamma` after each of the `milestones`, which are epochs.
         learning_rate, momentum, nesterov, weight_decay: of SGD. What decays: see `parameter_groups`.
         clip_norm: the gradients of a step are scaled down to this norm if theirs is larger.
-        eps: radius of the ball of adversarial images. It grows from 0 over the first `warmup` epochs.
-        alpha: length of a step of the attack; if None, eps / 4, and 2 eps / steps of smoothadv.
+        eps: radius of the ball of adversarial images. It grows from 0 over the first `warmup` epochs; in smoothmix the
+            weight of mixtures does, which know no ball.
+        alpha: length of a step of the attack; if None, eps / 4, 2 eps / steps of smoothadv and 2 sigma of smoothmix.
         steps: of the attack.
         samples: noisy copies behind each of its gradients, for epgd and smoothadv.
-        train_samples: of these copies, as many as smoothadv trains on.
+        train_samples: of these copies, as many as smoothadv trains on; noisy copies of each image in smoothmix,
+            consistency and macer.
         adversarial_weight: of the loss of adversarial images in adversarial and epgd; that of clean images has the
             rest.
-        beta: weight of the divergence in trades and mart.
+        beta: weight of what is beside the cross-entropy: the divergence in trades, mart, smoothmix, stability and
+            consistency, the radius in macer.
+        entropy: weight of the entropy of the average prediction in consistency.
+        margin, sharpness: of macer: the distance from which on a radius is large enough, in units of sigma / 2 for each
+            of the two largest probabilities; and the factor of logits in it.
         clean_epochs: of recipe clean, before those of a recipe with an attack.
         learn: "all" parameters, or "noise": the strengths of noise alone.
         norms: batch norms take the statistics of the "batch", or the "running" ones, as they do when the network is
@@ -102,6 +112,9 @@ class Settings:
     train_samples: int = 1
     adversarial_weight: float = 0.5
     beta: float = 6.0
+    entropy: float = 0.5
+    margin: float = 8.0
+    sharpness: float = 16.0
     warmup: float = 0
     clean_epochs: int = 0
     learn: str = "all"
@@ -119,11 +132,14 @@ class Settings:
         choice("learn", self.learn, LEARNED)
         choice("norms", self.norms, BATCH_STATISTICS)
         choice("precision", self.precision, PRECISIONS)
-        positive(epochs=self.epochs, learning_rate=self.learning_rate, clip_norm=self.clip_norm, gamma=self.gamma)
+        positive(
+            epochs=self.epochs, learning_rate=self.learning_rate, clip_norm=self.clip_norm, gamma=self.gamma,
+            margin=self.margin, sharpness=self.sharpness,
+        )  # fmt: skip
         at_least(1, batch=self.batch, steps=self.steps, samples=self.samples, train_samples=self.train_samples)
         not_negative(
             sigma=self.sigma, momentum=self.momentum, weight_decay=self.weight_decay, eps=self.eps, alpha=self.alpha,
-            beta=self.beta, warmup=self.warmup,
+            beta=self.beta, entropy=self.entropy, warmup=self.warmup,
         )  # fmt: skip
         at_least(0, validation=self.validation, clean_epochs=self.clean_epochs)
         at_most(MOST_EPOCHS, epochs=self.epochs)
@@ -144,7 +160,7 @@ class Settings:
         if takes is not None and takes != (self.sigma > 0):
             wanted = "positive" if takes else "0: recipe 'gaussian' is the one with noise"
             raise ValueError(f"sigma is {self.sigma}; for recipe {self.recipe!r} it must be {wanted}")
-        if self.train_samples > self.samples:
+        if self.recipe == "smoothadv" and self.train_samples > self.samples:
             raise ValueError(f"train_samples is {self.train_samples}; it must be at most samples, {self.samples}")
 
     def _check_selection(self) -> None:

@@ -160,11 +160,15 @@ class Trainer:
         """The number of a pass of the model in training, which no other pass has."""
         return PASSES * batch.step + which
 
-    def attacked(self, batch: Batch) -> Tensor:
-        """Adversarial images float32 [B, C, H, W] in [0, 1], by the attack of the recipe in eval mode."""
+    def attacked(self, batch: Batch, share: float | None = None) -> Tensor:
+        """Adversarial images float32 [B, C, H, W] in [0, 1], by the attack of the recipe in eval mode.
+
+        Args:
+            share: of eps; as warmed up, if not given.
+        """
         assert self.adversary is not None
-        share = self.settings.warmed_up(batch.step, self.steps_per_epoch)
-        return self.adversary(pixels(batch.images), batch.labels, batch.ids, 1 + self._epoch_of(batch.step), share)
+        reach = self.settings.warmed_up(batch.step, self.steps_per_epoch) if share is None else share
+        return self.adversary(pixels(batch.images), batch.labels, batch.ids, 1 + self._epoch_of(batch.step), reach)
 
     def pair(self, batch: Batch) -> dict[str, Tensor]:
         """Logits of the clean and of the adversarial images, by the accuracy that they count for."""
@@ -173,6 +177,12 @@ class Trainer:
             "accuracy": self.logits(batch.images, batch, 0),
             "adversarial_accuracy": self.logits(adversarial, batch, 1),
         }
+
+    def clean(self, images: Tensor) -> Tensor:
+        """Normalised images float32 [B, C, H, W], without noise."""
+        _, scale, shift = self.kernels[images.dtype]
+        normalised = torch.addcmul(shift.view(-1, 1, 1), images.float(), scale.view(-1, 1, 1))
+        return normalised.contiguous(memory_format=self._layout)
 
     def noisy(self, images: Tensor, ids: Tensor, sample: Tensor | int, stream: Stream = Stream.TRAIN) -> Tensor:
         """Noisy, normalised copies float32 of images [B, C, H, W], uint8 or float in [0, 1].

@@ -17,6 +17,7 @@ import smoothfast as sf
 from smoothfast.models import CIFAR10_STATISTICS, Normalize
 from smoothfast.noise import Stream, gaussian
 from smoothfast.training import RECIPES, Settings, Trainer
+from smoothfast.training.augment import mixtures
 from smoothfast.training.recipes import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,6 +118,142 @@ def test_smoothadv_trains_on_the_noise_of_its_attack(tmp_path: Path, copies: int
     ]
     expected = entropies(model(torch.cat(rows)).softmax(1), batch.labels.repeat_interleave(copies)).mean()
     torch.testing.assert_close(loss_of(run, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def noisy_pixels(batch: Batch, samples: range) -> Tensor:
+    """Copies [B S, 3, 8, 8] of images in 0 .. 1 by lattice noise of training."""
+    rows = [
+        image + sf.noise.lattice((3, 8, 8), 0.1, 0, number, samples, Stream.TRAIN)
+        for image, number in zip(batch.images, batch.ids.tolist(), strict=True)
+    ]
+    return torch.cat(rows) / 255
+
+
+def consistency_loss(copies: Tensor, label: int) -> float:
+    average = copies.mean(0)
+    apart = sum(float((average * (average / copy).log()).sum()) for copy in copies) / len(copies)
+    entropies = [-float(copy[label].log()) for copy in copies]
+    return sum(entropies) / len(copies) + 5.0 * apart - 0.7 * float((average * average.log()).sum())
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_consistency(tmp_path: Path, copies: int) -> None:
+    run = trainer(tmp_path, settings("consistency", train_samples=copies, entropy=0.7))
+    batch = run.batch(5)  # of epoch 1
+    rows = noisy_pixels(batch, range(copies, 2 * copies))
+    probabilities = reference(run).train()(rows).softmax(1).unflatten(0, (-1, copies)).detach()
+    wanted = [consistency_loss(of, label) for of, label in zip(probabilities, batch.labels.tolist(), strict=True)]
+    assert loss_of(run, batch).item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-4)
+
+
+def test_consistency_of_one_copy_is_the_cross_entropy(tmp_path: Path) -> None:
+    runs = [
+        trainer(tmp_path / recipe, settings(recipe, train_samples=1, entropy=0.0))
+        for recipe in ("consistency", "gaussian")
+    ]
+    first, second = (loss_of(run, run.batch(0)) for run in runs)
+    torch.testing.assert_close(first, second)
+
+
+def test_stability(tmp_path: Path) -> None:
+    run = trainer(tmp_path, settings("stability"))
+    batch, model = run.batch(5), reference(run).train()
+    clean = model(batch.images / 255).softmax(1)
+    noisy = model(noisy_pixels(batch, range(3, 4))).softmax(1)
+    expected = (entropies(clean, batch.labels) - 5.0 * (clean * noisy.log()).sum(1)).mean()
+    torch.testing.assert_close(loss_of(run, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_smoothmix(tmp_path: Path, copies: int) -> None:
+    run = trainer(tmp_path, settings("smoothmix", train_samples=copies, warmup=4))
+    assert run.adversary is not None
+    batch, model = run.batch(5), reference(run).train()
+    images, adversarial = batch.images / 255, run.attacked(batch, 1.0)
+    assert (adversarial - images).flatten(1).norm(dim=1).max() <= 3 * 0.2 + 1e-5
+    first, share = run.adversary.attack.origin, mixtures(batch.ids, 1, 0).flatten().tolist()
+    noise = [
+        gaussian((3, 8, 8), 0.1, 0, number, range(first, first + copies), Stream.ATTACK)
+        for number in batch.ids.tolist()
+    ]
+    mixed = [(1 - s) * a + s * b for s, a, b in zip(share, images, adversarial, strict=True)]
+    on_images, on_mixed = (
+        model(torch.cat([image + n for image, n in zip(of, noise, strict=True)])).softmax(1).unflatten(0, (-1, copies))
+        for of in (images, mixed)
+    )
+    total = torch.tensor(0.0)
+    for s, label, of, by_mixed in zip(share, batch.labels.tolist(), on_images, on_mixed, strict=True):
+        average = of.mean(0)
+        wanted = (1 - s) * average + s / 4
+        apart = sum((wanted * (wanted / q).log()).sum() for q in by_mixed) / copies
+        grown = 5.0 * (6 / 16 if average.argmax() == label else 0)  # the sixth of 4 epochs of 4 steps
+        total = total - of[:, label].log().mean() + grown * apart
+    torch.testing.assert_close(loss_of(run, batch), total / len(share), rtol=1e-4, atol=1e-5)
+
+
+def test_mixtures_are_functions_of_seed_image_and_epoch() -> None:
+    ids = torch.arange(4096)
+    shares = mixtures(ids, 3, 1).flatten()
+    assert 0 <= shares.min() < 0.001
+    assert 0.499 < shares.max() <= 0.5
+    assert shares.mean() == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(mixtures(ids[17:18], 3, 1).flatten(), shares[17:18])
+    assert not torch.equal(mixtures(ids, 4, 1).flatten(), shares)
+    assert not torch.equal(mixtures(ids, 3, 2).flatten(), shares)
+
+
+class Told:
+    """A student that answers these logits [B, S, K]."""
+
+    steps_per_epoch, adversary = 1, None
+
+    def __init__(self, logits: Tensor, chosen: Settings) -> None:
+        self.logits_of_copies, self.settings = logits.flatten(0, 1), replace(chosen, train_samples=logits.shape[1])
+
+    def noisy(self, images: Tensor, *_: Any) -> Tensor:
+        return images
+
+    def forward(self, *_: Any) -> Tensor:
+        return self.logits_of_copies
+
+    def pass_number(self, *_: Any) -> int:
+        return 0
+
+
+def macer_loss(logits: Tensor, label: int, chosen: Settings) -> Tensor:
+    """Of one image, [S, K] in float64."""
+    sharp, normal = (chosen.sharpness * logits).softmax(1).mean(0), torch.distributions.Normal(0.0, 1.0)
+    loss = -logits.softmax(1).mean(0)[label].log()
+    first, second = sharp.sort(descending=True).values[:2]
+    distance = normal.icdf(first) - normal.icdf(second)
+    if sharp.argmax() == label and distance <= chosen.margin:
+        loss = loss + chosen.beta * chosen.sigma / 2 * (chosen.margin - distance)
+    return loss
+
+
+FAR, NEAR = [[9.0, 0.0, 0.0], [9.0, 0.0, 0.0]], [[0.06, 0.0, 0.03], [-0.02, 0.0, 0.01]]
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "counts"),
+    [(NEAR, 0, True), (NEAR, 1, False), (FAR, 0, False), (FAR, 1, False)],
+    ids=["near", "near, of another class", "infinite", "infinite, of another class"],
+)
+@pytest.mark.parametrize("margin", [8.0, 1e-3])
+def test_macer(logits: list[list[float]], label: int, counts: bool, margin: float) -> None:
+    chosen = settings("macer", margin=margin)
+    values = torch.tensor([logits, [[0.0, 0.04, 0.0]] * 2], dtype=torch.float64)
+    batch = Batch(torch.zeros(2, 1), torch.tensor([label, 1]), torch.arange(2), 0)
+    given, exact = values.float().requires_grad_(), values.clone().requires_grad_()
+    loss, found = RECIPES["macer"].loss(Told(given, chosen), batch)
+    expected = sum(macer_loss(of, label, chosen) for of, label in zip(exact, batch.labels.tolist(), strict=True)) / 2
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-4, atol=1e-5)
+    (gradient,), (wanted,) = (torch.autograd.grad(of, at) for of, at in ((loss, given), (expected, exact)))
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(gradient, wanted.float(), rtol=1e-3, atol=1e-5)
+    (of_entropy,) = torch.autograd.grad(-exact.softmax(2).mean(1)[0, label].log() / 2, exact)
+    assert torch.allclose(gradient[0], of_entropy[0].float(), atol=1e-6) != (counts and margin > 1)
+    assert found["accuracy"].shape == (2, 3)
 
 
 def test_an_adversary_of_no_reach_leaves_the_loss_of_clean_images(tmp_path: Path) -> None:

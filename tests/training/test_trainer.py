@@ -622,7 +622,10 @@ def test_augmentation_is_a_function_of_seed_image_and_epoch() -> None:
         ("adversarial_weight", 1.5, r"adversarial_weight is 1.5; it must lie in \[0, 1\]"),
         ("eps", -1, "eps is -1; it must be at least 0 and finite"),
         ("steps", 0, "steps is 0; it must be at least 1"),
-        ("train_samples", 9, "train_samples is 9; it must be at most samples, 8"),
+        ("train_samples", 0, "train_samples is 0; it must be at least 1"),
+        ("entropy", -1, "entropy is -1; it must be at least 0"),
+        ("margin", 0, "margin is 0; it must be positive"),
+        ("sharpness", math.inf, "sharpness is inf; it must be positive and finite"),
         ("recipe", "clean", "sigma is 0.25; for recipe 'clean' it must be 0: recipe 'gaussian' is the one with noise"),
         ("validation", -1, "validation is -1; it must be at least 0"),
         ("validation", 60, "batch is 16; there are only 10 images to train on"),
@@ -634,6 +637,11 @@ def test_bad_settings(tmp_path: Path, name: str, value: Any, message: str) -> No
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path / "run", replace(SETTINGS, **{name: value}))
     assert not (tmp_path / "run").exists()
+
+
+def test_smoothadv_trains_on_copies_of_its_attack() -> None:
+    with pytest.raises(ValueError, match="train_samples is 9; it must be at most samples, 8"):
+        replace(SETTINGS, recipe="smoothadv", train_samples=9)
 
 
 def test_adversarial_accuracy_selects_nothing_without_an_attack() -> None:

@@ -4,7 +4,7 @@ What users name:
 
     smoothing    SmoothedClassifier, Smooth (the API of Cohen et al. 2019): predict, certify, scores
     attacks      FGSM, PGD, EPGD, … on plain and smoothed classifiers; evaluation judges them
-    training     base classifiers worth smoothing; layers puts noise into networks
+    training     base classifiers worth smoothing; layers puts noise into networks, denoising takes it out before them
     quantization networks in integers, the same bits on every processor; integers says what these compute
     statistics   bounds, radii and sequential tests on counts; procedures ask for as few samples as these allow
     noise, data, models, weights, voting, losses
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from . import (
         attacks,
         data,
+        denoising,
         evaluation,
         integers,
         layers,
@@ -63,6 +64,7 @@ __all__ = [
     "__version__",
     "attacks",
     "data",
+    "denoising",
     "evaluation",
     "integers",
     "layers",

@@ -14,7 +14,7 @@ ORDER = [
     "modules", "turns", "interrupts", "untraced", "images", "pickles", "torch_files", "data", "voting", "losses",
     "ops", "noise", "environment",
     "integers", "layers", "runners", "quantization", "engine",
-    "own_networks", "pretrained", "models", "layouts", "weights",
+    "own_networks", "pretrained", "models", "denoising", "layouts", "weights",
     "smoothing", "evaluation", "attacks",
     "processes", "training", "runs", "selftest", "cli", "__main__",
 ]  # fmt: skip

@@ -9,9 +9,11 @@ Sources: PREDICT and CERTIFY of Cohen et al. 2019, arXiv 1902.02918; `statistics
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..checks import choice
 from ..names import CERTIFY_METHODS, PREDICT_METHODS
-from .certify import PILOT, FixedCertify, SequentialCertify, ToleranceCertify
+from .certify import FUTILITY, PILOT, FixedCertify, GridCertify, SequentialCertify, ToleranceCertify
 from .predict import FixedPredict, SequentialPredict
 from .votes import (
     ABSTAIN,
@@ -31,6 +33,7 @@ __all__ = [
     "ABSTAIN",
     "CERTIFIED",
     "CERTIFY_METHODS",
+    "FUTILITY",
     "NOT_CERTIFIED",
     "PILOT",
     "PREDICTED",
@@ -41,6 +44,7 @@ __all__ = [
     "Draw",
     "FixedCertify",
     "FixedPredict",
+    "GridCertify",
     "Procedure",
     "SequentialCertify",
     "SequentialPredict",
@@ -72,23 +76,33 @@ def certify_procedure(
     *,
     radius: float | None = None,
     tolerance: float | None = None,
+    radii: Sequence[float] | None = None,
+    beta: float | None = None,
     label: int | None = None,
     u: float = 1.0,
     deviation: float = 0.0,
 ) -> Procedure:
-    """The procedure of CERTIFY of a method: "fixed", "sequential" (takes `radius`) or "tolerance" (takes `tolerance`).
+    """The procedure of CERTIFY of a method: "fixed", "sequential" (takes `radius`), "tolerance" (takes `tolerance`) or
+    "grid" (takes `radii`, and may take `beta`).
 
     Raises:
         ValueError: an argument is out of its range, is missing, or is of another method.
     """
     choice("method", method, CERTIFY_METHODS)
-    for name, value, needing in (("radius", radius, "sequential"), ("tolerance", tolerance, "tolerance")):
+    for name, value, needing in (
+        ("radius", radius, "sequential"), ("tolerance", tolerance, "tolerance"), ("radii", radii, "grid"),
+    ):  # fmt: skip
         if (value is None) == (method == needing):
             wanted = "needs one" if method == needing else f"takes none; {needing!r} does"
             raise ValueError(f"{name} is {value}; method {method!r} {wanted}")
+    if beta is not None and method != "grid":
+        raise ValueError(f"beta is {beta}; method {method!r} takes none; 'grid' does")
+    if u != 1 and method in ("sequential", "grid"):
+        raise ValueError(f"randomize is True; method {method!r} has no randomized bounds, the others have")
+    if radii is not None:
+        level = FUTILITY if beta is None else beta
+        return GridCertify(n0, n, alpha, sigma, bound, radii, beta=level, label=label, deviation=deviation)
     if radius is not None:
-        if u != 1:
-            raise ValueError("randomize is True; method 'sequential' has no randomized bounds, the others have")
         return SequentialCertify(n0, n, alpha, sigma, bound, radius, label=label, deviation=deviation)
     if tolerance is not None:
         return ToleranceCertify(n0, n, alpha, sigma, bound, tolerance, label=label, u=u, deviation=deviation)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..statistics import (
     MOST_SAMPLES,
@@ -18,10 +19,11 @@ from ..statistics import (
     clopper_pearson_upper,
     geometric_looks,
     own_and_rival,
-    radius_test,
+    radius_tests,
     samples_to_certify,
     share_bounds,
 )
+from ..statistics.checks import require_level
 from ..streams import Stream
 from .votes import (
     ABSTAIN,
@@ -41,6 +43,8 @@ from .votes import (
 # its looks are close: mean samples are 6 % below those of growth by sqrt(2) from 16, and 10 % below those from 64.
 # PREDICT pays for each with its share of alpha.
 CERTIFY_LOOKS = 16, 2**0.25
+
+FUTILITY = 0.05  # level at which a grid denies radii
 
 
 # The tolerance method plans its looks with so many samples of their own: m, 2 m and n, with these shares of alpha. Half
@@ -241,12 +245,91 @@ class ToleranceCertify(FixedCertify):
         ).radius
 
 
-class SequentialCertify(_Certify):
-    """A test whether the radius is at least r: certified with probability <= alpha where it is not, denied so where it
-    is.
+class GridCertify(_Certify):
+    """CERTIFY on a grid: the largest of some radii that is certified, larger than the true one with probability <=
+    alpha.
 
-    An exact group-sequential test at looks growing by 2^(1/4), see `statistics.radius_test`. With the multi-class bound
-    it judges the class against its largest rival, with Cohen's the class alone. The radius of a certificate is r.
+    Exact group-sequential tests at looks growing by 2^(1/4), one for each radius, on the same votes; their levels hold
+    together, see `statistics.radius_tests`. With the multi-class bound they judge the class against its largest rival,
+    with Cohen's the class alone. It stops where a radius is certified and the next one denied. A denial is wrong with
+    probability <= beta: that costs radii, and claims none.
+
+    Args:
+        radii: in the unit of sigma, at least 0, increasing, and all certified by n unanimous votes. Radius 0 says that
+            the class is the prediction of the smoothed classifier.
+        beta: level at which radii are denied, 0 < beta < 1. The others are those of `FixedCertify`, with n as the most.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        n0: int,
+        n: int,
+        alpha: float,
+        sigma: float,
+        bound: str,
+        radii: Sequence[float],
+        *,
+        beta: float = FUTILITY,
+        label: int | None = None,
+        deviation: float = 0.0,
+    ) -> None:
+        _require_estimate(n, alpha, bound)
+        if n > MOST_SAMPLES:
+            raise ValueError(
+                f"n is {n}; it must be at most {MOST_SAMPLES:,} by methods sequential and grid (docs/soundness.md)"
+            )
+        require_level(beta, "beta")
+        looks = geometric_looks(CERTIFY_LOOKS[0], n, CERTIFY_LOOKS[1])
+        super().__init__(_selection(n0, label), looks, sigma, label)
+        largest = float(certified_radius(*share_bounds(n, 0, n, alpha, bound, 1.0, deviation), sigma))
+        told = f"{math.floor(largest * 1e4) / 1e4}, what {n=} unanimous votes certify at {sigma=}, {alpha=}, {bound=}"
+        self._require_radii(radii, largest, told)
+        self._radii, self._deviation = tuple(map(float, radii)), deviation
+        self._alpha, self._beta, self._bound = alpha, beta, bound
+        self._held, self._denied = -1, len(self._radii)
+        self._shown = 0.0, 1.0
+
+    def _require_radii(self, radii: Sequence[float], below: float, told: str) -> None:
+        rising = all(before < after for before, after in pairwise(radii))
+        if not (len(radii) and radii[0] >= 0 and rising and radii[-1] < below):
+            raise ValueError(f"radii is {radii}; they must be at least 0, increasing and below {told}")
+
+    def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
+        held, denied = self.judge(look, votes, label)
+        if held > self._held:
+            self._held, test = int(held), self.tests(len(votes) - 1)[held]
+            corner = test.corner(look, *own_and_rival(votes, label))
+            self._shown = float(test.p[corner]), float(test.q[corner])
+        self._denied = min(self._denied, int(denied))
+        if self._held + 1 < self._denied and look + 1 < len(self.looks):
+            return None
+        if self._held >= 0:
+            p_lower, p_upper = self._shown
+            radius = self._radii[self._held]
+            return self._decision(look, votes, label, CERTIFIED, radius=radius, p_lower=p_lower, p_upper=p_upper)
+        return self._decision(look, votes, label, UNDECIDED if self._denied else NOT_CERTIFIED)
+
+    def judge(self, look: int, votes: Votes, label: ArrayLike) -> tuple[Votes, Votes]:
+        """The places of the largest radius that votes [..., K + 1] at a look certify, or -1, and of the smallest that
+        they deny, or the number of radii."""
+        tests = self.tests(votes.shape[-1] - 1)
+        own, rival = own_and_rival(votes, label)
+        held = np.max([np.where(test.corner(look, own, rival) >= 0, i, -1) for i, test in enumerate(tests)], 0)
+        denied = np.min([np.where(test.failed(look, own, rival), i, len(tests)) for i, test in enumerate(tests)], 0)
+        return held, denied
+
+    def tests(self, rivals: int) -> tuple[RadiusTest, ...]:
+        """The boundaries, computed when first needed: an invalid row is an outcome that may be a rival too."""
+        z = tuple(radius / self._sigma for radius in self._radii)
+        return radius_tests(z, tuple(self.looks), self._alpha, self._beta, self._bound, rivals, self._deviation)
+
+
+class SequentialCertify(GridCertify):
+    """A test whether the radius is at least r: certified with probability <= alpha where it is not, denied so where it
+    is. A grid of one radius.
 
     Args:
         radius: r, in the unit of sigma, positive, and less than n unanimous votes certify. The others are those of
@@ -268,40 +351,11 @@ class SequentialCertify(_Certify):
         label: int | None = None,
         deviation: float = 0.0,
     ) -> None:
-        _require_estimate(n, alpha, bound)
-        if n > MOST_SAMPLES:
-            raise ValueError(f"n is {n}; it must be at most {MOST_SAMPLES:,} by method sequential (docs/soundness.md)")
-        looks = geometric_looks(CERTIFY_LOOKS[0], n, CERTIFY_LOOKS[1])
-        super().__init__(_selection(n0, label), looks, sigma, label)
-        largest = float(certified_radius(*share_bounds(n, 0, n, alpha, bound, 1.0, deviation), sigma))
-        if not 0 < radius < largest:
-            below = math.floor(largest * 1e4) / 1e4
-            raise ValueError(
-                f"radius is {radius}; it must be positive and below {below}, what n={n} unanimous votes certify at "
-                f"{sigma=}, {alpha=}, {bound=}"
-            )
-        self._alpha, self._bound, self._radius, self._deviation = alpha, bound, radius, deviation
+        super().__init__(n0, n, alpha, sigma, bound, (radius,), beta=alpha, label=label, deviation=deviation)
 
-    def _decide(self, look: int, votes: Votes, label: int) -> Decision | None:
-        corner, failed = self.judge(look, votes, label)
-        if corner >= 0:
-            test = self.test(len(votes) - 1)
-            p_lower, p_upper = float(test.p[corner]), float(test.q[corner])
-            return self._decision(look, votes, label, CERTIFIED, radius=self._radius, p_lower=p_lower, p_upper=p_upper)
-        if failed:
-            return self._decision(look, votes, label, NOT_CERTIFIED)
-        return None if look + 1 < len(self.looks) else self._decision(look, votes, label, UNDECIDED)
-
-    def judge(self, look: int, votes: Votes, label: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The corner that votes [..., K + 1] at a look certify or -1, and whether they deny the radius."""
-        test = self.test(votes.shape[-1] - 1)
-        own, rival = own_and_rival(votes, label)
-        return test.corner(look, own, rival), test.failed(look, own, rival)
-
-    def test(self, rivals: int) -> RadiusTest:
-        """The boundaries, computed when first needed: an invalid row is an outcome that may be a rival too."""
-        z = self._radius / self._sigma
-        return radius_test(z, tuple(self.looks), self._alpha, self._alpha, self._bound, rivals, self._deviation)
+    def _require_radii(self, radii: Sequence[float], below: float, told: str) -> None:
+        if not 0 < radii[0] < below:
+            raise ValueError(f"radius is {radii[0]}; it must be positive and below {told}")
 
 
 class _Bounds(NamedTuple):

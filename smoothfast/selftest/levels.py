@@ -172,8 +172,8 @@ def outcomes_of(procedure: SequentialCertify, votes: Iterator[Votes]) -> NDArray
     """The outcomes of a test of a radius, each at the first look that decides."""
     found: NDArray[np.str_] = np.array(UNDECIDED)
     for look, seen in enumerate(votes):
-        corner, failed = procedure.judge(look, seen, 0)
-        here = np.where(corner >= 0, CERTIFIED, np.where(failed, NOT_CERTIFIED, UNDECIDED))
+        held, denied = procedure.judge(look, seen, 0)
+        here = np.where(held >= 0, CERTIFIED, np.where(denied == 0, NOT_CERTIFIED, UNDECIDED))
         found = np.where(found == UNDECIDED, here, found)
     return found
 

@@ -34,6 +34,7 @@ from .sequential import (
     evidence,
     geometric_looks,
     radius_test,
+    radius_tests,
     sequential_boundaries,
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "laplace_radius",
     "own_and_rival",
     "radius_test",
+    "radius_tests",
     "samples_to_certify",
     "samples_to_predict",
     "sequential_boundaries",

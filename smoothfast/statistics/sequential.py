@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .bounds import complement, lowered, raised, top_level
-from .checks import Floats, positive, probability, require, require_level, successes, whole
+from .checks import Floats, probability, require, require_level, successes, whole
 from .radii import gaussian_probability_lower, gaussian_probability_upper
 from .special import betaincc, betaln, ndtri
 
@@ -169,24 +169,32 @@ class RadiusTest(NamedTuple):
         return shown
 
 
-@lru_cache(maxsize=32)
 def radius_test(
     z: float, looks: tuple[int, ...], alpha: float, beta: float, bound: str, rivals: int, deviation: float = 0.0
 ) -> RadiusTest:
-    """The test whether the radius is at least z sigma, from exact boundaries of its corners.
+    """The test whether the radius is at least z sigma: `radius_tests` of one radius, with its arguments."""
+    (test,) = radius_tests((z,), looks, alpha, beta, bound, rivals, deviation)
+    return test
 
-    Levels hold for all corners together. Say the radius is less than z sigma. Then no corner has both its p below the
-    class's probability and its q above the true rival's; so a false answer takes votes that show the class above a p
-    that is not below its own probability, or the rival below a q that is not above its own. Boundaries are monotone
-    along the corners, so each of these takes a crossing of one boundary, that of the nearest corner: 0.9 alpha for the
-    class, 0.1 alpha for the rival. As in `class_bounds`, the largest count bounds every rival from above; from below
-    it takes a union, beta / (rivals + 1) for each class.
+
+@lru_cache(maxsize=32)
+def radius_tests(
+    z: tuple[float, ...], looks: tuple[int, ...], alpha: float, beta: float, bound: str, rivals: int, deviation: float
+) -> tuple[RadiusTest, ...]:
+    """The tests whether the radius is at least z sigma, for each z, from exact boundaries of their corners.
+
+    Levels hold for all corners of all radii together. Say the radius is less than z sigma. Then no corner of z has both
+    its p below the class's probability and its q above the true rival's; so a false answer takes votes that show the
+    class above a p that is not below its own probability, or the rival below a q that is not above its own. Boundaries
+    are monotone along the corners of all radii, so each of these takes a crossing of one boundary, that of the nearest
+    corner: 0.9 alpha for the class, 0.1 alpha for the rival. As in `class_bounds`, the largest count bounds every rival
+    from above; from below it takes a union, beta / (rivals + 1) for each class.
 
     Args:
-        z: radius / sigma, positive.
+        z: radii / sigma, at least 0; a tuple.
         looks: cumulative sample numbers, increasing; a tuple.
-        alpha: risk to certify where the radius is less.
-        beta: risk to deny where it is not.
+        alpha: risk to certify any z where the radius is less.
+        beta: risk to deny any where it is not.
         bound: "multiclass", or "cohen": the one corner where the class alone decides.
         rivals: number of other classes, at least 1.
         deviation: total variation between the law the votes come from and the one the radius is of.
@@ -194,26 +202,31 @@ def radius_test(
     n = _checked_looks(looks)
     if rivals < 1:
         raise ValueError(f"rivals is {rivals}; it must be at least 1")
-    z = float(positive("radius / sigma", z))
+    radii = np.asarray(z, np.float64)
+    require((radii >= 0) & np.isfinite(radii), "radius / sigma", radii, "at least 0 and finite")
     own_level = float(top_level(alpha, bound))
     risk = float(require_level(beta, "beta"))
-    shift = np.zeros(1)
+    shifts = [np.zeros(1) for _ in radii]
     if bound == "multiclass":
         risk /= rivals + 1
-        shift = _corner_shifts(z, n[-1], alpha - own_level)
-    p_above, q_below = gaussian_probability_upper(z - shift), gaussian_probability_lower(-z - shift)
-    p_below, q_above = gaussian_probability_lower(z - shift), gaussian_probability_upper(-z - shift)
+        shifts = [_corner_shifts(each, n[-1], alpha - own_level) for each in z]
+    shift, radii = np.concatenate(shifts), np.repeat(radii, [each.size for each in shifts])
+    p_above, q_below = gaussian_probability_upper(radii - shift), gaussian_probability_lower(-radii - shift)
+    p_below, q_above = gaussian_probability_lower(radii - shift), gaussian_probability_upper(-radii - shift)
 
     sizes = np.array(n)[:, None]
-    certified_own = _falling(_crossings(raised(p_above, deviation), n, own_level))
-    failed_own = sizes - _rising(_crossings(complement(lowered(p_below, deviation)), n, risk))
-    certified_rival, failed_rival = sizes, np.zeros_like(failed_own)
+    certified_own = _rising(_crossings(raised(p_above, deviation), n, own_level), p_above)
+    failed_own = sizes - _rising(_crossings(complement(lowered(p_below, deviation)), n, risk), -p_below)
+    certified_rival, failed_rival = np.repeat(sizes, shift.size, 1), np.zeros_like(failed_own)
     if bound == "multiclass":
-        certified_rival = sizes - _rising(_crossings(complement(lowered(q_below, deviation)), n, alpha - own_level))
-        certified_rival[:, 0] = n  # a class above the first p leaves its rivals no more than q: nothing to show
-        failed_rival = _falling(_crossings(raised(q_above, deviation), n, risk))
-    arrays = (np.array(n), p_above, q_below, certified_own, certified_rival, failed_own, failed_rival)
-    return RadiusTest(*map(_shared, arrays))
+        shown = _rising(_crossings(complement(lowered(q_below, deviation)), n, alpha - own_level), -q_below)
+        # A class above the first p of a radius leaves its rivals no more than q: nothing to show.
+        certified_rival = np.where(shift > 0, sizes - shown, sizes)
+        failed_rival = _rising(_crossings(raised(q_above, deviation), n, risk), q_above)
+    boundaries = p_above, q_below, certified_own, certified_rival, failed_own, failed_rival
+    ends = np.flatnonzero(shift == 0)[1:]
+    parts = zip(*(np.split(each, ends, -1) for each in boundaries), strict=True)
+    return tuple(RadiusTest(*map(_shared, (np.array(n), *part))) for part in parts)
 
 
 def _corner_shifts(z: float, n: int, alpha: float) -> Floats:
@@ -263,13 +276,12 @@ def _window(n: int, p: float, alpha: float) -> tuple[int, int]:
     return max(math.floor(n * p - reach), 0), min(math.ceil(n * p + reach), n)
 
 
-def _falling(boundary: Counts) -> Counts:
-    """The least boundary above this one that falls along the corners."""
-    return np.maximum.accumulate(boundary[:, ::-1], 1)[:, ::-1]
-
-
-def _rising(boundary: Counts) -> Counts:
-    return np.maximum.accumulate(boundary, 1)
+def _rising(boundary: Counts, along: Floats) -> Counts:
+    """The least boundary [J, I] above this one that rises along some numbers [I]."""
+    order = np.argsort(along, kind="stable")
+    risen = np.empty_like(boundary)
+    risen[:, order] = np.maximum.accumulate(boundary[:, order], 1)
+    return risen
 
 
 def _log_unlikely(k: Floats, n: Floats, p: Floats) -> Floats:

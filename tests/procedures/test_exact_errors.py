@@ -20,6 +20,7 @@ from smoothfast.procedures import (
     ABSTAIN,
     FixedCertify,
     FixedPredict,
+    GridCertify,
     SequentialCertify,
     SequentialPredict,
     ToleranceCertify,
@@ -148,14 +149,45 @@ def test_certify_at_a_radius(z: float, classes: int, bound: str, alpha: float) -
         return procedure.judge(look, votes, 0)[0] >= 0
 
     def denied(look: int, votes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        corner, failed = procedure.judge(look, votes, 0)
-        return failed & (corner < 0)
+        held, denied = procedure.judge(look, votes, 0)
+        return (denied == 0) & (held < 0)
 
     wrongly = risk(law, procedure.looks, certified, denied)
     assert wrongly <= alpha
     assert risk(law, procedure.looks, denied, certified) <= alpha
     if classes == 2 and bound == "cohen":
         assert wrongly > 0.5 * alpha  # an exact boundary spends its level
+
+
+WIDE, NARROW = (0.0, 0.1, 0.5), (0.2, 0.24, 0.28, 0.32)
+
+
+@pytest.mark.parametrize("bound", ["cohen", "multiclass"])
+@pytest.mark.parametrize(
+    ("grid", "classes", "alpha"),
+    [(WIDE, 2, 0.05), (WIDE, 2, 0.001), (WIDE, 3, 0.001), (WIDE, 10, 0.05), (NARROW, 2, 0.05), (NARROW, 3, 0.05)],
+)
+def test_certify_on_a_grid(grid: tuple[float, ...], classes: int, alpha: float, bound: str) -> None:
+    """Where the radius is one of the grid, no look whatever may certify that one or a larger one, nor deny it or a
+    smaller one."""
+    radii = [z * SIGMA for z in grid]
+    procedure = GridCertify(1, SIZES[classes], alpha, SIGMA, bound, radii, beta=0.07, label=0)
+    for i, z in enumerate(grid):
+        law = at_radius(z, classes)
+        if bound == "cohen":
+            law = [float(norm.cdf(z)), *[float(norm.sf(z)) / (classes - 1)] * (classes - 1)]
+
+        def claimed(look: int, votes: NDArray[np.int64], least: int = i) -> NDArray[np.bool_]:
+            return procedure.judge(look, votes, 0)[0] >= least
+
+        def denied(look: int, votes: NDArray[np.int64], most: int = i) -> NDArray[np.bool_]:
+            return procedure.judge(look, votes, 0)[1] <= most
+
+        wrongly = risk(law, procedure.looks, claimed, claimed)
+        assert wrongly <= alpha
+        assert risk(law, procedure.looks, denied, denied) <= 0.07
+        if classes == 2 and bound == "cohen":
+            assert wrongly > 0.5 * alpha  # of which a union over the grid would leave a third or a fourth
 
 
 def test_the_chain_is_the_multinomial_law() -> None:

@@ -23,6 +23,7 @@ from smoothfast.procedures import (
     Decision,
     FixedCertify,
     FixedPredict,
+    GridCertify,
     Procedure,
     SequentialCertify,
     SequentialPredict,
@@ -92,9 +93,10 @@ def certified_by_each(
     for look, seen in enumerate(votes):
         chosen, run = distinct(*own_and_rival(seen, labels))
         for i, (procedure, (outcome, samples)) in enumerate(zip(procedures, answers, strict=True)):
-            corner, failed = procedure.judge(look, seen[chosen], labels[chosen])
+            held, denied = procedure.judge(look, seen[chosen], labels[chosen])
             samples = np.where(outcome == 0, procedure.looks[look], samples)
-            answers[i] = np.where(outcome == 0, np.where(corner >= 0, 1, -failed.astype(int))[run], outcome), samples
+            found = np.where(held >= 0, 1, np.where(denied == 0, -1, 0))
+            answers[i] = np.where(outcome == 0, found[run], outcome), samples
     return answers
 
 
@@ -105,6 +107,18 @@ def largest_radius(procedure: Any, votes: Iterator[Votes], labels: Any) -> NDArr
         chosen, run = distinct(*own_and_rival(seen, labels))
         radii = np.maximum(radii, procedure.judge(look, seen[chosen], labels[chosen]).radius[run])
     return radii
+
+
+def on_a_grid(procedure: GridCertify, votes: Iterator[Votes], runs: int) -> tuple[Votes, Votes]:
+    """The number of the radius certified [runs], -1 for none, and the samples until it stops [runs]."""
+    answer, least, samples = np.full(runs, -1), np.full(runs, 10**6), np.zeros(runs, np.int64)
+    for look, seen in enumerate(votes):
+        going = (answer + 1 < least) | (look == 0)
+        held, denied = procedure.judge(look, seen, 0)
+        answer = np.where(going, np.maximum(answer, held), answer)
+        least = np.where(going, np.minimum(least, denied), least)
+        samples = np.where(going, procedure.looks[look], samples)
+    return answer, samples
 
 
 def tolerant(bound: str, first: int) -> ToleranceCertify:
@@ -169,6 +183,25 @@ def test_certificates_are_those_of_the_procedure(bound: str) -> None:
         decision = replayed(make(), increments[:, i])
         assert (decision.outcome, decision.samples) == (words[outcome[i]], samples[i])
     assert len(set(outcome)) >= 2
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_answers_on_a_grid_are_those_of_the_procedure(bound: str) -> None:
+    radii = (0.0, 0.06, 0.15, 0.17, 0.2)
+
+    def make() -> GridCertify:
+        return GridCertify(1, 3000, 0.05, SIGMA, bound, radii, label=0)
+
+    runs = 120
+    fixed = np.array(list(looks(make(), LAW, runs, np.random.default_rng(15))))
+    held, samples = on_a_grid(make(), iter(fixed), runs)
+    increments = np.diff(fixed, axis=0, prepend=0)
+    for i in range(runs):
+        decision = replayed(make(), increments[:, i])
+        assert (decision.radius, decision.samples) == (radii[held[i]] if held[i] >= 0 else 0, samples[i])
+        assert (decision.label == 0) == (held[i] >= 0) == (decision.outcome == "certified")
+        assert (decision.p_lower > decision.p_upper) == (held[i] >= 0)
+    assert len(set(held)) >= 2
 
 
 # ---- PREDICT ---------------------------------------------------------------------------------------------------------
@@ -238,6 +271,37 @@ def test_certify_at_a_radius_with_selection() -> None:
     assert (outcome == 1).sum() <= most_errors(ALPHA)
 
 
+GRID = (0.0, 0.5, 1.0, 1.5)  # times sigma
+
+
+@pytest.mark.parametrize(
+    ("i", "law"),
+    [(0, [0.35, 0.35, 0.3, 0]), (1, at_radius(0.5, 0.2, 2)), (2, [norm.cdf(1), norm.sf(1), 0]),
+     (3, [norm.cdf(1.5), 0, norm.sf(1.5)])],
+    ids=["two tied", "two rivals at the second", "one rival at the third", "the invalid at the last"],
+)  # fmt: skip
+def test_certify_on_a_grid_errs_at_most_at_its_levels(i: int, law: list[float]) -> None:
+    """At a radius of the grid: to certify that one or a larger one, or to deny it or a smaller one, at any look."""
+    procedures = [
+        GridCertify(1, 1000, ALPHA, SIGMA, bound, [z * SIGMA for z in GRID], beta=2 * ALPHA, label=0)
+        for bound in BOUNDS
+    ]
+    binary = max(law[1:]) > 1 - law[0] - 1e-9
+    claimed, denied = np.zeros((2, 2, RUNS), bool)
+    for look, seen in enumerate(looks(procedures[0], law, RUNS, np.random.default_rng(16))):
+        chosen, run = distinct(*own_and_rival(seen, 0))
+        for k, procedure in enumerate(procedures):
+            held, least = procedure.judge(look, seen[chosen], 0)
+            claimed[k] |= (held >= i)[run]
+            denied[k] |= (least <= i)[run]
+    assert claimed.sum(1).max() <= most_errors(ALPHA)
+    for k, bound in enumerate(BOUNDS):
+        if bound == "multiclass" or binary:
+            assert denied[k].sum() <= most_errors(2 * ALPHA)
+        if bound == "cohen" and binary:
+            assert claimed[k].sum() >= 0.8 * ALPHA * RUNS  # a union over four radii would leave a fourth
+
+
 # ---- CERTIFY of a radius ---------------------------------------------------------------------------------------------
 
 LAWS = {
@@ -295,7 +359,7 @@ def test_a_denial_without_a_union_over_rivals_is_found_out() -> None:
     """The largest of nine counts, held against the boundary of a single rival."""
     law, rng = at_radius(0.5, 0.07, 9), np.random.default_rng(10)
     procedure = SequentialCertify(1, 2000, ALPHA, SIGMA, "multiclass", 0.5 * SIGMA, label=0)
-    careless = procedure.test(1)
+    (careless,) = procedure.tests(1)
     runs = 50_000  # of which 764 are in error, the limit being 87
     denied = np.zeros(runs, bool)
     for look, seen in enumerate(looks(procedure, law, runs, rng)):

@@ -28,6 +28,7 @@ from smoothfast.statistics import (
     evidence,
     geometric_looks,
     radius_test,
+    radius_tests,
     sequential_boundaries,
 )
 
@@ -460,6 +461,34 @@ def test_boundaries_are_the_exact_ones_of_the_corners(z: float) -> None:
             np.testing.assert_array_equal(test.certified_rival[:, i], shown)
 
 
+@pytest.mark.parametrize("bound", ["cohen", "multiclass"])
+@pytest.mark.parametrize("grid", [(0.0, 0.5, 1.0), (0.31, 0.33, 0.35, 0.37, 0.39, 0.41)])
+def test_boundaries_of_a_grid_are_monotone_along_all_its_corners(grid: tuple[float, ...], bound: str) -> None:
+    """And never nearer than those of each radius alone."""
+    looks = geometric_looks(16, 300, 2**0.5)
+    tests = radius_tests(grid, looks, 0.05, 0.08, bound, 3, 1e-6)
+    along = {"certified_own": "p", "failed_own": "p", "certified_rival": "q", "failed_rival": "q"}
+    for name, axis in along.items():
+        first = 1 if name == "certified_rival" else 0  # where nothing of the rival is to be shown
+        order = np.argsort(np.concatenate([getattr(test, axis)[first:] for test in tests]), kind="stable")
+        boundary = np.concatenate([getattr(test, name)[:, first:] for test in tests], 1)
+        assert (np.diff(boundary[:, order], axis=1) >= 0).all()
+    for z, test in zip(grid, tests, strict=True):
+        alone = radius_test(z, looks, 0.05, 0.08, bound, 3, 1e-6)
+        np.testing.assert_array_equal((test.p, test.q), (alone.p, alone.q))
+        assert (test.certified_own >= alone.certified_own).all()
+        assert (test.certified_rival <= alone.certified_rival).all()
+        assert (test.failed_own <= alone.failed_own).all()
+        assert (test.failed_rival >= alone.failed_rival).all()
+
+
+def test_boundaries_alone_need_not_be_monotone() -> None:
+    """So that it takes something to make them so: what a look could not spend goes to the next."""
+    looks = geometric_looks(16, 300, 2**0.5)
+    alone = np.stack([radius_test(z, looks, 0.05, 0.08, "cohen", 3).certified_own[:, 0] for z in np.arange(0, 2, 0.01)])
+    assert (np.diff(alone, axis=0) < 0).any()
+
+
 @pytest.mark.parametrize(("z", "looks"), [(1.4, (50, 100)), (3.76, (50_000, 100_000)), (0.2, (15,)), (1.0, (1,))])
 def test_multiclass_may_have_one_corner(z: float, looks: tuple[int, ...]) -> None:
     """No rival can be shown to be below q: what is left is the corner where the class alone decides."""
@@ -574,11 +603,15 @@ def verdicts(test_arguments: tuple[Any, ...], answer: str) -> list[Mask]:
 
 
 def risk(law: list[float], rivals: int, z: float, bound: str, answer: str) -> float:
-    """The probability of the answer at any look, exactly, with the votes of the first `rivals` other classes seen.
+    """The probability of the answer at any look, exactly, with the votes of the first `rivals` other classes seen."""
+    return crossed_by(law, rivals, verdicts((z, FIVE, ALPHA, BETA, bound, len(law) - 1), answer))
+
+
+def crossed_by(law: list[float], rivals: int, decided: list[Mask]) -> float:
+    """The probability of votes that give an answer at any look.
 
     Steps sample by sample through the law of all counts but the last class's.
     """
-    decided = verdicts((z, FIVE, ALPHA, BETA, bound, len(law) - 1), answer)
     axes = len(law) - 1
     mass, crossed = np.zeros((FIVE[-1] + 1,) * axes), 0.0
     mass[(0,) * axes] = 1
@@ -628,6 +661,23 @@ def test_wrong_denials_are_as_rare_as_stated(z: float, bound: str) -> None:
         risks = [worst(z, radius, 1, bound, "failed", 60) for radius in (z, 1.2 * z, 3 * z)]
     assert 0.2 * BETA < risks[0] <= BETA
     assert risks[0] > risks[1] > risks[2]
+
+
+@pytest.mark.parametrize("bound", ["multiclass", "cohen"])
+def test_wrong_answers_on_a_grid_are_as_rare_as_stated(bound: str) -> None:
+    """At a radius of the grid: votes that certify that one or any larger, or deny it or any smaller."""
+    grid = (0.0, 0.1, 0.3, 0.33, 0.6)
+    tests = radius_tests(grid, FIVE, ALPHA, BETA, bound, 2, 0.0)
+    own, rival = np.arange(FIVE[-1] + 1)[:, None], np.arange(FIVE[-1] + 1)
+    looks = range(len(FIVE))
+    certified = [[test.corner(look, own, rival) >= 0 for look in looks] for test in tests]
+    denied = [[test.failed(look, own, rival) for look in looks] for test in tests]
+    for i, z in enumerate(grid):
+        laws = [[float(norm.cdf(z)), float(norm.sf(z)), 0.0]]
+        if bound == "multiclass":
+            laws += [law for q in np.linspace(0.01, 0.5, 15) if (law := spread(z, q, 1)) is not None]
+        assert max(crossed_by(law, 2, list(np.any(certified[i:], 0))) for law in laws) <= ALPHA
+        assert max(crossed_by(law, 2, list(np.any(denied[: i + 1], 0))) for law in laws) <= BETA
 
 
 @pytest.mark.parametrize("z", [0.1, 0.4])
@@ -682,8 +732,8 @@ def test_true_answers_come() -> None:
         (anytime_lower, (0, 0, 0.1), "n is 0; it must be a whole number of at least 1"),
         (anytime_lower, (11, 10, 0.1), "k is 11; it must be a whole number in 0..n"),
         (anytime_lower, (1, 10, 0), "alpha is 0; it must be at least 1e-100 and below 1"),
-        (radius_test, (0.0, (10,), 0.1, 0.1, "cohen", 9), "radius / sigma is 0; it must be positive and finite"),
-        (radius_test, (math.inf, (10,), 0.1, 0.1, "cohen", 9), "radius / sigma is inf; it must be positive"),
+        (radius_test, (-0.1, (10,), 0.1, 0.1, "cohen", 9), "radius / sigma is -0.1; it must be at least 0 and finite"),
+        (radius_test, (math.inf, (10,), 0.1, 0.1, "cohen", 9), "radius / sigma is inf; it must be at least 0"),
         (radius_test, (1.0, (), 0.1, 0.1, "cohen", 9), "looks have shape (0,)"),
         (radius_test, (1.0, (10, 5), 0.1, 0.1, "cohen", 9), "looks is 5; it must be more than the one before it"),
         (radius_test, (1.0, (10,), 2.0, 0.1, "cohen", 9), "alpha is 2; it must be at least 1e-100 and below 1"),

@@ -17,7 +17,7 @@ from ..specs import DEMO_INTEGERS
 from ..streams import MAX_SAMPLE_ID, drawn_seed
 from . import display
 from .display import console
-from .options import BY, JsonOptions, NoiseOptions, Options, ProcessOptions, command, named
+from .options import BY, JsonOptions, NoiseOptions, Options, ProcessOptions, command, named, numbers
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -91,6 +91,13 @@ class CertifyOptions(LogOptions):
         float | None,
         typer.Option("--tolerance", help="For tolerance: how far below the radius of n samples, in units of sigma."),
     ] = None
+    radii: Annotated[
+        str | None, typer.Option("--radii", help="For grid: which is the largest certified? As 0,0.25,0.5,0.75.")
+    ] = None
+    beta: Annotated[
+        float | None,
+        typer.Option("--beta", help="For grid: level at which it gives radii up, 0.05 if not given."),
+    ] = None
     bound: Annotated[str, named("--bound", names.BOUNDS)] = "multiclass"
     labels_known: Annotated[
         bool, typer.Option("--labels-known", help="Certify the label of the data; no samples select a class.")
@@ -101,7 +108,8 @@ class CertifyOptions(LogOptions):
 
         return certify_procedure(
             self.method, self.n0, self.n, self.alpha, self.sigma, self.bound, radius=self.radius,
-            tolerance=self.tolerance, label=label if self.labels_known else None, deviation=deviation,
+            tolerance=self.tolerance, radii=numbers("radii", self.radii), beta=self.beta,
+            label=label if self.labels_known else None, deviation=deviation,
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
@@ -109,7 +117,15 @@ class CertifyOptions(LogOptions):
             "command": "certify", "n0": self.n0, "n": self.n, "alpha": self.alpha, "method": self.method,
             "radius": self.radius, "tolerance": self.tolerance, "bound": self.bound,
             "labels_known": self.labels_known,
-        }  # fmt: skip
+        } | self.grid  # fmt: skip
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        """The settings of a grid, which no log of another method has."""
+        from ..procedures import FUTILITY
+
+        radii = numbers("radii", self.radii)
+        return {} if radii is None else {"radii": list(radii), "beta": FUTILITY if self.beta is None else self.beta}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -129,6 +129,7 @@ def figures(table: Table, logs: dict[str, Log]) -> dict[str, Any]:
             "path": str(log.path),
             "settings": log.settings,
             "effort": tables.effort_of(log)._asdict() if counted else None,
+            "p_A": {"at_least": tables.SHARES, "share": tables.shown_probabilities(log)},
         }
     return facts
 

@@ -118,6 +118,8 @@ def _options(options: ReplayOptions, settings: dict[str, Any]) -> LogOptions:
         "crop": settings.get("crop"),
     }  # fmt: skip
     kept = {name: settings[name] for name in (*names, "runner", "precision", "seed")}
+    if kept.get("method") == "grid":
+        kept |= {"radii": ",".join(map(repr, settings["radii"])), "beta": settings["beta"]}
     if kept["precision"] == "int8":  # whose bits are the same by any runner that takes it
         kept["runner"] = "auto"
     chosen = kind(

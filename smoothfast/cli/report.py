@@ -71,16 +71,21 @@ class BenchOptions(Options):
 
 @command(AnalyzeOptions)
 def analyze(options: AnalyzeOptions) -> None:
-    """Certified accuracy by radius, average certified radius and abstention of one or more logs."""
+    """Certified accuracy by radius, average certified radius, abstention, and by p_A, of one or more logs."""
     from ..runs import tables
     from ..runs.logs import read_log
 
     logs = tables.named([read_log(path) for path in options.logs])
     table = tables.summary(logs, numbers("radii", options.radii))
+    for name, log in logs.items():
+        if told := tables.beside_the_grid(name, log, table.radii):
+            display.tell(told, soft_wrap=True)
     if options.as_json:
         display.print_json(display.figures(table, logs))
     else:
         display.show(tables.render(table, options.table_format or "markdown"))  # type: ignore[arg-type]
+        if options.table_format in (None, "markdown") and (told := tables.probabilities(logs)):
+            display.show(told)
     if options.plot is not None:
         display.draw_curves(logs, options.plot)
 

@@ -20,6 +20,7 @@ from .logs import Log
 from .sweep_log import SettingAccuracy
 
 MOST_RADII = 400  # columns that nobody asked for, at most: up to 99.75
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999)  # probabilities of a class
 Format = Literal["markdown", "latex", "csv", "json"]
 
 
@@ -57,6 +58,40 @@ def abstention(log: Log) -> float:
         ValueError: the log holds no images.
     """
     return int(np.count_nonzero(log.predict == -1)) / _images(log)
+
+
+def shown_probabilities(log: Log) -> list[float] | None:
+    """Counts the images that are classified correctly with p_A, the probability of their class, shown to be at least
+    each of `SHARES`: fractions, or None where the log has no bounds.
+
+    Raises:
+        ValueError: the log holds no images.
+    """
+    images = _images(log)
+    if log.p_lower is None or not log.p_lower.any():
+        return None
+    held = log.p_lower[log.correct]
+    return [int(np.count_nonzero(held >= share)) / images for share in SHARES]
+
+
+def asked_radii(log: Log) -> tuple[float, ...] | None:
+    """The radii that a log was asked for, since it holds no others; None where it may hold any."""
+    match log.settings:
+        case {"method": "grid", "radii": list(radii)}:
+            return tuple(radius for radius in radii if isinstance(radius, int | float))
+        case {"method": "sequential", "radius": int() | float() as radius}:
+            return (radius,)
+    return None
+
+
+def beside_the_grid(name: str, log: Log, radii: Sequence[float]) -> str | None:
+    """Says which of some radii a log was not asked for, and what its shares there mean; None where there are none."""
+    asked = asked_radii(log)
+    others = [radius for radius in radii if asked is not None and radius not in asked]
+    if not asked or not others:
+        return None
+    told, held = (", ".join(f"{radius:g}" for radius in each) for each in (others, asked))
+    return f"{name} was asked at {held} alone: at {told} it counts what is certified at the next of these, or nothing"
 
 
 class Effort(NamedTuple):
@@ -126,15 +161,14 @@ def summary(logs: Mapping[str, Log], radii: Sequence[float] | None = None) -> Ta
 
     Args:
         logs: the logs by name, see `named`.
-        radii: the radii of the certified accuracies; by default 0, 0.25, ... up to the largest in the logs, and no
-            more than `MOST_RADII`.
+        radii: the radii of the certified accuracies; by default those of grids that logs were asked for, or else 0,
+            0.25, ... up to the largest in the logs, and no more than `MOST_RADII`.
 
     Raises:
         ValueError: a log holds no images.
     """
     if radii is None:
-        largest = max((float(log.radius.max(initial=0)) for log in logs.values()), default=0)
-        radii = [0.25 * step for step in range(int(min(largest / 0.25, MOST_RADII - 1)) + 1)]
+        radii = _usual_radii(logs.values())
     rows = (
         TableRow(
             name,
@@ -146,6 +180,35 @@ def summary(logs: Mapping[str, Log], radii: Sequence[float] | None = None) -> Ta
         for name, log in logs.items()
     )
     return Table(tuple(radii), tuple(rows))
+
+
+def _usual_radii(logs: Iterable[Log]) -> list[float]:
+    logs = list(logs)
+    grids = [asked_radii(log) or () for log in logs if (log.settings or {}).get("method") == "grid"]
+    if any(grids):
+        return sorted({radius for grid in grids for radius in grid})[:MOST_RADII]
+    largest = max((float(log.radius.max(initial=0)) for log in logs), default=0)
+    return [0.25 * step for step in range(int(min(largest / 0.25, MOST_RADII - 1)) + 1)]
+
+
+def probabilities(logs: Mapping[str, Log]) -> str:
+    """Writes what logs show of p_A, and by what budget, in markdown; nothing where they have no bounds.
+
+    Raises:
+        ValueError: a log holds no images.
+    """
+    found = {name: shown_probabilities(log) for name, log in logs.items()}
+    rows = [
+        [name, *(f"{share:.3f}" for share in shares), *(_setting(logs[name], setting) for setting in ("n", "alpha"))]
+        for name, shares in found.items()
+        if shares is not None
+    ]
+    return markdown(["right, and p_A at least", *map(str, SHARES), "n", "alpha"], rows) if rows else ""
+
+
+def _setting(log: Log, name: str) -> str:
+    value = (log.settings or {}).get(name)
+    return f"{value:,}" if isinstance(value, int | float) else ""
 
 
 def render(table: Table, format: Format) -> str:

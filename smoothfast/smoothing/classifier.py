@@ -238,6 +238,8 @@ class SmoothedClassifier(nn.Module):
         *,
         radius: float | None = None,
         tolerance: float | None = None,
+        radii: Sequence[float] | None = None,
+        beta: float | None = None,
         labels: Sequence[int] | Tensor | None = None,
         randomize: bool = False,
     ) -> Certificate:
@@ -249,13 +251,13 @@ class SmoothedClassifier(nn.Module):
             n: other samples that bound its probability; the most of them where the method stops early.
             alpha: error level per image.
             method: "fixed": the radius after n samples; "sequential": is it at least `radius`?; "tolerance": a radius
-                that aims to be at most `tolerance` below the one of "fixed" (see `procedures.ToleranceCertify`).
+                that aims to be at most `tolerance` below that of "fixed"; "grid": the largest certified one of `radii`.
             bound: "multiclass" (sigma/2 (Phi^-1(p_A) - Phi^-1(p_B))) or "cohen" (p_B = 1 - p_A).
             image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
-            radius: for "sequential", in [0, 1] pixel units.
+            radius, radii: for "sequential", and for "grid" (increasing, from 0 or more), in [0, 1] pixel units.
             tolerance: for "tolerance", in units of sigma.
-            labels: [N] classes to certify, known beforehand, in place of those that n0 samples select. None of them may
-                come from a look at the same samples.
+            beta: for "grid", the level at which it gives radii up, 0.05 if not given. It costs radii, never validity.
+            labels: [N] classes to certify in place of selected ones, known beforehand, not from the same samples.
             randomize: bounds after Stevens 1950, which depend on one uniform number an image (stream RANDOMIZE). Valid,
                 but radii then depend on luck: at n = 10,000 by less than 0.001 sigma where a tenth of the votes go
                 elsewhere, by 0.03 in the median and 0.16 at most where all agree.
@@ -268,13 +270,12 @@ class SmoothedClassifier(nn.Module):
         self._learn_classes(images)
         ids = checked_ids(image_ids, len(images))
         classes = None if labels is None else checked_labels(labels, len(images), self.num_classes)
-        new = partial(certify_procedure, method, n0, n, alpha, sigma, bound=bound, radius=radius, tolerance=tolerance)
+        given: dict[str, Any] = {"radius": radius, "tolerance": tolerance, "radii": radii, "beta": beta}
+        new = partial(certify_procedure, method, n0, n, alpha, sigma, bound=bound, **given)
         # Checks the arguments before any work. A smaller u gives radii that mean nothing: infinite ones below alpha.
         most = new(label=None if classes is None else 0, u=LEAST_U if randomize else 1.0).most
-        asked = {
-            "n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound, "radius": radius,
-            "tolerance": tolerance, "labels": classes, "randomize": randomize, "image_ids": ids,
-        } | ({} if self.bounds == UNIT else {"bounds": self.bounds})  # fmt: skip
+        asked = given | {"n0": n0, "n": n, "alpha": alpha, "method": method, "bound": bound, "labels": classes}
+        asked |= {"randomize": randomize, "image_ids": ids} | ({} if self.bounds == UNIT else {"bounds": self.bounds})
         with self.turns.taken():
             engine = self.engine(images, most)
 

@@ -14,7 +14,9 @@ from ..images import UNIT
 from .classifier import SmoothedClassifier
 from .results import Certificate
 
-ASKED = "n0", "n", "alpha", "method", "bound", "image_ids", "radius", "tolerance", "labels", "randomize"
+ASKED = (
+    "n0", "n", "alpha", "method", "bound", "image_ids", "radius", "tolerance", "radii", "beta", "labels", "randomize",
+)  # fmt: skip
 CHOSEN = "sigma", "normalize", "seed", "precision", "runner", "clip"
 NEEDED = (*ASKED, *CHOSEN, "law", "micro_batch")
 OF_THE_FUNCTION = (

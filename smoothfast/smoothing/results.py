@@ -45,8 +45,8 @@ class Certificate:
         counts: int64 [N, K] votes of the estimation samples.
         invalid: int64 [N] of them without a class (logits that are not finite); they count as a rival.
         samples: int64 [N] noisy copies drawn, selection included.
-        decisions: [N] "certified", "undecided" (nothing shown with the samples allowed), or, by method "sequential",
-            "not certified" (the radius, by `bound`, is shown to be less than the one asked for).
+        decisions: [N] "certified", "undecided" (nothing shown with the samples allowed), or, by methods "sequential"
+            and "grid", "not certified" (the radius, by `bound`, is shown to be less than any asked for).
         alpha, sigma, seed: what the certificate holds for.
         sound: whether it holds in the arithmetic actually used: lattice noise on uint8 images, a base classifier whose
             logits of a noisy image were the same bits in other places and among other images of a pass, every rounding

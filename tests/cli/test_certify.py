@@ -100,6 +100,21 @@ def test_certify_sequential(certify: Run, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_certify_on_a_grid(certify: Run, tmp_path: Path) -> None:
+    result = certify(method="grid", radii="0,0.2,0.4,0.6", n=400)
+    assert result.status == 0, result.err
+    assert result.out.startswith("| log |     0 |   0.2 |   0.4 |   0.6 |")
+    log = read_log(tmp_path / "run.tsv")
+    assert log.decision.tolist()[:6] == ["certified"] * 6
+    assert log.predict.tolist() == [0, 1, 2, 0, 1, 2, -1]
+    assert set(log.radius[:6]) <= {0.2, 0.4, 0.6}
+    assert (log.samples[:4] < 416).all()
+    told = {name: log.settings[name] for name in ("method", "radius", "radii", "beta", "n")}
+    assert told == {"method": "grid", "radius": None, "radii": [0, 0.2, 0.4, 0.6], "beta": 0.05, "n": 400}
+    assert certify(method="grid", radii="0.2", beta=0.001, max=1, out="other.tsv").status == 0
+    assert read_log(tmp_path / "other.tsv").settings["beta"] == 0.001
+
+
 def test_certify_within_a_tolerance(certify: Run, tmp_path: Path) -> None:
     assert certify(**EARLY["tolerance"]).status == 0
     assert certify(n=4000, out="fixed.tsv").status == 0
@@ -134,7 +149,7 @@ def test_labels_known(certify: Run, tmp_path: Path, method: str) -> None:
     # The label of image 5 is not the class that the network sees there.
     assert known.predict.tolist() == [0, 1, 2, 0, 1, -1, -1]
     assert known.decision[:5].tolist() == ["certified"] * 5
-    assert known.decision[5] == ("not certified" if method == "sequential" else "undecided")
+    assert known.decision[5] == ("not certified" if method in ("sequential", "grid") else "undecided")
     if method != "tolerance":  # which plans with the samples that select
         assert known.radius[:5].tolist() == selected.radius[:5].tolist()
         assert known.samples[:5].tolist() == (selected.samples[:5] - 16).tolist()
@@ -148,7 +163,7 @@ def test_labels_known_draw_no_selection_samples(certify: Run, tmp_path: Path) ->
     assert timeless(tmp_path / "run.tsv") == timeless(tmp_path / "none.tsv")
 
 
-@pytest.mark.parametrize("options", [{}, EARLY["sequential"], EARLY["tolerance"] | {"tolerance": 0.01}])
+@pytest.mark.parametrize("options", [{}, EARLY["sequential"], EARLY["grid"], EARLY["tolerance"] | {"tolerance": 0.01}])
 def test_no_image_takes_more_samples_than_announced(certify: Run, tmp_path: Path, options: dict[str, Any]) -> None:
     result = certify(max=2, **options)
     announced = re.search(r"([\d,]+) samples each at most", result.err)

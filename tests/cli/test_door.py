@@ -53,9 +53,11 @@ ATTACKED = ["--eps=-1/255", "--eps=8/0", "--eps=much", "--alpha=-0.1", "--steps=
 USAGE = {
     "certify": [
         *SHARED, "--sigma=0", "--sigma=nan", "--n0=0", "--n=10", "--alpha=0", "--alpha=1", "--method=magic",
-        "--method=sequential", "--method=tolerance", "--radius=0.2", "--tolerance=0.4", "--bound=best", "--noise=pink",
-        "--shard=pixels", "--processes=0", "--out=there.tsv", "--out=trained",
-        "--method=tolerance --tolerance=0", "--method=sequential --radius=1 --n=9",
+        "--method=sequential", "--method=tolerance", "--method=grid", "--radius=0.2", "--tolerance=0.4",
+        "--radii=0,0.2", "--beta=0.1", "--bound=best", "--noise=pink", "--shard=pixels", "--processes=0",
+        "--out=there.tsv", "--out=trained",
+        "--method=tolerance --tolerance=0", "--method=sequential --radius=1 --n=9", "--method=grid --radii=0;1",
+        "--method=grid --radii=1 --n=9",
     ],
     "predict": [*SHARED, "--sigma=-1", "--n=10", "--alpha=2", "--method=tolerance", "--noise=pink", "--out=there.tsv"],
     "attack": [

@@ -90,7 +90,7 @@ def test_bad_usage_is_one_line_before_any_log(
     assert not (tmp_path / "run.tsv").exists()
 
 
-SEQUENTIAL, TOLERANCE = EARLY["sequential"], EARLY["tolerance"]
+SEQUENTIAL, TOLERANCE, GRID = EARLY["sequential"], EARLY["tolerance"], EARLY["grid"]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,17 @@ SEQUENTIAL, TOLERANCE = EARLY["sequential"], EARLY["tolerance"]
         ("certify", TOLERANCE | {"tolerance": -1}, "tolerance is -1.0; it must be positive and finite"),
         ("certify", TOLERANCE | {"tolerance": "nan"}, "tolerance is nan; it must be positive and finite"),
         ("certify", TOLERANCE | {"n": 10}, "n is 10; it must be a whole number of at least 11"),
+        ("certify", {"method": "grid"}, "radii is None; method 'grid' needs one"),
+        ("certify", {"radii": "0,1"}, "radii is (0.0, 1.0); method 'fixed' takes none; 'grid' does"),
+        ("certify", SEQUENTIAL | {"beta": 0.1}, "beta is 0.1; method 'sequential' takes none; 'grid' does"),
+        ("certify", GRID | {"radius": 0.2}, "radius is 0.2; method 'grid' takes none; 'sequential' does"),
+        ("certify", GRID | {"radii": "0;1"}, "radii is '0;1'; it must be numbers separated by commas"),
+        ("certify", GRID | {"radii": "0.3,0.2"}, "radii is (0.3, 0.2); they must be at least 0, increasing and below"),
+        ("certify", GRID | {"radii": "0,nan"}, "radii is (0.0, nan); they must be at least 0, increasing and below"),
+        ("certify", GRID | {"radii": "-1,0"}, "radii is (-1.0, 0.0); they must be at least 0, increasing and below"),
+        ("certify", GRID | {"radii": "0,3"}, "they must be at least 0, increasing and below 0.6333"),
+        ("certify", GRID | {"beta": 1}, "beta is 1; it must be at least 1e-100 and below 1"),
+        ("certify", GRID | {"n": 2_000_000}, "it must be at most 1,000,000 by methods sequential and grid"),
         ("certify", {"method": "magic"}, "method is 'magic'; it must be one of fixed, sequential, tolerance"),
         ("predict", {"method": "magic"}, "method is 'magic'; it must be one of fixed, sequential"),
         ("predict", {"method": "tolerance"}, "method is 'tolerance'; it must be one of fixed, sequential"),
@@ -142,7 +153,8 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_loaded(
 
 
 def test_predict_takes_no_options_of_certify(run: Run, toys: Path, tmp_path: Path) -> None:
-    for option in ("--radius=0.2", "--tolerance=0.4", "--bound=cohen", "--labels-known", "--n0=5"):
+    grid = "--radii=0,0.2", "--beta=0.1"
+    for option in ("--radius=0.2", "--tolerance=0.4", *grid, "--bound=cohen", "--labels-known", "--n0=5"):
         assert run(*arguments("predict", toys), option).status == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -186,7 +198,7 @@ def test_usage(run: Run) -> None:
     helped = run("certify", "--help")
     assert helped.status == 0
     assert all(option in helped.out for option in ("--model", "--weights", "--data", "--sigma", "--out", "--resume"))
-    assert all(option in helped.out for option in ("--method", "--radius", "--tolerance", "--bound", "--labels-known"))
+    assert all(option in helped.out for option in ("--method", "--radius", "--radii", "--bound", "--labels-known"))
     assert "--method" in run("predict", "--help").out
 
 

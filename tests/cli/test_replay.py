@@ -87,6 +87,12 @@ def test_a_log_names_no_code_to_run(replay: Run, log: Path) -> None:
             lambda content: content["settings"].update(sigma=[10**400]),
             'run.tsv.json: expected a JSON object whose "set',
         ),
+        (lambda content: content["settings"].update(method="grid"), "its settings are not those of a log"),
+        (lambda content: content["settings"].update(method="grid", radii=3), "its settings are not those of a log"),
+        (
+            lambda content: content["settings"].update(method="grid", radii=["a"], beta=0.1),
+            "run.tsv cannot be replayed: radii is \"'a'\"; it must be numbers separated by commas",
+        ),
         (lambda content: content["settings"].update(device=True), "run.tsv cannot be replayed: device is True"),
         (lambda content: content["settings"].update(device=""), "run.tsv cannot be replayed: device is ''"),
         (lambda content: content["settings"].update(normalize=[[0, 0], [1, 1]]), "run.tsv cannot be replayed: normal"),

@@ -93,6 +93,7 @@ METHODS: dict[str, list[str]] = {
     "fixed": ["certify", "--n0=5", "--n=100"],
     "sequential": ["certify", "--n0=2", "--n=400", "--method=sequential", "--radius=0.2"],
     "tolerance": ["certify", "--n0=5", "--n=3000", "--method=tolerance", "--tolerance=0.4"],
+    "grid": ["certify", "--n0=2", "--n=400", "--method=grid", "--radii=0,0.1,0.2,0.3"],
     "predict": ["predict", "--n=200", "--method=sequential"],
 }
 BASIC = [
@@ -157,7 +158,7 @@ def failed(results: list[Result], *parts: str, status: int = 2) -> None:
 @pytest.mark.parametrize("shard", SHARDS)
 @pytest.mark.parametrize(
     ("method", "size"),
-    [("fixed", 1), ("fixed", 2), ("fixed", 3), ("sequential", 4), ("tolerance", 2), ("predict", 3)],
+    [("fixed", 1), ("fixed", 2), ("fixed", 3), ("sequential", 4), ("tolerance", 2), ("grid", 2), ("predict", 3)],
 )
 def test_any_number_of_processes_writes_the_same_bytes(
     plain: Callable[[str], str], method: str, size: int, shard: str

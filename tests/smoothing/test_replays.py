@@ -18,6 +18,7 @@ OPTIONS = [
     {},
     {"method": "sequential", "radius": 0.01, "labels": [4, 0, 1, 1]},
     {"method": "tolerance", "tolerance": 0.5, "n": 2000, "image_ids": [7, 1, 2, 3]},
+    {"method": "grid", "radii": (0, 0.01, 0.02), "beta": 0.1, "bound": "cohen"},
     {"randomize": True, "bound": "cohen"},
 ]
 

@@ -128,6 +128,7 @@ CERTIFY: dict[str, dict[str, Any]] = {
     "sequential": {"n0": 20, "n": 400, "method": "sequential", "radius": 0.05},
     "sequential cohen": {"n0": 20, "n": 400, "method": "sequential", "radius": 0.05, "bound": "cohen"},
     "tolerance": {"n0": 20, "n": 1200, "method": "tolerance", "tolerance": 0.3},
+    "grid": {"n0": 20, "n": 400, "method": "grid", "radii": (0.02, 0.05, 0.1)},
     "randomized": {"n0": 20, "n": 100, "randomize": True},
     "randomized tolerance": {"n0": 20, "n": 1200, "method": "tolerance", "tolerance": 0.3, "randomize": True},
 }
@@ -406,7 +407,20 @@ def replay(base: nn.Module, meta: dict[str, Any], *more: str) -> sf.Certificate:
     """The certificate that `meta` describes, `more` of its entries being options of the classifier."""
     options = {name: meta[name] for name in ("seed", "precision", "runner", "clip", *more)}
     smoothed = make(base, meta["sigma"], noise=meta["law"], max_batch=meta["micro_batch"], **options)
-    settings = ("n0", "n", "alpha", "method", "bound", "image_ids", "radius", "tolerance", "labels", "randomize")
+    settings = (
+        "n0",
+        "n",
+        "alpha",
+        "method",
+        "bound",
+        "image_ids",
+        "radius",
+        "tolerance",
+        "labels",
+        "randomize",
+        "radii",
+        "beta",
+    )
     return smoothed.certify(IMAGES, **{name: meta[name] for name in settings})
 
 
@@ -488,6 +502,8 @@ def check_consistent(certificate: sf.Certificate) -> None:
     assert (certificate.samples <= apart + n).all()
     if method == "sequential":
         assert set(certificate.radii[certified].tolist()) <= {certificate.meta["radius"]}
+    elif method == "grid":
+        assert set(certificate.radii[certified].tolist()) <= set(certificate.meta["radii"])
     else:
         assert (certificate.radii[certified] > 0).all()
         assert "not certified" not in certificate.decisions
@@ -521,6 +537,28 @@ def test_sequential_answers_as_fixed_on_clear_images(clear: sf.SmoothedClassifie
     assert sequential.decisions == ["certified" if yes else "not certified" for yes in reached]
     assert sequential.samples.max() < 1000
     assert sequential.samples.double().mean() < 400
+
+
+@pytest.mark.parametrize("bound", ["multiclass", "cohen"])
+def test_a_grid_answers_as_fixed_on_clear_images(clear: sf.SmoothedClassifier, bound: str) -> None:
+    images, radii = blocks(*LEVELS, *LEVELS), [0, 0.15, 0.3]
+    fixed = clear.certify(images, n0=50, n=2000, bound=bound)
+    found = clear.certify(images, n0=50, n=2000, bound=bound, method="grid", radii=radii)
+    reached = [max((r for r in radii if radius >= r), default=0) for radius in fixed.radii.tolist()]
+    assert set(reached) == {0, 0.3}
+    assert found.radii.tolist() == reached
+    assert torch.equal(found.labels, fixed.labels)
+    assert [word == "certified" for word in found.decisions] == [word == "certified" for word in fixed.decisions]
+    assert found.samples.double().mean() < 1000
+
+
+def test_a_grid_certifies_a_class_without_a_radius(clear: sf.SmoothedClassifier) -> None:
+    """At radius 0: the class is the prediction of the smoothed classifier."""
+    certificate = clear.certify(blocks(0.3, 0), n0=50, n=2000, method="grid", radii=[0, 0.62])
+    assert certificate.labels.tolist() == [0, sf.ABSTAIN]
+    assert certificate.radii.tolist() == [0, 0]
+    assert certificate.p_lower[0] > certificate.p_upper[0]
+    assert certificate.decisions[0] == "certified"
 
 
 def test_sequential_says_undecided_when_samples_run_out(clear: sf.SmoothedClassifier) -> None:
@@ -575,7 +613,7 @@ def test_sequential_predict_answers_as_fixed_on_clear_images(clear: sf.SmoothedC
 # Known labels.
 
 
-@pytest.mark.parametrize("name", ["fixed", "sequential", "sequential cohen", "randomized"])
+@pytest.mark.parametrize("name", ["fixed", "sequential", "sequential cohen", "grid", "randomized"])
 def test_known_labels_draw_no_selection_samples(clear: sf.SmoothedClassifier, name: str) -> None:
     images, settings = blocks(1, 0.4, 0.3), CERTIFY[name]
     selected, known = clear.certify(images, **settings), clear.certify(images, labels=range(3), **settings)
@@ -595,7 +633,8 @@ def test_known_labels_make_n0_meaningless(clear: sf.SmoothedClassifier, settings
 
 
 @pytest.mark.parametrize(
-    ("name", "decision"), [("fixed", "undecided"), ("tolerance", "undecided"), ("sequential", "not certified")]
+    ("name", "decision"),
+    [("fixed", "undecided"), ("tolerance", "undecided"), ("sequential", "not certified"), ("grid", "not certified")],
 )
 def test_a_known_label_that_the_network_does_not_prefer(clear: sf.SmoothedClassifier, name: str, decision: str) -> None:
     certificate = clear.certify(blocks(1, 1, 1), labels=[0, 0, 4], **CERTIFY[name])
@@ -665,7 +704,7 @@ def test_rows_without_a_class_certify_nothing(settings: dict[str, Any]) -> None:
     assert selected.decisions == ["undecided"] * 4
     assert selected.samples.tolist() == selected.invalid.tolist() == [20 + apart] * 4
     assert torch.equal(known.invalid + apart, known.samples)
-    denied = "not certified" if settings.get("method") == "sequential" else "undecided"
+    denied = "not certified" if settings.get("method") in ("sequential", "grid") else "undecided"
     assert known.decisions == [denied] * 4
 
 
@@ -1013,6 +1052,15 @@ def early_stopping() -> Iterator[Any]:
         yield given | {"alpha": 0}, "alpha is 0; it must be"
         yield given | {"bound": "best"}, "bound is 'best'; it must be one of multiclass, cohen"
     yield sequential | {"radius": 0.1, "randomize": True}, "method 'sequential' has no randomized bounds"
+    grid = {"method": "grid", "radii": (0, 0.1)}
+    yield grid | {"randomize": True}, "method 'grid' has no randomized bounds"
+    yield {"method": "grid"}, "radii is None; method 'grid' needs one"
+    yield {"radii": [0]}, "radii is [0]; method 'fixed' takes none; 'grid' does"
+    yield {"beta": 0.1}, "beta is 0.1; method 'fixed' takes none; 'grid' does"
+    for radii in ((), (-0.1, 0), (0.1, 0.1), (0.2, 0.1), (0, float("nan")), (float("nan"),), (0, float("inf")), (0, 5)):
+        yield grid | {"radii": radii}, f"radii is {radii}; they must be at least 0, increasing and below"
+    for beta in (0, 1, float("nan")):
+        yield grid | {"beta": beta}, f"beta is {beta}; it must be at least 1e-100 and below 1"
 
 
 @pytest.mark.parametrize(("settings", "message"), list(early_stopping()))

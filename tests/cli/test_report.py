@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.toys import Run, check_error
+from helpers.toys import EARLY, Run, check_error
 
 from smoothfast import environment, ops
 from smoothfast.runs.logs import read_log
@@ -43,6 +43,23 @@ def test_analyze(run: Run, published: list[Path], table_format: str) -> None:
         accuracy = [[float(cell) for cell in row[1:4]] for row in rows]
     expected = [[(log.correct & (log.radius >= radius)).mean() for radius in RADII] for log in map(read_log, published)]
     assert accuracy == [pytest.approx(row, abs=5e-4) for row in expected]
+
+
+def test_analyze_tells_of_p_a_and_of_radii_beside_the_grid(certify: Run, run: Run) -> None:
+    assert certify(**EARLY["grid"]).status == 0
+    result = run("analyze", "run.tsv")
+    assert result.status == 0, result.err
+    first, second = result.out.strip().split("\n\n")
+    assert first.startswith("| log |  0.05 |   0.3 |  0.44 |")
+    assert second.startswith("| right, and p_A at least |   0.5 |")
+    assert second.splitlines()[2].endswith("| 400 | 0.001 |")
+    assert result.err == ""
+    asked = run("analyze", "run.tsv", "--radii=0.3,0.4", "--json")
+    assert "run was asked at 0.05, 0.3, 0.44 alone: at 0.4 it counts" in asked.err
+    (row,) = json.loads(asked.out)["rows"]
+    assert row["p_A"]["at_least"] == [0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999]
+    assert row["p_A"]["share"][0] == pytest.approx(5 / 7)
+    assert "p_A" not in run("analyze", "run.tsv", "--format=csv").out
 
 
 def test_analyze_plots(run: Run, published: list[Path], tmp_path: Path) -> None:

@@ -10,12 +10,17 @@ import pytest
 
 from smoothfast.runs.logs import Log, read_log
 from smoothfast.runs.tables import (
+    SHARES,
     abstention,
+    asked_radii,
     average_certified_radius,
+    beside_the_grid,
     certified_accuracy,
     effort,
     named,
+    probabilities,
     render,
+    shown_probabilities,
     summary,
 )
 
@@ -89,6 +94,42 @@ def test_default_radii_reach_the_largest_in_the_logs(log: Log) -> None:
     assert table.rows[0].accuracy == (0.5, 0.5, 0.25, 0.0)
     assert table.rows[1].accuracy == (1.0, 0.0, 0.0, 0.0)
     assert table.rows[1].images == 1
+
+
+def test_logs_of_a_grid_are_summed_up_at_its_radii(log: Log) -> None:
+    grid = replace(log, settings={"method": "grid", "radii": [0, 0.2, 0.6]})
+    single = replace(log, settings={"method": "sequential", "radius": 0.3})
+    assert [asked_radii(each) for each in (log, grid, single)] == [None, (0, 0.2, 0.6), (0.3,)]
+    assert summary({"a": grid, "b": log}).radii == (0, 0.2, 0.6)
+    assert summary({"a": single}).radii == (0, 0.25, 0.5, 0.75)
+    for settings in ({"method": "grid"}, {"method": "grid", "radii": []}, {"method": "grid", "radii": ["0", None]}):
+        odd = replace(log, settings=settings)
+        assert summary({"a": odd}).radii == (0, 0.25, 0.5, 0.75)
+        assert beside_the_grid("a", odd, [0.1]) is None
+
+
+def test_radii_beside_the_grid_are_told(log: Log) -> None:
+    grid = replace(log, settings={"method": "grid", "radii": [0, 0.2, 0.6]})
+    assert beside_the_grid("a", log, [0.1]) is None
+    assert beside_the_grid("a", grid, [0, 0.6]) is None
+    assert beside_the_grid("a", grid, [0, 0.25, 0.7]) == (
+        "a was asked at 0, 0.2, 0.6 alone: at 0.25, 0.7 it counts what is certified at the next of these, or nothing"
+    )
+
+
+def test_what_is_shown_of_p_a(log: Log) -> None:
+    bounds = np.array([0.9995, 0.7, 0.999, 0.45])
+    shown = replace(log, p_lower=bounds, settings={"n": 10_000, "alpha": 0.001})  # the third is wrong
+    assert shown_probabilities(shown) == [0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
+    assert shown_probabilities(log) is None
+    assert shown_probabilities(replace(log, p_lower=np.zeros(4))) is None  # as predict writes it
+    assert probabilities({"a": log}) == ""
+    head, _, row = probabilities({"a": log, "b": shown}).splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")] == [
+        "right, and p_A at least", *map(str, SHARES), "n", "alpha",
+    ]  # fmt: skip
+    assert [cell.strip() for cell in row.strip("|").split("|")][-4:] == ["0.250", "0.250", "10,000", "0.001"]
+    assert " | " in probabilities({"b": replace(shown, settings={"n": [1]})})
 
 
 def test_markdown(log: Log) -> None:

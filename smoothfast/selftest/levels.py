@@ -21,6 +21,7 @@ from ..procedures import (
     Decision,
     FixedCertify,
     FixedPredict,
+    GridCertify,
     Procedure,
     SequentialCertify,
     SequentialPredict,
@@ -33,6 +34,7 @@ from .records import LEVEL, Check, Finding, judged, none_differ
 SUBJECT = "Error levels"
 N, N0, SIGMA = 2000, 100, 0.5
 FIRST_LOOK = 300  # of the tolerance, whose plan comes from samples of its own
+GRID = (0.0, 0.5, 1.0, 1.5)  # radii / sigma
 REPLAYED = 60  # runs that go through the procedure itself
 Votes = NDArray[np.int64]
 Law = list[float]  # probabilities of the classes, and in the end of no class
@@ -97,6 +99,8 @@ def _tests_of_radii() -> Iterator[Counted]:
             name = f"SequentialCertify, {bound}, {told}: {outcome}"
             exact = told == "one rival" and (bound == "cohen" or outcome == CERTIFIED)
             yield Counted(name, partial(_sequential, bound, z), law, partial(answered, outcome), exact)
+    law, wrong = at_radius(GRID[1], None, 1), partial(claimed, 1)
+    yield Counted("GridCertify, cohen, the second radius or a larger one", _grid, law, wrong)
 
 
 def _fixed(bound: str, alpha: float) -> FixedCertify:
@@ -111,6 +115,10 @@ def _tolerance(bound: str, alpha: float) -> ToleranceCertify:
 
 def _sequential(bound: str, z: float, alpha: float) -> SequentialCertify:
     return SequentialCertify(N0, N, alpha, SIGMA, bound, z * SIGMA, label=0)
+
+
+def _grid(alpha: float) -> GridCertify:
+    return GridCertify(N0, N, alpha, SIGMA, "cohen", [z * SIGMA for z in GRID], label=0)
 
 
 def at_radius(z: float, rival: float | None, rivals: int) -> Law:
@@ -190,6 +198,14 @@ def answered(
 ) -> NDArray[np.bool_]:
     """Runs of a test of a radius that have this outcome."""
     return outcomes_of(procedure, looks(procedure, law, runs, rng)) == outcome
+
+
+def claimed(least: int, procedure: GridCertify, law: Law, runs: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Runs in which votes certify a radius of a grid from this place on, at a look that is made or not."""
+    found = np.zeros(runs, bool)
+    for look, seen in enumerate(looks(procedure, law, runs, rng)):
+        found |= procedure.judge(look, seen, 0)[0] >= least
+    return found
 
 
 def overstated(bound: str, procedure: FixedCertify, law: Law, runs: int, rng: np.random.Generator) -> NDArray[np.bool_]:

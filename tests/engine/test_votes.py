@@ -33,6 +33,7 @@ from smoothfast.procedures import (
     Draw,
     FixedCertify,
     FixedPredict,
+    GridCertify,
     Procedure,
     SequentialCertify,
     SequentialPredict,
@@ -247,6 +248,7 @@ MIX: list[Callable[[], Procedure]] = [
     lambda: Count(37),
     lambda: SequentialCertify(*CERTIFY, radius=0.1, label=2),
     lambda: SequentialCertify(*CERTIFY[:-1], "cohen", radius=0.05),
+    lambda: GridCertify(*CERTIFY, radii=(0.05, 0.1, 0.2)),
     lambda: FixedPredict(50, 0.001),
     lambda: ToleranceCertify(20, 1100, *CERTIFY[2:], tolerance=0.1, label=0, u=0.4),
 ]

@@ -463,7 +463,9 @@ def test_another_device_than_the_current_one(name: str, backend: str) -> None:
 
 SHAPE, CLASSES = (3, 8, 8), 10
 IMAGES = torch.randint(0, 256, (12, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-METHODS: dict[str, dict[str, Any]] = {"fixed": {}, "sequential": {"radius": 0.1}, "tolerance": {"tolerance": 0.2}}
+METHODS: dict[str, dict[str, Any]] = {
+    "fixed": {}, "sequential": {"radius": 0.1}, "tolerance": {"tolerance": 0.2}, "grid": {"radii": (0.05, 0.1)},
+}  # fmt: skip
 
 
 class Exact(nn.Module):

@@ -107,7 +107,7 @@ def arguments(command: str, toys: Path, out: str = "run.tsv", **options: Any) ->
 EARLY: dict[str, dict[str, Any]] = {
     "sequential": {"method": "sequential", "radius": 0.3},
     "tolerance": {"method": "tolerance", "tolerance": 0.4, "n": 4000},
-    "grid": {"method": "grid", "radii": "0.05,0.3,0.44", "n": 400},
+    "grid": {"method": "grid", "radii": "0.05,0.3,0.44", "n": 400, "bound": "cohen"},
 }
 
 

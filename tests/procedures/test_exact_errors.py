@@ -165,7 +165,7 @@ WIDE, NARROW = (0.0, 0.1, 0.5), (0.2, 0.24, 0.28, 0.32)
 @pytest.mark.parametrize("bound", ["cohen", "multiclass"])
 @pytest.mark.parametrize(
     ("grid", "classes", "alpha"),
-    [(WIDE, 2, 0.05), (WIDE, 2, 0.001), (WIDE, 3, 0.001), (WIDE, 10, 0.05), (NARROW, 2, 0.05), (NARROW, 3, 0.05)],
+    [(WIDE, 2, 0.05), (WIDE, 2, 0.001), (WIDE, 10, 0.05), (NARROW, 3, 0.05)],
 )
 def test_certify_on_a_grid(grid: tuple[float, ...], classes: int, alpha: float, bound: str) -> None:
     """Where the radius is one of the grid, no look whatever may certify that one or a larger one, nor deny it or a

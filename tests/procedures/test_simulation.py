@@ -187,12 +187,12 @@ def test_certificates_are_those_of_the_procedure(bound: str) -> None:
 
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_answers_on_a_grid_are_those_of_the_procedure(bound: str) -> None:
-    radii = (0.0, 0.06, 0.15, 0.17, 0.2)
+    radii = (0.0, 0.06, 0.16)
 
     def make() -> GridCertify:
         return GridCertify(1, 3000, 0.05, SIGMA, bound, radii, label=0)
 
-    runs = 120
+    runs = 60
     fixed = np.array(list(looks(make(), LAW, runs, np.random.default_rng(15))))
     held, samples = on_a_grid(make(), iter(fixed), runs)
     increments = np.diff(fixed, axis=0, prepend=0)
@@ -271,14 +271,13 @@ def test_certify_at_a_radius_with_selection() -> None:
     assert (outcome == 1).sum() <= most_errors(ALPHA)
 
 
-GRID = (0.0, 0.5, 1.0, 1.5)  # times sigma
+GRID = (0.0, 0.5, 1.5)  # times sigma
 
 
 @pytest.mark.parametrize(
     ("i", "law"),
-    [(0, [0.35, 0.35, 0.3, 0]), (1, at_radius(0.5, 0.2, 2)), (2, [norm.cdf(1), norm.sf(1), 0]),
-     (3, [norm.cdf(1.5), 0, norm.sf(1.5)])],
-    ids=["two tied", "two rivals at the second", "one rival at the third", "the invalid at the last"],
+    [(0, [0.5, 0.5, 0]), (1, at_radius(0.5, 0.2, 2)), (2, [norm.cdf(1.5), 0, norm.sf(1.5)])],
+    ids=["two tied", "two rivals at the second", "the invalid at the last"],
 )  # fmt: skip
 def test_certify_on_a_grid_errs_at_most_at_its_levels(i: int, law: list[float]) -> None:
     """At a radius of the grid: to certify that one or a larger one, or to deny it or a smaller one, at any look."""
@@ -299,7 +298,7 @@ def test_certify_on_a_grid_errs_at_most_at_its_levels(i: int, law: list[float]) 
         if bound == "multiclass" or binary:
             assert denied[k].sum() <= most_errors(2 * ALPHA)
         if bound == "cohen" and binary:
-            assert claimed[k].sum() >= 0.8 * ALPHA * RUNS  # a union over four radii would leave a fourth
+            assert claimed[k].sum() >= 0.8 * ALPHA * RUNS  # a union over three radii would leave a third
 
 
 # ---- CERTIFY of a radius ---------------------------------------------------------------------------------------------

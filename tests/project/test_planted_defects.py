@@ -24,6 +24,12 @@ DEFECTS = {
         "own_level = float(top_level(2 * alpha, bound))",
         EXACT,
     ),
+    "boundaries not monotone": (
+        "statistics/sequential.py",
+        "np.maximum.accumulate(boundary[:, order], 1)",
+        "boundary[:, order]",
+        "tests/statistics/test_sequential.py",
+    ),
     "alpha doubled, predict": (
         "procedures/predict.py",
         "p_values <= self._alpha",

@@ -93,7 +93,7 @@ METHODS: dict[str, list[str]] = {
     "fixed": ["certify", "--n0=5", "--n=100"],
     "sequential": ["certify", "--n0=2", "--n=400", "--method=sequential", "--radius=0.2"],
     "tolerance": ["certify", "--n0=5", "--n=3000", "--method=tolerance", "--tolerance=0.4"],
-    "grid": ["certify", "--n0=2", "--n=400", "--method=grid", "--radii=0,0.1,0.2,0.3"],
+    "grid": ["certify", "--n0=2", "--n=400", "--method=grid", "--radii=0,0.2,0.3", "--bound=cohen"],
     "predict": ["predict", "--n=200", "--method=sequential"],
 }
 BASIC = [

@@ -128,7 +128,7 @@ CERTIFY: dict[str, dict[str, Any]] = {
     "sequential": {"n0": 20, "n": 400, "method": "sequential", "radius": 0.05},
     "sequential cohen": {"n0": 20, "n": 400, "method": "sequential", "radius": 0.05, "bound": "cohen"},
     "tolerance": {"n0": 20, "n": 1200, "method": "tolerance", "tolerance": 0.3},
-    "grid": {"n0": 20, "n": 400, "method": "grid", "radii": (0.02, 0.05, 0.1)},
+    "grid": {"n0": 20, "n": 400, "method": "grid", "radii": (0.02, 0.05, 0.1), "bound": "cohen"},
     "randomized": {"n0": 20, "n": 100, "randomize": True},
     "randomized tolerance": {"n0": 20, "n": 1200, "method": "tolerance", "tolerance": 0.3, "randomize": True},
 }

@@ -279,7 +279,7 @@ class GridCertify(_Certify):
         _require_estimate(n, alpha, bound)
         if n > MOST_SAMPLES:
             raise ValueError(
-                f"n is {n}; it must be at most {MOST_SAMPLES:,} by methods sequential and grid (docs/soundness.md)"
+                f"n is {n}; it must be at most {MOST_SAMPLES:,} by method sequential or grid (docs/soundness.md)"
             )
         require_level(beta, "beta")
         looks = geometric_looks(CERTIFY_LOOKS[0], n, CERTIFY_LOOKS[1])

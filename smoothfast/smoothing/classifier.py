@@ -270,7 +270,8 @@ class SmoothedClassifier(nn.Module):
         self._learn_classes(images)
         ids = checked_ids(image_ids, len(images))
         classes = None if labels is None else checked_labels(labels, len(images), self.num_classes)
-        given: dict[str, Any] = {"radius": radius, "tolerance": tolerance, "radii": radii, "beta": beta}
+        grid = None if radii is None else tuple(map(float, radii))
+        given: dict[str, Any] = {"radius": radius, "tolerance": tolerance, "radii": grid, "beta": beta}
         new = partial(certify_procedure, method, n0, n, alpha, sigma, bound=bound, **given)
         # Checks the arguments before any work. A smaller u gives radii that mean nothing: infinite ones below alpha.
         most = new(label=None if classes is None else 0, u=LEAST_U if randomize else 1.0).most

@@ -1055,10 +1055,10 @@ def early_stopping() -> Iterator[Any]:
     grid = {"method": "grid", "radii": (0, 0.1)}
     yield grid | {"randomize": True}, "method 'grid' has no randomized bounds"
     yield {"method": "grid"}, "radii is None; method 'grid' needs one"
-    yield {"radii": [0]}, "radii is [0]; method 'fixed' takes none; 'grid' does"
+    yield {"radii": [0]}, "radii is (0.0,); method 'fixed' takes none; 'grid' does"
     yield {"beta": 0.1}, "beta is 0.1; method 'fixed' takes none; 'grid' does"
     for radii in ((), (-0.1, 0), (0.1, 0.1), (0.2, 0.1), (0, float("nan")), (float("nan"),), (0, float("inf")), (0, 5)):
-        yield grid | {"radii": radii}, f"radii is {radii}; they must be at least 0, increasing and below"
+        yield grid | {"radii": radii}, f"radii is {tuple(map(float, radii))}; they must be at least 0, incre"
     for beta in (0, 1, float("nan")):
         yield grid | {"beta": beta}, f"beta is {beta}; it must be at least 1e-100 and below 1"
 

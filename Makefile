@@ -8,7 +8,9 @@ TORCH := $(VENV)/.torch
 READY := $(VENV)/.ready
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: help build test lint demo bench clean
+DOCS := build/docs
+
+.PHONY: help build test lint demo bench docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -31,6 +33,10 @@ bench: $(READY)  ## the measurements that need no data
 	for what in noise tally replica_sum attack_step weights fused samples certify methods flights threads processes memory start scaling attack strength; do \
 		$(BIN)/smoothfast bench $$what || exit 1; done
 
+docs: $(DOCS)/.ready  ## the documentation as a site: build/site
+	PYTHONPATH=. $(DOCS)/bin/python docs/site/pages.py build/pages
+	$(DOCS)/bin/zensical build --strict
+
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info smoothfast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(READY)
 
@@ -38,6 +44,11 @@ $(TORCH):
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python >= 3.10, please: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip setuptools ninja torch torchvision
+	touch $@
+
+$(DOCS)/.ready:  # an environment of its own: torchattacks asks for a requests of 2020
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install zensical "mkdocstrings[python]" typer rich numpy
 	touch $@
 
 $(READY): $(TORCH) $(NATIVE) setup.py pyproject.toml

@@ -254,7 +254,8 @@ class SmoothedClassifier(nn.Module):
                 that aims to be at most `tolerance` below that of "fixed"; "grid": the largest certified one of `radii`.
             bound: "multiclass" (sigma/2 (Phi^-1(p_A) - Phi^-1(p_B))) or "cohen" (p_B = 1 - p_A).
             image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
-            radius, radii: for "sequential", and for "grid" (increasing, from 0 or more), in [0, 1] pixel units.
+            radius: for "sequential", in [0, 1] pixel units.
+            radii: for "grid", likewise, increasing.
             tolerance: for "tolerance", in units of sigma.
             beta: for "grid", the level at which it gives radii up, 0.05 if not given. It costs radii, never validity.
             labels: [N] classes to certify in place of selected ones, known beforehand, not from the same samples.

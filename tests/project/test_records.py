@@ -56,6 +56,24 @@ def test_sequential_method_agrees_with_the_fixed_one_up_to_undecided(fixed: Log,
     assert np.median(fixed.samples) > 200 * np.median(log.samples)
 
 
+def rounded_down(log: Log) -> np.ndarray:
+    """The largest radius of the grid that is certified, -1 where none is."""
+    radii = np.array([0, 0.25, 0.5, 0.75])
+    return np.where(log.predict >= 0, radii[np.searchsorted(radii, log.radius, "right") - 1], -1)
+
+
+def test_grid_answers_as_fixed_n_but_near_a_radius() -> None:
+    log, fixed = record("demo-integers-grid-10000"), record("demo-integers")
+    np.testing.assert_array_equal(log.idx, fixed.idx)
+    np.testing.assert_array_equal(log.predict, fixed.predict)
+    other = rounded_down(log) != rounded_down(fixed)
+    assert other.sum() == 6
+    assert (log.radius <= rounded_down(fixed))[log.predict >= 0].all()
+    assert (fixed.radius - rounded_down(fixed))[other].max() < 0.0095
+    assert (log.samples == fixed.samples)[other].all()  # all of them were drawn
+    assert 2.1 * log.samples.mean() < fixed.samples.mean()
+
+
 def test_tolerance_method_keeps_its_tolerance(fixed: Log) -> None:
     log = record("demo-tolerance-0.05")
     np.testing.assert_array_equal(log.idx, fixed.idx)
@@ -93,7 +111,7 @@ def test_integers_certify_what_float32_does() -> None:
 
 def test_figures_in_the_records() -> None:
     """Every table row and every sentence on effort that the page quotes is what the logs give."""
-    names = re.findall(r"^\| (demo-\S+) ", RECORDS, re.MULTILINE)
+    names = sorted(set(re.findall(r"^\| (demo-\S+) ", RECORDS, re.MULTILINE)))
     assert len(names) >= 2
     logs = named([record(name) for name in names])
     for line in render(summary(logs, [0, 0.25, 0.5, 0.75]), "markdown").splitlines()[2:]:

@@ -247,8 +247,7 @@ class SmoothedClassifier(nn.Module):
 
         Args:
             images: uint8 (0..255) or float (0..1, or `bounds`) [N, C, ...]. Only uint8 images give sound certificates.
-            n0: samples that select the class.
-            n: other samples that bound its probability; the most of them where the method stops early.
+            n0, n: samples that select the class, and others that bound its probability, at most where it stops early.
             alpha: error level per image.
             method: "fixed": the radius after n samples; "sequential": is it at least `radius`?; "tolerance": a radius
                 that aims to be at most `tolerance` below that of "fixed"; "grid": the largest certified one of `radii`.

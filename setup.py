@@ -60,7 +60,7 @@ def extension():
         "smoothfast._C",
         sources + (cuda if with_cuda else []),
         include_dirs=[str(ROOT / "csrc"), *toolkit_includes(torch)],
-        depends=files("*.h") + files("*.inc"),
+        depends=files("*.h") + files("*.cuh") + files("*.inc"),
         extra_link_args=openmp,
         extra_compile_args={"cxx": flags, "nvcc": nvcc} if with_cuda else flags,
     )

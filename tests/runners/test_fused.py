@@ -309,8 +309,8 @@ def test_winograd_where_there_is_no_torch(
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
     root, program = Path(__file__).parents[2], tmp_path / "program"
-    network = [f"csrc/cpu/fused/{name}.cpp" for name in ("plan", "winograd/program", "winograd/network")]
-    sources = ["tests/runners/winograd_elsewhere.cpp", "csrc/cpu/isa.cpp", *network]
+    stems = ("cpu/isa", "fused/plan", "cpu/fused/winograd/program", "cpu/fused/winograd/network")
+    sources = ["tests/runners/winograd_elsewhere.cpp", *(f"csrc/{stem}.cpp" for stem in stems)]
     compiled = [
         compiler,
         "-O2",

@@ -113,8 +113,8 @@ def test_where_there_is_no_torch(tmp_path: Path) -> None:
             if shutil.which(tool) is None:
                 pytest.skip(f"needs {tool}")
         program = str(tmp_path / compiler)
-        stems = ["isa", *(f"fused/{stem}" for stem in ("plan", "integer/network", "integer/pack", "integer/program"))]
-        sources = ["tests/runners/integer_elsewhere.cpp", *(f"csrc/cpu/{stem}.cpp" for stem in stems)]
+        stems = ["cpu/isa", "fused/plan", *(f"cpu/fused/integer/{stem}" for stem in ("network", "pack", "program"))]
+        sources = ["tests/runners/integer_elsewhere.cpp", *(f"csrc/{stem}.cpp" for stem in stems)]
         flags = ["-O2", "-std=c++17", "-ffp-contract=off", "-static", "-Icsrc", "-Itests"]
         subprocess.run([compiler, *flags, *sources, "-o", program], cwd=Path(__file__).parents[2], check=True)
         logits.append(subprocess.run([*emulator, program], capture_output=True, text=True, check=True).stdout)

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "../../fused/plan.h"
 #include "../../rules/types.h"
-#include "plan.h"
 
 namespace smoothfast {
 namespace fused {

@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../plan.h"
+#include "../../../fused/plan.h"
 
 namespace smoothfast {
 namespace fused {

@@ -16,7 +16,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../plan.h"
+#include "../../../fused/plan.h"
 
 namespace smoothfast {
 namespace fused {

@@ -1,5 +1,5 @@
-// A CIFAR ResNet as a list of layers: geometry, without arithmetic. An arithmetic is a folder beside this header that
-// packs a plan, runs it forwards and, where it can, backwards.
+// A CIFAR ResNet as a list of layers: geometry, without arithmetic, for all devices. An arithmetic is a folder of a
+// backend that packs a plan, runs it forwards and, where it can, backwards.
 #pragma once
 
 #include <array>

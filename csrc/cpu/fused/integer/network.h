@@ -1,13 +1,10 @@
 // Forward passes of CIFAR ResNets in integers: the same bits on every processor.
-//
-// A map is uint8, a weight int8, a sum int32 and exact. A sum becomes a number of the next map as
-// clamp(round(fma(float32(sum), scale, bias)), 0, 255), where each of the conversion, the fused multiply-add and
-// `round` rounds once, to nearest, ties to even. What may not overflow is checked where a network is packed.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "../../../fused/integers.h"
 #include "program.h"
 
 namespace smoothfast {
@@ -20,16 +17,6 @@ enum class Processor { amx, avx512_vnni, avx_vnni, avx2, scalar };
 
 // Whether it is this machine's; asks the system for leave to use AMX.
 bool available(Processor processor);
-
-// What a layer of the plan has: weights int16 [outputs, 3, 3, 3] of the image, else int8 [outputs, inputs, size, size];
-// scale and bias as of `Convolution`, but for shortcuts; of the second of a block int32 shifts, and where the block has
-// no shortcut int8 multipliers.
-struct Numbers {
-  const void* weights;
-  const float *scale, *bias;
-  const int8_t* multipliers;
-  const int32_t* shifts;
-};
 
 // A network as the kernels read it, the same on all processors, in so many bytes on a line of 64.
 int64_t packed_bytes(const Shape& shape);

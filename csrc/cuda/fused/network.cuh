@@ -1,0 +1,201 @@
+// From images to votes in one kernel: a block takes some samples through the whole network, in shared memory. An
+// arithmetic is what `Numbers` has, as Integers of integers.cuh.
+#pragma once
+
+#include "../votes.cuh"
+#include "source.cuh"
+
+namespace smoothfast {
+namespace fused {
+namespace mma {
+namespace {
+
+// The share of a warp in the maps of a stage: in the first one, 8 rows of a half of every sample; then rows of one
+// sample, and a half or a quarter of the outputs.
+template <int SAMPLES, int STAGE>
+struct Share {
+  static constexpr int kRows = STAGE == 0 ? 8 : 4 * SAMPLES, kSize = 32 >> STAGE, kTurns = STAGE == 0 ? SAMPLES : 1;
+  uint32_t group, sample, x, y;
+
+  __device__ __forceinline__ Share() {
+    const uint32_t warp = threadIdx.x / 32, first = (warp >> (STAGE == 0 ? 1 : STAGE)) * kRows;
+    group = STAGE == 0 ? 0 : warp % (1 << STAGE);
+    x = STAGE == 0 ? warp % 2 * 16 : 0;
+    sample = first / kSize;
+    y = first % kSize;
+  }
+};
+
+// A warp on its way through the network.
+template <class Numbers, int SAMPLES>
+struct Way {
+  using Places = mma::Places<Numbers::kNumber>;
+  template <int STAGE>
+  using Map = mma::Map<Numbers::kNumber, STAGE>;
+
+  uint32_t samples;    // in shared memory
+  const char* record;  // of the next layer
+  Fragments w;         // of it
+  Lane l;
+
+  __device__ __forceinline__ uint32_t sample(uint32_t number) const { return samples + number * Places::kSample; }
+
+  template <int STAGE>
+  __device__ __forceinline__ void surround_maps(int place) const {
+#pragma unroll 1
+    for (int s = 0; s < SAMPLES; ++s) surround<Map<STAGE>>(sample(s) + place);
+  }
+
+  // Computes a layer, and loads the first weights of the next: PART of stage NEXT, which changes the shape or not. A
+  // barrier between these would be waited at; so what is loaded is there after it.
+  template <Part PART, int STAGE, bool CHANGES>
+  __device__ __forceinline__ void layer() {
+    constexpr bool kSecond = PART == Part::second;
+    constexpr int kFrom = Places::x(CHANGES ? STAGE - 1 : STAGE), kH = Places::h(STAGE), kX = Places::x(STAGE);
+    const Share<SAMPLES, STAGE> share;
+#pragma unroll 1
+    for (int turn = 0; turn < Share<SAMPLES, STAGE>::kTurns; ++turn) {
+      const uint32_t base = sample(share.sample + turn);
+      const Task task = {
+          base + (kSecond ? kH : kFrom), base + (kSecond ? kX : kH), base + kFrom, share.group, share.x, share.y};
+      Numbers::template convolve<PART, STAGE, CHANGES, Share<SAMPLES, STAGE>::kRows>(task, w, record, l);
+    }
+    record += Numbers::record_bytes(PART, STAGE, CHANGES);
+  }
+
+  template <Part PART, int STAGE, bool CHANGES>
+  __device__ __forceinline__ void load() {
+    Numbers::template load<PART, STAGE, CHANGES>(w, record, Share<SAMPLES, STAGE>().group, l);
+  }
+
+  template <int STAGE>
+  __device__ __forceinline__ void load_after_block(bool last) {
+    if (!last) return load<Part::first, STAGE, false>();
+    if constexpr (STAGE < 2) load<Part::first, STAGE + 1, true>();
+  }
+
+  template <int STAGE, bool CHANGES>
+  __device__ __forceinline__ void block(bool last) {
+    layer<Part::first, STAGE, CHANGES>();
+    load<Part::second, STAGE, CHANGES>();
+    barrier();
+    layer<Part::second, STAGE, CHANGES>();
+    load_after_block<STAGE>(last);
+    barrier();
+  }
+
+  template <int STAGE>
+  __device__ __forceinline__ void stage(int blocks) {
+    surround_maps<STAGE>(Places::h(STAGE));
+    if constexpr (STAGE > 0) {
+      surround_maps<STAGE>(Places::x(STAGE));
+      block<STAGE, true>(blocks == 1);
+    }
+#pragma unroll 1
+    for (int number = STAGE > 0; number < blocks; ++number) block<STAGE, false>(number + 1 == blocks);
+  }
+
+  __device__ __forceinline__ void image() {
+    const Share<SAMPLES, 0> share;
+    surround_maps<0>(Places::x(0));
+#pragma unroll 1
+    for (int s = 0; s < SAMPLES; ++s) {
+      const Task task = {sample(s) + Places::kImage, sample(s) + Places::x(0), 0, 0, share.x, share.y};
+      Numbers::template convolve_image<Share<SAMPLES, 0>::kRows>(task, record, l);
+    }
+    record += Numbers::record_bytes(Part::image, 0, false);
+    load<Part::first, 0, false>();
+    barrier();
+  }
+
+  // Sums of two channels a lane over the pixels of the last map, and logits of the sample of this warp; 0 of padding.
+  __device__ __forceinline__ void logits(char* shared, float* to, int64_t classes, bool live) const {
+    constexpr uint32_t kParts = kWarps / SAMPLES, kRows = 8 / kParts;
+    const uint32_t warp = threadIdx.x / 32, part = warp % kParts, at = 2 * Numbers::kNumber * l.lane;
+    const uint32_t map = sample(warp / kParts) + Places::x(2);
+    auto* sums = reinterpret_cast<typename Numbers::Pooled*>(shared + Places::h(1));
+    typename Numbers::Pooled mine = {};
+#pragma unroll
+    for (uint32_t i = 0; i < 8 * kRows; ++i)
+      Numbers::pool(
+          mine, map + (part * kRows + i / 8 + 1) * Map<2>::kRow + place<Map<2>>(i % 8 + 1, at / kChunk) + at % kChunk);
+    sums[threadIdx.x] = mine;
+    barrier();
+    typename Numbers::Pooled all = {};
+#pragma unroll
+    for (uint32_t p = 0; p < kParts; ++p) {
+      const auto more = sums[(warp - part + p) * 32 + l.lane];
+      all.x += more.x, all.y += more.y;
+    }
+#pragma unroll 1
+    for (int64_t k = part; k < classes; k += kParts) {
+      const float logit = Numbers::logit(all, record, classes, k, l);
+      if (l.lane == 0 && to) to[k] = live ? logit : 0.0f;
+    }
+    barrier();
+  }
+};
+
+// A warp votes; what it reads the block has written.
+__device__ __forceinline__ void vote_by(Voting voting, const TallyArgs& args, int64_t row, int64_t slot, int lane) {
+  switch (voting) {
+    case Voting::prediction:
+      return vote<Float32, Prediction<Float32>>(args, row, slot, lane);
+    case Voting::weighted:
+      return vote<Float32, Weighted<Float32>>(args, row, slot, lane);
+    case Voting::soft:
+      return vote<Float32, Soft<Float32>>(args, row, slot, lane);
+    case Voting::logit:
+      return vote<Float32, Logit<Float32>>(args, row, slot, lane);
+  }
+}
+
+// The slot of a row, negative if it is padding. Replicas that are given need none.
+__device__ __forceinline__ int64_t slot_of(const VotesArgs& args, int64_t row) {
+  if (row >= args.votes.rows) return -1;
+  return args.source == Source::given ? 0 : args.votes.slots[row];
+}
+
+// A block takes a unit of samples after another.
+template <class Numbers, int SAMPLES>
+__device__ __forceinline__ void take_units(const VotesArgs& args, char* shared) {
+  using Places = mma::Places<Numbers::kNumber>;
+  const uint32_t samples = static_cast<uint32_t>(__cvta_generic_to_shared(shared)), warp = threadIdx.x / 32;
+  const bool staged = args.replicas.guide_bytes > 0;  // in place of the first map, until that is written
+  auto* guide = reinterpret_cast<int32_t*>(shared);
+  for (uint32_t unit = blockIdx.x; unit < args.units; unit += gridDim.x) {
+    const int64_t first = int64_t{unit} * SAMPLES;
+    bool live = false;
+    for (int s = 0; s < SAMPLES; ++s) live |= slot_of(args, first + s) >= 0;
+    Way<Numbers, SAMPLES> way = {samples, args.packed, {}, {}};
+    barrier();
+    if (live) {
+      for (uint32_t i = threadIdx.x; i < args.replicas.guide_bytes / sizeof(int32_t); i += kThreads)
+        guide[i] = args.replicas.guide[i];
+      for (int s = 0; s < SAMPLES; ++s) clear_image<Numbers>(way.sample(s) + Places::kImage);
+      barrier();
+#pragma unroll 1
+      for (int s = 0; s < SAMPLES; ++s) {
+        const int64_t slot = slot_of(args, first + s);
+        if (slot >= 0)
+          make_image<Numbers>(args, way.sample(s) + Places::kImage, first + s, slot,
+                              staged ? guide : args.replicas.guide);
+      }
+      barrier();
+      way.image();
+      way.template stage<0>(args.blocks);
+      way.template stage<1>(args.blocks);
+      way.template stage<2>(args.blocks);
+    }
+    const int64_t mine = first + warp / (kWarps / SAMPLES);
+    float* to = mine < args.votes.rows ? args.logits + mine * args.votes.classes : nullptr;
+    way.logits(shared, to, args.votes.classes, live && slot_of(args, mine) >= 0);
+    const int64_t row = first + warp, slot = warp < SAMPLES && args.votes.counts ? slot_of(args, row) : -1;
+    if (slot >= 0) vote_by(args.voting, args.votes, row, slot, way.l.lane);
+  }
+}
+
+}  // namespace
+}  // namespace mma
+}  // namespace fused
+}  // namespace smoothfast

@@ -1,0 +1,98 @@
+// How tensor cores take a CIFAR ResNet of widths 16, 32 and 64: places in the shared memory of a block, and the order
+// of weights. Host and device: for packers, kernels and their tests.
+#pragma once
+
+#include "../../rules/arithmetic.h"
+#include "../plan.h"
+
+namespace smoothfast {
+namespace fused {
+namespace mma {
+
+constexpr int kWarps = 8;               // of a block
+constexpr int kChunk = 16;              // bytes: a row of a matrix that ldmatrix loads
+constexpr int kMost = 48 << 10;         // bytes of shared memory that every device grants a block
+constexpr int kWidth = 16;              // of the first stage; twice as much in each that follows
+constexpr int kOutputs = 16;            // of a fragment: two matrices of 8, for one lane two pairs of neighbours
+constexpr int kFragment = 32 * kChunk;  // bytes, those of a lane together
+constexpr int kImagePixel = 8;          // bytes: three numbers of 16 bits, and one that has no weight
+constexpr int kImageRow = 34 * kImagePixel;
+constexpr int kImageBytes = (34 * kImageRow + kImagePixel + kChunk - 1) / kChunk * kChunk;
+
+// A map of a stage, of numbers of so many bytes: rows of pixels, with rows of zeros above and below. A column of zeros
+// is the right end of a row and the left end of the next.
+template <int NUMBER, int STAGE>
+struct Map {
+  static constexpr int kSize = 32 >> STAGE, kChannels = kWidth << STAGE;
+  static constexpr int kPixel = NUMBER * kChannels, kChunks = kPixel / kChunk, kRow = (kSize + 1) * kPixel;
+  static constexpr int kBytes = (kSize + 2) * kRow + kPixel;
+};
+
+// The chunks of a pixel are exchanged by its column such that the rows of a matrix, 8 pixels next to each other or
+// every second one, lie in different banks; and so do the 4 bytes a lane that fragments of outputs are stored as.
+template <class M>
+SMOOTHFAST_INLINE constexpr uint32_t swizzled(uint32_t x, uint32_t chunk) {
+  if (M::kChunks == 1) return 0;
+  if (M::kChunks == 2) return chunk ^ (x >> 2 & 1);
+  if (M::kChunks == 4) return chunk ^ ((x & 2) | (x >> 2 & 1));
+  return chunk ^ ((x & 3) << 1 | (x >> 2 & 1));
+}
+
+// Bytes from the first pixel of a row, which is zeros, to a chunk of its pixel x.
+template <class M>
+SMOOTHFAST_INLINE constexpr uint32_t place(uint32_t x, uint32_t chunk) {
+  return x * M::kPixel + swizzled<M>(x, chunk) * kChunk;
+}
+
+// Where a sample has its maps, in two regions: x, what goes into a block and comes out of it; h, what is between its
+// convolutions. The image lies where h of the first stage will be.
+template <int NUMBER>
+struct Places {
+  static constexpr int kRegion = Map<NUMBER, 0>::kBytes, kSecond = 2 * Map<NUMBER, 1>::kBytes;
+  static constexpr int kImage = kRegion, kSample = kRegion + kSecond;
+  static_assert(kSecond >= kRegion && kSecond >= kImageBytes && 2 * Map<NUMBER, 2>::kBytes <= kRegion, "");
+  static_assert(kRegion % kChunk == 0 && kSecond % kChunk == 0, "");
+
+  static SMOOTHFAST_INLINE constexpr int h(int stage) { return stage == 2 ? 0 : kRegion; }
+  static SMOOTHFAST_INLINE constexpr int x(int stage) {
+    return stage == 0 ? 0 : stage == 1 ? kRegion + kSecond / 2 : Map<NUMBER, 2>::kBytes;
+  }
+};
+
+// A step of products takes this many inputs.
+template <int NUMBER>
+constexpr int kInputs = 32 / NUMBER;
+
+// A fragment is a step for 16 outputs: [32 lanes][2 matrices][2 halves of the inputs][4 bytes]. The output and the
+// input of a number in it:
+constexpr int output_of(int lane, int matrix) { return lane / 8 * 4 + 2 * matrix + lane / 4 % 2; }
+
+template <int NUMBER>
+constexpr int input_of(int lane, int half, int element) {
+  return kInputs<NUMBER> / 2 * half + 4 / NUMBER * (lane % 4) + element;
+}
+
+// Packs a fragment whose numbers are weight(output, input).
+template <class Number, class Weight>
+Number* pack_fragment(const Weight& weight, Number* to) {
+  constexpr int kNumber = sizeof(Number);
+  for (int lane = 0; lane < 32; ++lane)
+    for (int matrix = 0; matrix < 2; ++matrix)
+      for (int half = 0; half < 2; ++half)
+        for (int element = 0; element < 4 / kNumber; ++element)
+          *to++ = weight(output_of(lane, matrix), input_of<kNumber>(lane, half, element));
+  return to;
+}
+
+// Empty, or why these kernels do not take a shape.
+inline const char* refusal(const Shape& shape) {
+  const char* refused = fused::refusal(shape);
+  if (*refused) return refused;
+  for (int stage = 0; stage < 3; ++stage)
+    if (shape.widths[stage] != kWidth << stage) return "on GPUs widths must be 16, 32, 64";
+  return "";
+}
+
+}  // namespace mma
+}  // namespace fused
+}  // namespace smoothfast

@@ -29,14 +29,14 @@ TORCH_LIBRARY(smoothfast, m) {
       "perturb_weights(Tensor weights, Tensor scales, Tensor factors, Tensor tiles, Tensor passes, Tensor key, "
       "ScalarType dtype) -> Tensor",
       {at::Tag::pt2_compliant_tag});
-  // What CPUs alone have; their arguments are checked in cpu/fused/ops.cpp and integer_ops.cpp.
+  // Packed on CPUs, for all devices; gradients are for CPUs alone. Arguments are checked in cpu/fused and cuda/fused.
   m.def(
       "fused_pack(Tensor[] weights, Tensor[] gains, Tensor[] biases, Tensor linear, Tensor linear_bias, "
       "str arithmetic, bool gradients) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "fused_pack_integers(Tensor[] weights, Tensor[] scales, Tensor[] biases, Tensor[] multipliers, Tensor[] shifts, "
-      "Tensor linear, Tensor linear_bias, float unit) -> Tensor",
+      "Tensor linear, Tensor linear_bias, float unit, str arithmetic) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def("fused_logits(Tensor replicas, Tensor packed, int[] shape, str arithmetic) -> Tensor",
         {at::Tag::pt2_compliant_tag});

@@ -146,14 +146,14 @@ class IntegerResNet(nn.Module):
         stage = len(self.blocks) // 3
         return [*(len(self.blocks[number * stage].shift) for number in range(3)), stage, len(self.linear)]
 
-    def packed(self) -> Tensor:
-        """The network as the kernels take it, uint8 [bytes]."""
+    def packed(self, arithmetic: str) -> Tensor:
+        """The network as the kernels of an arithmetic take it, uint8 [bytes], on the CPU."""
         layers = list(self._layers())
         weights, scales, biases, multipliers, shifts = (
-            [layer[name] for layer in layers] for name in ("weight", "scale", "bias", "multiplier", "shift")
+            [layer[name].cpu() for layer in layers] for name in ("weight", "scale", "bias", "multiplier", "shift")
         )
-        last = self.linear, self.linear_bias, float(self.unit)
-        return ops.fused_pack_integers(weights, scales, biases, multipliers, shifts, *last)
+        last = self.linear.cpu(), self.linear_bias.cpu(), float(self.unit)
+        return ops.fused_pack_integers(weights, scales, biases, multipliers, shifts, *last, arithmetic)
 
     def _layers(self) -> Iterator[dict[str, Tensor]]:
         """The tensors of each layer, in the order of `ops.fused_pack_integers`; empty ones for what it has not."""

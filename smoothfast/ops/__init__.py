@@ -235,8 +235,9 @@ def fused_pack_integers(
     linear: Tensor,
     linear_bias: Tensor,
     unit: float,
+    arithmetic: str,
 ) -> Tensor:
-    """A CIFAR ResNet in integers as `fused_logits` and `fused_votes` take it, by any arithmetic called int8.
+    """A CIFAR ResNet in integers as `fused_logits` and `fused_votes` take it, by an arithmetic called int8.
 
     All of these compute one function, bit for bit. A map has numbers 0..255; a sum of it with weights is exact, and
     becomes a number of the next map as `clamp(round(fma(float32(sum), scale, bias)), 0, 255)`, where conversion, fused
@@ -255,15 +256,16 @@ def fused_pack_integers(
         shifts: int32 [outputs], 0..24, of the last layer of a block; of others [0].
         linear, linear_bias: int16 [K, C], int32 [K], for the sums of the last map over its pixels.
         unit: of logits, positive.
+        arithmetic: the one that takes it. Those of CPUs all take the same, and so do "int8_mma" and "int8_mma_pairs".
 
     Returns:
-        uint8 [bytes].
+        uint8 [bytes], on the CPU.
 
     Raises:
         RuntimeError: an argument is not as above, or lets a sum reach 2**31.
     """
     return torch.ops.smoothfast.fused_pack_integers(
-        weights, scales, biases, multipliers, shifts, linear, linear_bias, unit
+        weights, scales, biases, multipliers, shifts, linear, linear_bias, unit, arithmetic
     )
 
 
@@ -278,7 +280,7 @@ def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], arithme
         shape: three widths, multiples of 16 (for tiles of 32, but for the first), the blocks of a stage, and K.
         arithmetic: the one that it was packed for, of those that `extension.fused_arithmetics` names; each rounds in
             its own way. Those in integers do not: "int8_amx", "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2" and
-            "int8_scalar" differ in speed alone.
+            "int8_scalar", on GPUs "int8_mma" and "int8_mma_pairs", differ in speed alone.
 
     Returns:
         float32 [R, K].

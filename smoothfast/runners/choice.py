@@ -143,7 +143,7 @@ def for_integers(workload: Workload, device: torch.device) -> list[str]:
     kernels take, and the tests of rows alone are some hundred samples."""
     if not workload.family:
         return ["openvino"]
-    return ["fused", "eager"] if device.type == "cpu" and preferred("int8") else ["eager"]
+    return ["fused", "eager"] if preferred("int8", device.type) else ["eager"]
 
 
 class Function(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -21,10 +22,11 @@ from .resnets import CifarResNet, recognised
 ROWS = 8  # of the check
 EXACT = 1e-5  # of the norm of logits, by which those in float32 may differ; 5e-7 for ResNet-20
 WORSE = 2.0  # so many times as wrong as torch's own bf16 may those in bf16 be
+ON_GPUS = ("int8_mma", "int8_mma_pairs")  # neither of which was timed
 PREFERRED = {  # by precision, the fastest first
     "bf16": ("amx", "winograd_bf16", "winograd_mixed"),
     "fp32": ("winograd_fp32",),
-    "int8": ("int8_amx", "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2", "int8_scalar"),
+    "int8": ("int8_amx", "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2", "int8_scalar", *ON_GPUS),
 }
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -33,17 +35,22 @@ def arithmetics() -> list[str]:
     """Names what fused networks are computed by here: "winograd_fp32" wherever `smoothfast._C` is built; with
     AVX512-BF16 "winograd_bf16" and "winograd_mixed", and "avx512_bf16", tiles for tests of those of "amx". Fewer where
     SMOOTHFAST_CPU says less. Those of networks in integers, which all compute one function, are `preferred("int8")`."""
-    return [name for name in _live() if not name.startswith("int8")]
+    return [name for name in _live("cpu") if not name.startswith("int8")]
 
 
-def preferred(precision: str) -> list[str]:
-    """The arithmetics for a precision, the fastest first."""
-    there = _live()
+def preferred(precision: str, device: str = "cpu") -> list[str]:
+    """The arithmetics for a precision on a kind of device, the fastest first."""
+    there = _live(device)
     return [name for name in PREFERRED.get(precision, ()) if name in there]
 
 
-def _live() -> list[str]:
-    return [] if ops.extension is None else list(ops.extension.fused_arithmetics())
+def _live(device: str) -> list[str]:
+    if ops.extension is None or device not in ("cpu", "cuda"):
+        return []
+    if device == "cuda":
+        built = torch._C._dispatch_has_kernel_for_dispatch_key("smoothfast::fused_votes", "CUDA")
+        return list(ON_GPUS) if built else []
+    return list(ops.extension.fused_arithmetics())
 
 
 def dtype_of(arithmetic: str) -> torch.dtype:
@@ -83,12 +90,12 @@ def make(
     network: nn.Module, dtype: torch.dtype, device: torch.device, examples: tuple[Tensor, ...], count: int
 ) -> list[Runner]:
     """A CIFAR ResNet, or the gradient of one, by the fused kernels, which any number of threads may call at once."""
-    if device.type != "cpu" or ops.extension is None:
-        why = f"the base classifier is on {device}" if device.type != "cpu" else "smoothfast._C is not built"
-        raise DeclinedError(f"runner is 'fused', for CPUs; {why}")
+    integers = isinstance(network, IntegerResNet)
+    if not (integers or device.type == "cpu") or not _live(device.type):
+        raise DeclinedError(f"runner is 'fused', {_lacking(device)}")
     if isinstance(network, IntegerResNet):
         try:
-            return [FusedIntegers(network, preferred("int8")[0])] * count
+            return [FusedIntegers(network, preferred("int8", device.type)[0])] * count
         except Exception as error:  # what the op checks is told by RuntimeErrors
             raise declined("fused", error) from error
     there = preferred(NAMES.get(dtype, ""))
@@ -99,6 +106,17 @@ def make(
         return [fused(network, examples, there)] * count
     except Exception as error:  # of torch.export too
         raise declined("fused", error) from error
+
+
+def _lacking(device: torch.device) -> str:
+    """What the runner lacks for a device."""
+    if ops.extension is None:
+        return "for CPUs and CUDA; smoothfast._C is not built"
+    if device.type != "cuda":
+        return f"for CPUs and CUDA; the base classifier is on {device}"
+    if not _live("cuda"):
+        return f"for CPUs, since smoothfast._C was compiled without CUDA sources; the base classifier is on {device}"
+    return f"on GPUs for networks in integers alone; the base classifier is on {device}"
 
 
 def fused(network: nn.Module, examples: tuple[Tensor, ...], arithmetics: Sequence[str]) -> Callable[..., Any]:
@@ -194,16 +212,19 @@ class FusedIntegers:
     it. It has been compared with the definition, on some rows.
 
     Args:
-        arithmetic: any of those in integers; all give the same bits.
+        arithmetic: any of those in integers on the device; all give the same bits.
 
     Raises:
         MismatchError: other logits come out.
     """
 
     def __init__(self, network: IntegerResNet, arithmetic: str) -> None:
-        self._numbers = network.packed(), network.shape, arithmetic
+        device = network.linear.device
+        self._numbers = network.packed(arithmetic).to(device), network.shape, arithmetic
         noise = 2 * torch.randn(ROWS, *IMAGE, generator=torch.Generator().manual_seed(0))
-        require(torch.equal(self(noise), network(noise)), "its logits are not those of its definition")
+        definition = network if device.type == "cpu" else deepcopy(network).cpu()  # float64 of a GPU is not needed
+        found = self(noise.to(device)).cpu()
+        require(torch.equal(found, definition(noise)), "its logits are not those of its definition")
 
     def __call__(self, replicas: Tensor) -> Tensor:
         most = torch.iinfo(torch.int16).max

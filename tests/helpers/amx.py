@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-OF_FOLDERS = [f"cpu/fused/{folder}/{stem}" for folder in ("tiles", "integer") for stem in ("network", "pack", "program")]
+OF_FOLDERS = [
+    f"cpu/fused/{folder}/{stem}" for folder in ("tiles", "integer") for stem in ("network", "pack", "program")
+]
 KERNELS = ("cpu/isa", "fused/plan", *OF_FOLDERS)
 SOURCES = ["tests/helpers/amx_emulated.cpp", *(f"csrc/{stem}.cpp" for stem in KERNELS)]
 KINDS = ("products", "loads", "stores", "zeros", "configurations")

@@ -29,10 +29,10 @@ class Integers:
     linear_bias: Tensor = field(default_factory=lambda: torch.zeros(0))
     unit: float = 0.0
 
-    def packed(self) -> Tensor:
-        """The network as the kernels take it."""
+    def packed(self, arithmetic: str = "int8_scalar") -> Tensor:
+        """The network as the kernels of an arithmetic take it."""
         lists = self.weights, self.scales, self.biases, self.multipliers, self.shifts
-        return ops.fused_pack_integers(*lists, self.linear, self.linear_bias, self.unit)
+        return ops.fused_pack_integers(*lists, self.linear, self.linear_bias, self.unit, arithmetic)
 
     def tensors(self) -> dict[str, Tensor]:
         """The `state_dict` of its definition."""

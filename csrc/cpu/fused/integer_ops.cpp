@@ -9,7 +9,10 @@
 #include <cstdlib>
 #include <vector>
 
+#include "../../fused/mma/arithmetics.h"
+#include "../../fused/mma/integers.h"
 #include "integer/network.h"
+#include "network.h"
 
 namespace smoothfast {
 
@@ -133,8 +136,18 @@ void check_head(const at::Tensor& linear, const at::Tensor& bias, double unit) {
   TORCH_CHECK(single > 0 && std::isfinite(single), kOp, ": unit must be positive and finite in float32, not ", unit);
 }
 
+// Whether an arithmetic is one of GPUs. Any may be packed for, also where it does not run.
+bool is_of_gpus(c10::string_view name) {
+  for (Arithmetic one : {Arithmetic::int8_amx, Arithmetic::int8_avx512_vnni, Arithmetic::int8_avx_vnni,
+                         Arithmetic::int8_avx2, Arithmetic::int8_scalar})
+    if (name == arithmetic_name(one)) return false;
+  const mma::Arithmetic* found = mma::arithmetic_of(name);
+  TORCH_CHECK(found && found->integers, kOp, ": arithmetic is '", name, "', which is none in integers");
+  return true;
+}
+
 // The shape of a network whose lists and linear layer are long enough to have one.
-Shape checked_shape(const Lists& lists, const at::Tensor& linear, const at::Tensor& linear_bias) {
+Shape checked_shape(const Lists& lists, const at::Tensor& linear, const at::Tensor& linear_bias, bool for_gpus) {
   const size_t count = lists.weights.size();
   TORCH_CHECK(count >= 9 && (count - 3) % 6 == 0, kOp, ": there must be 3 + 6n weights, not ", count);
   for (const auto* list : {&lists.scales, &lists.biases, &lists.multipliers, &lists.shifts})
@@ -151,7 +164,7 @@ Shape checked_shape(const Lists& lists, const at::Tensor& linear, const at::Tens
                 lists.weights[i].sizes());
   const Shape shape = {
       {lists.weights[0].size(0), lists.weights[2 * blocks + 1].size(0), linear.size(1)}, blocks, linear.size(0)};
-  const char* refused = refusal(shape);
+  const char* refused = for_gpus ? mma::refusal(shape) : refusal(shape);
   TORCH_CHECK(!*refused, kOp, ": ", refused, "; widths are ", shape.widths[0], ", ", shape.widths[1], ", ",
               shape.widths[2], ", blocks ", blocks, ", classes ", shape.classes);
   return shape;
@@ -165,10 +178,11 @@ std::vector<at::Tensor> contiguous(at::TensorList tensors) {
 
 at::Tensor fused_pack_integers_cpu(at::TensorList weights, at::TensorList scales, at::TensorList biases,
                                    at::TensorList multipliers, at::TensorList shifts, const at::Tensor& linear,
-                                   const at::Tensor& linear_bias, double unit) {
+                                   const at::Tensor& linear_bias, double unit, c10::string_view arithmetic) {
+  const bool for_gpus = is_of_gpus(arithmetic);
   const Lists lists = {contiguous(weights), contiguous(scales), contiguous(biases), contiguous(multipliers),
                        contiguous(shifts)};
-  const Shape shape = checked_shape(lists, linear, linear_bias);
+  const Shape shape = checked_shape(lists, linear, linear_bias, for_gpus);
   const Plan plan = plan_of(shape);
   for (size_t i = 0; i < plan.size(); ++i) check_layer(lists, plan, static_cast<int64_t>(i));
   const at::Tensor last = linear.contiguous(), last_bias = linear_bias.contiguous();
@@ -178,9 +192,11 @@ at::Tensor fused_pack_integers_cpu(at::TensorList weights, at::TensorList scales
     layers.push_back({lists.weights[i].const_data_ptr(), lists.scales[i].const_data_ptr<float>(),
                       lists.biases[i].const_data_ptr<float>(), lists.multipliers[i].const_data_ptr<int8_t>(),
                       lists.shifts[i].const_data_ptr<int32_t>()});
-  at::Tensor packed = at::empty({integer::packed_bytes(shape)}, linear.options().dtype(at::kByte));
-  integer::pack(shape, layers, last.const_data_ptr<int16_t>(), last_bias.const_data_ptr<int32_t>(),
-                static_cast<float>(unit), reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
+  const int64_t bytes = for_gpus ? mma::integers::packed_bytes(shape) : integer::packed_bytes(shape);
+  at::Tensor packed = at::empty({bytes}, linear.options().dtype(at::kByte));
+  (for_gpus ? mma::integers::pack : integer::pack)(shape, layers, last.const_data_ptr<int16_t>(),
+                                                   last_bias.const_data_ptr<int32_t>(), static_cast<float>(unit),
+                                                   reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
   return packed;
 }
 

@@ -18,9 +18,9 @@ __global__ void __launch_bounds__(kThreads, SAMPLES == 1 ? 2 : 1) integer_votes_
 
 }  // namespace
 
-void integer_votes(const VotesArgs& args, int samples, const Launch& launch, cudaStream_t stream) {
+cudaError_t integer_votes(const VotesArgs& args, int samples, const Launch& launch, cudaStream_t stream) {
   const auto kernel = samples == 1 ? integer_votes_kernel<1> : integer_votes_kernel<2>;
-  kernel<<<launch.grid, kThreads, launch.shared, stream>>>(args);
+  return launch_votes(kernel, args, launch, stream);
 }
 
 }  // namespace mma

@@ -195,6 +195,17 @@ __device__ __forceinline__ void take_units(const VotesArgs& args, char* shared) 
   }
 }
 
+// More shared memory than every device has must be asked for.
+inline cudaError_t launch_votes(void (*kernel)(VotesArgs), const VotesArgs& args, const Launch& launch,
+                                cudaStream_t stream) {
+  if (launch.shared > kSharedBytes) {
+    const auto asked = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared);
+    if (asked != cudaSuccess) return asked;
+  }
+  kernel<<<launch.grid, kThreads, launch.shared, stream>>>(args);
+  return cudaGetLastError();
+}
+
 }  // namespace
 }  // namespace mma
 }  // namespace fused

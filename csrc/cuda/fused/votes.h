@@ -6,6 +6,7 @@
 
 #include "../noisy_replicas.h"
 #include "../tally.h"
+#include "launch.h"
 
 namespace smoothfast {
 namespace fused {
@@ -20,12 +21,13 @@ struct VotesArgs {
   float* logits;         // [R, classes]
   const char* packed;
   int32_t blocks;  // of a stage
-  uint32_t units;  // of so many samples
+  uint32_t units;
   Source source;
   Voting voting;  // where there are counts
 };
 
-void integer_votes(const VotesArgs& args, int samples, const Launch& launch, cudaStream_t stream);
+// Launches the kernel of an arithmetic. It may be captured into a graph.
+cudaError_t integer_votes(const VotesArgs& args, int samples, const Launch& launch, cudaStream_t stream);
 
 }  // namespace mma
 }  // namespace fused

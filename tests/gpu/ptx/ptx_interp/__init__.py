@@ -1,9 +1,9 @@
 """An interpreter that runs the PTX that nvcc or Triton produced on the CPU, with NumPy.
 
 It executes the *compiled* PTX text (not a re-compilation of the source) for the subset of integers, floats, shared
-memory, shuffles and atomics that ordinary kernels use. Every PTX register is a NumPy array with one element per
-thread ("lane"); many CTAs run side by side in one chunk. It is a verification tool, not a simulator of timing. Own
-work, written from the public PTX ISA manual.
+memory, shuffles, atomics and matrix products that ordinary kernels use. Every PTX register is a NumPy array with one
+element per thread ("lane"); many CTAs run side by side in one chunk. It is a verification tool, not a simulator of
+timing. Own work, written from the public PTX ISA manual.
 
     mem = Memory()
     x, y = mem.alloc(np_in), mem.alloc(np.zeros(n, "f4"))
@@ -19,6 +19,8 @@ What is checked while running (each becomes a Finding with the .loc line)
   barrier     bar.sync reached by a part of the CTA, or at different places, or after other threads have exited
   warpsync    shfl/vote/redux .sync whose member mask names threads not there
   uninit      shared memory read before it was written (opt-in: uninit=True)
+What is counted: how often threads and warps execute each instruction; opt-in (traffic=True) wavefronts of shared
+memory, and so bank conflicts, and sectors of global memory.
 Schedules: schedule="lockstep" (fast; all lanes, lowest pc first) or schedule="warp" with seed=k (parties of warps
 interleaved at random: different seeds give different parties, legal interleavings and atomic orders).
 
@@ -26,7 +28,7 @@ Fidelity: IEEE ops (.rn add/mul/fma/div/sqrt/cvt, and .rz/.rm/.rp of f32) are ex
 computed in double and rounded, i.e. within the hardware's error bound but not bit-equal to it (approx_ulp=k adds a
 random error of up to k ulp, to see whether a test depends on that). Fences are no-ops: weak-memory reordering between
 CTAs is not modelled. Not supported (raise Unsupported, with the instruction, when reached): recursion and indirect
-calls, textures, mma/wgmma/TMA/mbarrier, clusters, f8. Device printf does nothing; device assert and trap raise
+calls, textures, wgmma/TMA/mbarrier, clusters, f8. Device printf does nothing; device assert and trap raise
 PtxFault.
 
 Text takes one way: `decoder` makes a `program` of it, `compiler` (with `operands` and a module for each kind of

@@ -5,11 +5,12 @@ from .bits import Bits
 from .conversions import Conversions
 from .matrices import Matrices
 from .moves import Moves
+from .products import Products
 from .report import Unsupported
 from .warps import Warps
 
 
-class Compiler(Arithmetic, Bits, Moves, Conversions, Matrices, Warps):
+class Compiler(Arithmetic, Bits, Moves, Conversions, Matrices, Products, Warps):
     """One instruction, which `op_NAME` turns into a function of the active lanes."""
 
     def build(self):

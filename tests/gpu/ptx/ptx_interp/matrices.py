@@ -1,4 +1,4 @@
-"""Matrices in the registers of a warp."""
+"""Matrices of 8 x 8 halves between shared memory and the registers of a warp."""
 
 import numpy as np
 
@@ -7,37 +7,49 @@ from .formats import U8, U16, U32
 
 
 class Matrices(Accesses):
-    """Matrices in the registers of a warp."""
+    """Matrices of 8 x 8 halves between shared memory and the registers of a warp: lane 8 q + row holds the address of a
+    row of matrix q; of each, lane 4 row + pair holds two neighbours."""
 
-    def matrix(self, store):
-        state, ins, a = self.state, self.ins, self.ins.args
-        if "m8n8" not in ins.mods or "b16" not in ins.mods:
-            raise self.bad()
-        regs = self.vec(a[1] if store else a[0])
-        addr, tr = self.address(a[0] if store else a[1]), "trans" in ins.mods
-        rs = [self.rd(x, "b32") if store else self.wr(x, "b32") for x in regs]
+    def op_ldmatrix(self):
+        state, ins = self.state, self.ins
+        to, source = self.ins.args
+        addr, ws, space = self.address(source), [self.wr(x, "b32") for x in self.vec(to)], self.space()
+        turned = self._turned()
 
         def run(i):
-            if len(i) % 32:
-                raise self.bad("partial warp")
-            at = addr(i).reshape(-1, 32)
-            lane = i.reshape(-1, 32)
-            for q, reg in enumerate(rs):
-                # lane 8q+row holds the address of that row of matrix q
-                rows, who = at[:, 8 * q : 8 * q + 8].ravel(), lane[:, 8 * q : 8 * q + 8].ravel()
-                if store:
-                    m = np.ascontiguousarray(reg(i)).view(U16).reshape(-1, 8, 8)
-                    m = np.ascontiguousarray(m.transpose(0, 2, 1) if tr else m)
-                    state.store(ins, "shared", rows, m.view(U8).reshape(len(rows), 16), who)
-                else:
-                    m = np.ascontiguousarray(state.load(ins, "shared", rows, 16, who)).view(U16).reshape(-1, 8, 8)
-                    m = np.ascontiguousarray(m.transpose(0, 2, 1) if tr else m)
-                    reg(i, m.view(U32).reshape(-1))
+            at, who = self._rows(i, addr(i), len(ws))
+            rows = np.ascontiguousarray(state.load(ins, space, at, 16, who)).view(U16).reshape(-1, len(ws), 8, 8)
+            words = turned(rows).view(U32).reshape(-1, len(ws), 32)
+            for k, w in enumerate(ws):
+                w(i, words[:, k].reshape(-1))
 
         return run
 
     def op_stmatrix(self):
-        return self.matrix(True)
+        state, ins = self.state, self.ins
+        to, source = self.ins.args
+        addr, rs, space = self.address(to), [self.rd(x, "b32") for x in self.vec(source)], self.space()
+        turned = self._turned()
 
-    def op_ldmatrix(self):
-        return self.matrix(False)
+        def run(i):
+            at, who = self._rows(i, addr(i), len(rs))
+            words = np.empty((len(i) // 32, len(rs), 32), U32)
+            for k, r in enumerate(rs):
+                words[:, k] = r(i).reshape(-1, 32)
+            rows = turned(words.view(U16).reshape(-1, len(rs), 8, 8))
+            state.store(ins, space, at, rows.view(U8).reshape(len(at), 16), who)
+
+        return run
+
+    def _turned(self):
+        """What makes rows of matrices as they are in memory those that lanes hold, and back."""
+        if "m8n8" not in self.ins.mods or "b16" not in self.ins.mods:
+            raise self.bad()
+        if "trans" in self.ins.mods:
+            return lambda rows: np.ascontiguousarray(rows.transpose(0, 1, 3, 2))
+        return lambda rows: rows
+
+    def _rows(self, i, addresses, matrices):
+        """The addresses of the rows of so many matrices, and the lanes that give them."""
+        self.state.check_whole_warps(self.ins, i)
+        return tuple(np.ascontiguousarray(x.reshape(-1, 32)[:, : 8 * matrices]).ravel() for x in (addresses, i))

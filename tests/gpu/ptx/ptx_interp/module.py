@@ -11,6 +11,7 @@ from .races import Shadow
 from .report import PtxFault, Report
 from .schedule import Schedule
 from .state import State
+from .traffic import Traffic
 
 
 def triple(extent):
@@ -63,6 +64,8 @@ class Launch:
     approx_ulp: int
     same_value: bool
     max_steps: int
+    truncated: bool
+    traffic: Traffic | None
 
 
 class Module(Program):
@@ -84,11 +87,14 @@ class Module(Program):
         same_value=False,
         max_lanes=1 << 15,
         max_steps=10_000_000,
+        truncated=False,
+        traffic=False,
     ):
         """Runs kernel `name`; returns a Report. args: Buffers, numbers, bytes (structs).
 
         same_value=True also reports conflicting stores that do not change the value (Triton's reductions do this on
-        purpose: 32 lanes, one address)."""
+        purpose: 32 lanes, one address). truncated=True cuts the sums of mma in floats off, as devices may. traffic=True
+        counts wavefronts of shared memory and sectors of global memory."""
         kernel = self.kernel(name)
         grid, block = triple(grid), triple(block)
         threads, ctas = int(np.prod(block)), int(np.prod(grid))
@@ -101,9 +107,11 @@ class Module(Program):
         local = lay_out(kernel.local, 0, "local", symbols)
         symbols.update({name: ("param", at) for name, at in offsets.items()})
         rng = np.random.default_rng(seed)
+        counted = Traffic(len(kernel.code)) if traffic else None
         launch = Launch(
-            grid, block, mem, param, symbols, shared, local, Report(kernel), Shadow(len(mem.bytes)) if races else None,
-            schedule, rng, uninit, approx_ulp, same_value, max_steps,
+            grid, block, mem, param, symbols, shared, local, Report(kernel, counted),
+            Shadow(len(mem.bytes)) if races else None, schedule, rng, uninit, approx_ulp, same_value, max_steps,
+            truncated, counted,
         )  # fmt: skip
         order = np.arange(ctas) if schedule == "lockstep" else rng.permutation(ctas)
         kernel.state = kernel.state or State(kernel)  # its code is compiled once

@@ -29,6 +29,12 @@ class Operands:
 
     def rd(self, a, ty):
         """Reader of operand `a` as type `ty`: f(lanes) -> array (n,) or (1,)."""
+        readers = self.state.readers
+        if (a, ty) not in readers:
+            readers[a, ty] = self._reader(a, ty)
+        return readers[a, ty]
+
+    def _reader(self, a, ty):
         state, dt, size = self.state, DT[ty], SIZE[ty]
         negated = a.startswith("!")
         a = a.lstrip("!").strip()
@@ -78,6 +84,12 @@ class Operands:
 
     def wr(self, a, ty):
         """Writer of register `a` as type `ty`: f(lanes, value)."""
+        writers = self.state.writers
+        if (a, ty) not in writers:
+            writers[a, ty] = self._writer(a, ty)
+        return writers[a, ty]
+
+    def _writer(self, a, ty):
         state = self.state
         if a == "_":
             return lambda i, v: None

@@ -21,18 +21,25 @@ class Report:
 
     Attributes:
         counts: for each instruction, threads that executed it.
+        warps: for each instruction, how often a warp issued it.
         issued, thread_instrs: instructions, and threads that executed one, in all.
+        traffic: what memory was asked for, if it was to be counted.
     """
 
-    def __init__(self, kernel):
+    def __init__(self, kernel, traffic=None):
+        self.traffic = traffic
         self.kernel, self.findings, self.issued, self.thread_instrs = kernel, [], 0, 0
         self._seen = Counter()
-        self.counts = [0] * len(kernel.code)
+        self.counts, self.warps = [0] * len(kernel.code), [0] * len(kernel.code)
 
     def finish(self):
         """Turns the counts of a launch that is done into arrays."""
-        self.counts = np.array(self.counts, np.int64)
+        self.counts, self.warps = np.array(self.counts, np.int64), np.array(self.warps, np.int64)
         return self
+
+    def sum_of(self, counts, *ops):
+        """The sum of counts over the instructions of these operations."""
+        return sum(int(count) for ins, count in zip(self.kernel.code, counts, strict=True) if ins.op in ops)
 
     def add(self, kind, ins, detail):
         """Notes a finding, the first of its kind at its place."""

@@ -63,7 +63,7 @@ class Schedule:
         report, counts, regs = self.report, self.report.counts, self.state.regs
         pc = min(groups)
         lanes = state.select(groups.pop(pc))
-        whole, meeting = state.sel, min(groups) if groups else len(code)
+        whole, meeting, warps = state.sel, min(groups) if groups else len(code), state.warps_of(lanes)
         turn = FOREVER if len(self.units) == 1 else int(self.rng.integers(1, 200))
         while pc < len(code):
             ins = code[pc]
@@ -75,6 +75,7 @@ class Schedule:
                 active, rest = state.split(lanes, ~regs[ins.pred][whole] if ins.neg else regs[ins.pred][whole])
             size, kind = len(active), ins.kind
             counts[pc] += size
+            report.warps[pc] += warps if rest is None else state.warps_of(active) if size else 0
             report.issued += 1
             report.thread_instrs += size
             if kind != PLAIN and (size or kind in (BRANCH, EXIT)):

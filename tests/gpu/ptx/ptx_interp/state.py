@@ -22,7 +22,7 @@ class State:
 
     def __init__(self, kernel):
         self.kernel, self.regs, self.special = kernel, {}, Special(self)
-        self.runs, self.masks = None, {}  # the code, compiled; readers of member masks by pc
+        self.runs, self.readers, self.writers = None, {}, {}  # the code, compiled, and its operands by type
 
     def begin(self, launch, ctas):
         """Puts the threads of these CTAs at the beginning."""
@@ -72,16 +72,28 @@ class State:
     # -- warps
     def mask_of(self, ins, lanes):
         """The member mask operand of a .sync warp instruction, per lane."""
-        if ins.pc not in self.masks:
-            operand = ins.args[0] if ins.op == "bar" else ins.args[-1]
-            self.masks[ins.pc] = Compiler(self, ins).rd(operand, "u32")
-        return self.masks[ins.pc](lanes) + np.zeros(len(lanes), U32)
+        operand = ins.args[0] if ins.op == "bar" else ins.args[-1]
+        return Compiler(self, ins).rd(operand, "u32")(lanes) + np.zeros(len(lanes), U32)
 
     def active_mask(self, lanes):
         """For each of these lanes, the mask of those of its warp."""
         masks = np.zeros(self.warp[-1] + 1, U32)
         np.bitwise_or.at(masks, self.warp[lanes], np.left_shift(U32(1), self.laneid[lanes].astype(U32)))
         return masks[self.warp[lanes]]
+
+    def warps_of(self, lanes):
+        """Number of the warps that these lanes, in order, are of."""
+        if len(lanes) == self.n:
+            return int(self.warp[-1]) + 1
+        warp = self.warp[self.sel]
+        return 1 + np.count_nonzero(warp[1:] != warp[:-1])
+
+    def check_whole_warps(self, ins, lanes):
+        """Raises unless all lanes of each warp are here."""
+        first, last = lanes[::32], lanes[31::32]
+        whole = len(first) == len(last) and (last - first == 31).all()
+        if not whole or self.laneid[first].any() or (self.laneid[last] != 31).any():
+            raise PtxFault(f"executed by a part of a warp: {ins.where()}")
 
     def converged(self, ins, lanes):
         """For each of these lanes, whether all that the member mask names are here."""
@@ -141,6 +153,8 @@ class State:
     def load(self, ins, space, addr, size, lanes, atomic=False):
         """Reads `size` bytes a lane: a uint8 array [lanes, size]."""
         mem, off, shadow, name = self.resolve(ins, space, addr, size, lanes, False)
+        if self.launch.traffic is not None:
+            self.launch.traffic.count(self, ins.pc, name, off, size, lanes)
         if shadow is not None and len(lanes):
             at, lane = shadow.grains(off, size, lanes)
             if name == "shared" and self.launch.uninit and shadow.unwritten(at):
@@ -166,6 +180,8 @@ class State:
         """Writes the bytes [lanes, size] of each lane; `changed`: counts as a change where the value is the same."""
         size = data.shape[1]
         mem, off, shadow, name = self.resolve(ins, space, addr, size, lanes, True)
+        if self.launch.traffic is not None:
+            self.launch.traffic.count(self, ins.pc, name, off, size, lanes)
         old, words, place = self.units(mem, off, size)
         if shadow is not None and len(lanes):
             at, lane = shadow.grains(off, size, lanes)

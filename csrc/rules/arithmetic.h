@@ -32,4 +32,11 @@ SMOOTHFAST_INLINE float float_of(uint32_t bits) {
   return value;
 }
 
+// The bits of the nearest bfloat16, ties to even.
+SMOOTHFAST_INLINE uint16_t bfloat16_bits(float value) {
+  const uint32_t bits = bits_of(value);
+  if ((bits & 0x7FFFFFFF) > 0x7F800000) return static_cast<uint16_t>(bits >> 16 | 0x40);  // NaN stays one
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
 }  // namespace smoothfast

@@ -73,6 +73,16 @@ __device__ __forceinline__ uint32_t load2(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint2 load8(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+
+__device__ __forceinline__ void store8(uint32_t address, const uint2& v) {
+  asm volatile("st.shared.v2.b32 [%0], {%1,%2};" ::"r"(address), "r"(v.x), "r"(v.y));
+}
+
 __device__ __forceinline__ void store4(uint32_t address, uint32_t v) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(v));
 }

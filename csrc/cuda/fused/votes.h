@@ -26,7 +26,8 @@ struct VotesArgs {
   Voting voting;  // where there are counts
 };
 
-// Launches the kernel of an arithmetic. It may be captured into a graph.
+// Launch the kernel of an arithmetic. They may be captured into a graph.
+cudaError_t bf16_votes(const VotesArgs& args, int samples, const Launch& launch, cudaStream_t stream);
 cudaError_t integer_votes(const VotesArgs& args, int samples, const Launch& launch, cudaStream_t stream);
 
 }  // namespace mma

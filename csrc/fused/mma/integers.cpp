@@ -102,31 +102,16 @@ void pack_layer(const Plan& plan, size_t i, const std::vector<integer::Numbers>&
   if (changes) pack_shortcut(record, plan[i - 2], static_cast<const int8_t*>(layers[i - 2].weights), packed);
 }
 
-// Calls `by` with each layer but for shortcuts, its record, and where that begins; what follows the last one.
-template <class By>
-int64_t each_record(const Plan& plan, const By& by) {
-  int64_t at = 0;
-  for (size_t i = 0; i < plan.size(); ++i) {
-    if (plan[i].part == Part::shortcut) continue;
-    const size_t before = plan[i].part == Part::second ? 2 : 1;
-    const bool changes = i >= before && plan[i - before].part == Part::shortcut;
-    const Record record = record_of(plan[i].part, plan[i].stage, changes);
-    by(i, record, at);
-    at += record.bytes;
-  }
-  return at;
-}
-
 }  // namespace
 
 int64_t packed_bytes(const Shape& shape) {
-  return each_record(plan_of(shape), [](size_t, const Record&, int64_t) {}) + last_of(shape.classes).bytes;
+  return each_record<record_of>(plan_of(shape), [](size_t, const Record&, int64_t) {}) + last_of(shape.classes).bytes;
 }
 
 void pack(const Shape& shape, const std::vector<integer::Numbers>& layers, const int16_t* linear,
           const int32_t* linear_bias, float unit, char* packed) {
   const Plan plan = plan_of(shape);
-  char* const end = packed + each_record(plan, [&](size_t i, const Record& record, int64_t at) {
+  char* const end = packed + each_record<record_of>(plan, [&](size_t i, const Record& record, int64_t at) {
                       pack_layer(plan, i, layers, record, packed + at);
                     });
   const Last last = last_of(shape.classes);

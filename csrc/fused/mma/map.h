@@ -84,6 +84,23 @@ Number* pack_fragment(const Weight& weight, Number* to) {
   return to;
 }
 
+// Calls `by` with the number of each layer of a plan but shortcuts, with its record, and with where that begins;
+// returns where the last one ends. RECORD_OF(part, stage, changes) knows how long a record is; a shortcut is part of
+// that of the second layer of its block.
+template <auto RECORD_OF, class By>
+int64_t each_record(const Plan& plan, const By& by) {
+  int64_t at = 0;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    if (plan[i].part == Part::shortcut) continue;
+    const size_t before = plan[i].part == Part::second ? 2 : 1;
+    const bool changes = i >= before && plan[i - before].part == Part::shortcut;
+    const auto record = RECORD_OF(plan[i].part, plan[i].stage, changes);
+    by(i, record, at);
+    at += record.bytes;
+  }
+  return at;
+}
+
 // Empty, or why these kernels do not take a shape.
 inline const char* refusal(const Shape& shape) {
   const char* refused = fused::refusal(shape);

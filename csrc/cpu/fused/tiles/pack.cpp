@@ -2,17 +2,12 @@
 
 #include <cstring>
 
+#include "../../../rules/arithmetic.h"
+
 namespace smoothfast {
 namespace fused {
 namespace tiles {
 namespace {
-
-uint16_t bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7FFFFFFF) > 0x7F800000) return static_cast<uint16_t>(bits >> 16 | 0x40);  // NaN stays one
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
 
 struct Column {
   int output, row, part;
@@ -46,14 +41,14 @@ void pack_row(const Convolution& c, const float* weights, const Step& step, int 
   if (c.columns == Columns::image) {
     for (int n = 0; n < 16; ++n) {
       const float* from = weight_at(c, weights, step, k, column_of(c, pair, tile, n));
-      to[2 * n] = from ? bfloat16(*from) : 0;
+      to[2 * n] = from ? bfloat16_bits(*from) : 0;
     }
     return;
   }
   // Columns are consecutive outputs.
   const int64_t next = int64_t{c.size} * c.size * (c.transposed ? 1 : c.inputs);
   const float* from = weight_at(c, weights, step, k, column_of(c, pair, tile, 0));
-  for (int n = 0; n < 16; ++n) to[2 * n] = from ? bfloat16(from[n * next]) : 0;
+  for (int n = 0; n < 16; ++n) to[2 * n] = from ? bfloat16_bits(from[n * next]) : 0;
 }
 
 void pack_tiles(const Convolution& c, const float* weights, char* packed) {

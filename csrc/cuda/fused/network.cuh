@@ -156,40 +156,54 @@ __device__ __forceinline__ int64_t slot_of(const VotesArgs& args, int64_t row) {
   return args.source == Source::given ? 0 : args.votes.slots[row];
 }
 
+// Logits 0, of padding.
+template <int SAMPLES>
+__device__ __forceinline__ void clear_logits(const VotesArgs& args, int64_t first) {
+  const int64_t begin = first * args.votes.classes;
+  const int64_t end = min(first + SAMPLES, args.votes.rows) * args.votes.classes;
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) args.logits[i] = 0.0f;
+}
+
+// The images of a unit, from row `first` on. The guide of a law is staged in place of the first map.
+template <class Numbers, int SAMPLES>
+__device__ __forceinline__ void make_images(const VotesArgs& args, char* shared, uint32_t samples, int64_t first) {
+  using Places = mma::Places<Numbers::kNumber>;
+  auto* staged = reinterpret_cast<int32_t*>(shared);
+  const ReplicaArgs& replicas = args.replicas;
+  for (uint32_t i = threadIdx.x; i < replicas.guide_bytes / sizeof(int32_t); i += kThreads)
+    staged[i] = replicas.guide[i];
+  for (int s = 0; s < SAMPLES; ++s) clear_image<Numbers>(samples + s * Places::kSample + Places::kImage);
+  barrier();
+#pragma unroll 1
+  for (int s = 0; s < SAMPLES; ++s) {
+    const int64_t slot = slot_of(args, first + s);
+    const uint32_t image = samples + s * Places::kSample + Places::kImage;
+    if (slot >= 0) make_image<Numbers>(args, image, first + s, slot, replicas.guide_bytes ? staged : replicas.guide);
+  }
+  barrier();
+}
+
 // A block takes a unit of samples after another.
 template <class Numbers, int SAMPLES>
 __device__ __forceinline__ void take_units(const VotesArgs& args, char* shared) {
-  using Places = mma::Places<Numbers::kNumber>;
   const uint32_t samples = static_cast<uint32_t>(__cvta_generic_to_shared(shared)), warp = threadIdx.x / 32;
-  const bool staged = args.replicas.guide_bytes > 0;  // in place of the first map, until that is written
-  auto* guide = reinterpret_cast<int32_t*>(shared);
   for (uint32_t unit = blockIdx.x; unit < args.units; unit += gridDim.x) {
-    const int64_t first = int64_t{unit} * SAMPLES;
+    const uint32_t first = unit * SAMPLES;
     bool live = false;
     for (int s = 0; s < SAMPLES; ++s) live |= slot_of(args, first + s) >= 0;
-    Way<Numbers, SAMPLES> way = {samples, args.packed, {}, {}};
-    barrier();
-    if (live) {
-      for (uint32_t i = threadIdx.x; i < args.replicas.guide_bytes / sizeof(int32_t); i += kThreads)
-        guide[i] = args.replicas.guide[i];
-      for (int s = 0; s < SAMPLES; ++s) clear_image<Numbers>(way.sample(s) + Places::kImage);
-      barrier();
-#pragma unroll 1
-      for (int s = 0; s < SAMPLES; ++s) {
-        const int64_t slot = slot_of(args, first + s);
-        if (slot >= 0)
-          make_image<Numbers>(args, way.sample(s) + Places::kImage, first + s, slot,
-                              staged ? guide : args.replicas.guide);
-      }
-      barrier();
-      way.image();
-      way.template stage<0>(args.blocks);
-      way.template stage<1>(args.blocks);
-      way.template stage<2>(args.blocks);
+    if (!live) {
+      clear_logits<SAMPLES>(args, first);
+      continue;
     }
+    make_images<Numbers, SAMPLES>(args, shared, samples, first);
+    Way<Numbers, SAMPLES> way = {samples, args.packed, {}, {}};
+    way.image();
+    way.template stage<0>(args.blocks);
+    way.template stage<1>(args.blocks);
+    way.template stage<2>(args.blocks);
     const int64_t mine = first + warp / (kWarps / SAMPLES);
     float* to = mine < args.votes.rows ? args.logits + mine * args.votes.classes : nullptr;
-    way.logits(shared, to, args.votes.classes, live && slot_of(args, mine) >= 0);
+    way.logits(shared, to, args.votes.classes, slot_of(args, mine) >= 0);
     const int64_t row = first + warp, slot = warp < SAMPLES && args.votes.counts ? slot_of(args, row) : -1;
     if (slot >= 0) vote_by(args.voting, args.votes, row, slot, way.l.lane);
   }

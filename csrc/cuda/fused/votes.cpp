@@ -62,7 +62,7 @@ void run(mma::VotesArgs& args, const at::Tensor& packed, const Shape& network, c
   const int64_t guide_bytes = int64_t{4} * args.replicas.sigmas * args.replicas.entries;
   const mma::VotesLaunch launch = mma::votes_launch(by, rows, guide_bytes, multiprocessors());
   check_generation(by, launch.launch);
-  TORCH_CHECK(launch.launch.units < int64_t{1} << 31, "fused: ", rows, " rows are too many for one launch");
+  TORCH_CHECK(rows < int64_t{1} << 31, "fused: ", rows, " rows are too many for one launch");
   args.logits = logits.mutable_data_ptr<float>();
   args.votes.logits = args.logits;
   args.votes.rows = rows;

@@ -201,6 +201,29 @@ class Device:
             missing[key] = [line for line in where if not re.search(r"`@!?%p\d+ bra", line)]
         return missing
 
+    def noise(
+        self, mem: Memory, images: Tensor, slots: Tensor, image_ids: Tensor, sample_ids: Tensor, key: Tensor, law: str,
+        table: Sequence[Tensor], scale: Tensor, shift: Tensor, clip: bool,
+    ) -> ReplicaArgs:  # fmt: skip
+        """What a kernel makes noisy images of, but for how it is launched."""
+
+        def read_only(tensor: Tensor) -> int:
+            return self.place(mem, tensor.contiguous(), readonly=True).addr
+
+        high, low, guide = table if law == "lattice" else (None, None, None)
+        reach, entries = (high.shape[1] // 2, guide.shape[1]) if high is not None else (0, 0)
+        octave_bits = next(k for k in range(24) if 31 * 2**k + 1 >= entries)
+        bound = float("inf")
+        return ReplicaArgs(
+            images=read_only(images), slots=read_only(slots), image_ids=read_only(image_ids),
+            sample_ids=read_only(sample_ids), key=read_only(key),
+            high=0 if high is None else read_only(high), low=0 if low is None else read_only(low),
+            guide=0 if guide is None else read_only(guide), sigma=read_only(table[0]) if high is None else 0,
+            scale=read_only(scale), shift=read_only(shift), channels=images.shape[1], plane=images[0, 0].numel(),
+            sigmas=len(table[0]), reach=reach, entries=entries, guide_shift=23 - octave_bits,
+            least=0.0 if clip else -bound, most=(1.0 if images.is_floating_point() else 255.0) if clip else bound,
+        )  # fmt: skip
+
     def noisy_replicas(
         self,
         images: Tensor,
@@ -224,34 +247,17 @@ class Device:
         if out.numel() == 0:
             return out
         mem = Memory()
-
-        def read_only(tensor: Tensor) -> int:
-            return self.place(mem, tensor.contiguous(), readonly=True).addr
-
         held = self.place(mem, out)
-        high, low, guide = table if law == "lattice" else (None, None, None)
-        sigmas = len(table[0])
-        reach, entries = (high.shape[1] // 2, guide.shape[1]) if high is not None else (0, 0)
-        octave_bits = next(k for k in range(24) if 31 * 2**k + 1 >= entries)
-        guide_bytes = 4 * sigmas * entries
+        args = self.noise(mem, images, slots, image_ids, sample_ids, key, law, table, scale, shift, clip)
         launch = dict(
             ops.extension.cuda_launch_of_noisy_replicas(
-                rows, channels, height * width, out.element_size(), channels_last, held.addr % 16 == 0, guide_bytes,
-                self.multiprocessors,
+                rows, channels, height * width, out.element_size(), channels_last, held.addr % 16 == 0,
+                4 * args.sigmas * args.entries, self.multiprocessors,
             )
         )  # fmt: skip
-        bound = float("inf")
-        args = ReplicaArgs(
-            images=read_only(images), out=held.addr, slots=read_only(slots), image_ids=read_only(image_ids),
-            sample_ids=read_only(sample_ids), key=read_only(key),
-            high=0 if high is None else read_only(high), low=0 if low is None else read_only(low),
-            guide=0 if guide is None else read_only(guide), sigma=read_only(table[0]) if high is None else 0,
-            scale=read_only(scale), shift=read_only(shift), units=launch["units"], channels=channels,
-            plane=height * width, chunks=launch["chunks"], steps=launch["steps"], sigmas=sigmas, reach=reach,
-            entries=entries, guide_shift=23 - octave_bits, guide_bytes=launch["guide_bytes"],
-            channels_last=channels_last, interleaved=launch["interleaved"], vectorized=launch["vectorized"],
-            least=0.0 if clip else -bound, most=(1.0 if images.is_floating_point() else 255.0) if clip else bound,
-        )  # fmt: skip
+        args.out, args.channels_last = held.addr, channels_last
+        for name in ("units", "chunks", "steps", "guide_bytes", "interleaved", "vectorized"):
+            setattr(args, name, launch[name])
         marks = (LAWS[law], f"LawE{TYPES[dtype]}{TYPES[images.dtype]}EEv")
         self.launch("noisy_replicas", marks, args, launch, mem)
         bits = torch.from_numpy(held.get()).view(dtype)

@@ -109,7 +109,7 @@ def make(
 
 
 def _lacking(device: torch.device) -> str:
-    """What the runner lacks for a device."""
+    """Names what the runner lacks for a device."""
     if ops.extension is None:
         return "for CPUs and CUDA; smoothfast._C is not built"
     if device.type != "cuda":

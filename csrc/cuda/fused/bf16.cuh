@@ -88,17 +88,16 @@ struct Source {
   }
 };
 
-// Calls `by` with each block of inputs and its weights. Those of the first are there; each loads those of the next.
+// Calls `by` with each block of inputs, its weights, and what loads in the place of a weight that of the next block.
+// Those of the first are there.
 template <int BLOCKS, class By>
 __device__ __forceinline__ void each_block(const Fragments& first, const Source& source, const Lane& l, const By& by) {
   Fragments w = first;
-#pragma unroll
-  for (int block = 0; block < BLOCKS; ++block) {
-    Fragments next;
-    if (block + 1 < BLOCKS) next.load<kTaps>(source.block<kTaps>(block + 1), l);
-    by(block, w);
-    if (block + 1 < BLOCKS) w = next;
-  }
+#pragma unroll 1
+  for (int block = 0; block < BLOCKS; ++block)
+    by(block, w, [&](int step) {
+      if (block + 1 < BLOCKS) w.step[step] = load_fragment(source.block<kTaps>(block + 1), step, l);
+    });
 }
 
 // 3x3 of the image: a step is a row of four pixels.
@@ -150,13 +149,13 @@ __device__ __forceinline__ void same_wide(const Task& task, const Fragments& w, 
   const uint32_t x = task.x + l.row + 8 * (l.quad % 2);
   const uint32_t to = task.out + (task.y + 1) * M::kRow + place_of_outputs<M>(task.x + l.g + 1, task.group, l);
   Sums sums[ROWS];
+#pragma unroll
+  for (int y = 0; y < ROWS && kBlocks > 1; ++y) begin(sums[y], bias);
   if constexpr (CHANGES) {
     using Before = Map<STAGE - 1>;
-#pragma unroll
-    for (int y = 0; y < ROWS; ++y) begin(sums[y], bias);
     add_shortcut<Before, ROWS, 1>(sums, task.before + (2 * task.y + 1) * Before::kRow, x, shortcut, l);
   }
-  each_block<kBlocks>(w, source, l, [&](int block, const Fragments& weights) {
+  each_block<kBlocks>(w, source, l, [&](int block, const Fragments& weights, const auto& replace) {
     uint32_t from[3];
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx) from[dx] = task.in + task.y * M::kRow + place_of_inputs<M>(x + dx, block, l);
@@ -165,15 +164,19 @@ __device__ __forceinline__ void same_wide(const Task& task, const Fragments& w, 
       Pixels a[3];
 #pragma unroll
       for (int dx = 0; dx < 3; ++dx) a[dx] = load_pixels(from[dx] + y * M::kRow);
-      if (block == 0 && !CHANGES && y < ROWS) begin(sums[y], bias);
+      if (kBlocks == 1 && y < ROWS) begin(sums[y], bias);
 #pragma unroll
       for (int dx = 0; dx < 3; ++dx)
 #pragma unroll
         for (int dy = 0; dy < 3; ++dy)
           if (y - dy >= 0 && y - dy < ROWS) multiply(sums[y - dy], a[dx], weights.step[3 * dy + dx]);
-      if (block + 1 == kBlocks && y >= 2) finish<ADDS>(sums[y - 2], to + (y - 2) * M::kRow, 8 * M::kPixel);
+#pragma unroll
+      for (int dx = 0; dx < 3 && y >= ROWS - 1; ++dx) replace(3 * (y - (ROWS - 1)) + dx);
+      if (kBlocks == 1 && y >= 2) finish<ADDS>(sums[y - 2], to + (y - 2) * M::kRow, 8 * M::kPixel);
     }
   });
+#pragma unroll
+  for (int y = 0; y < ROWS && kBlocks > 1; ++y) finish<ADDS>(sums[y], to + y * M::kRow, 8 * M::kPixel);
 }
 
 // 3x3 within maps of 8 pixels a row: a half of a tile is a row. Rows are loaded by pairs, and for the middle taps put
@@ -190,7 +193,7 @@ __device__ __forceinline__ void same_narrow(const Task& task, const Fragments& w
   for (int tile = 0; tile < kTiles; ++tile) begin(sums[tile], bias);
   if constexpr (CHANGES)
     add_shortcut<Before, kTiles, 2>(sums, task.before + (2 * y + 1) * Before::kRow, l.row, shortcut, l);
-  each_block<M::kChannels / kInputs<2>>(w, source, l, [&](int block, const Fragments& weights) {
+  each_block<M::kChannels / kInputs<2>>(w, source, l, [&](int block, const Fragments& weights, const auto& replace) {
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx) {
       const uint32_t from = task.in + y * M::kRow + place_of_inputs<M>(l.row + dx, block, l);
@@ -204,6 +207,8 @@ __device__ __forceinline__ void same_narrow(const Task& task, const Fragments& w
         multiply(sums[tile], {{above.r[1], below.r[0], above.r[3], below.r[2]}}, weights.step[3 + dx]);
         multiply(sums[tile], below, weights.step[6 + dx]);
       }
+#pragma unroll
+      for (int dy = 0; dy < 3; ++dy) replace(3 * dy + dx);
     }
   });
   const uint32_t to = task.out + (task.y + 1) * M::kRow + place_of_outputs<M>(l.g + 1, task.group, l);
@@ -223,7 +228,7 @@ __device__ __forceinline__ void down(const Task& task, const Fragments& w, const
   Sums sums[kTiles];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) begin(sums[tile], bias);
-  each_block<From::kChannels / kInputs<2>>(w, source, l, [&](int block, const Fragments& weights) {
+  each_block<From::kChannels / kInputs<2>>(w, source, l, [&](int block, const Fragments& weights, const auto& replace) {
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx) {
       const uint32_t from = task.in + 2 * y * From::kRow + place_of_inputs<From>(2 * x + dx, block, l);
@@ -232,6 +237,8 @@ __device__ __forceinline__ void down(const Task& task, const Fragments& w, const
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile)
           multiply(sums[tile], load_pixels(from + (2 * kStep * tile + dy) * From::kRow), weights.step[3 * dy + dx]);
+#pragma unroll
+      for (int dy = 0; dy < 3; ++dy) replace(3 * dy + dx);
     }
   });
   const uint32_t to = task.out + (task.y + 1) * M::kRow + place_of_outputs<M>(l.g + 1, task.group, l);

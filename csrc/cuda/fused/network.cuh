@@ -18,7 +18,7 @@ struct Share {
   uint32_t group, sample, x, y;
 
   __device__ __forceinline__ Share() {
-    const uint32_t warp = threadIdx.x / 32, first = (warp >> (STAGE == 0 ? 1 : STAGE)) * kRows;
+    const uint32_t warp = this_thread() / 32, first = (warp >> (STAGE == 0 ? 1 : STAGE)) * kRows;
     group = STAGE == 0 ? 0 : warp % (1 << STAGE);
     x = STAGE == 0 ? warp % 2 * 16 : 0;
     sample = first / kSize;
@@ -36,7 +36,6 @@ struct Way {
   uint32_t samples;    // in shared memory
   const char* record;  // of the next layer
   Fragments w;         // of it
-  Lane l;
 
   __device__ __forceinline__ uint32_t sample(uint32_t number) const { return samples + number * Places::kSample; }
 
@@ -58,14 +57,14 @@ struct Way {
       const uint32_t base = sample(share.sample + turn);
       const Task task = {
           base + (kSecond ? kH : kFrom), base + (kSecond ? kX : kH), base + kFrom, share.group, share.x, share.y};
-      Numbers::template convolve<PART, STAGE, CHANGES, Share<SAMPLES, STAGE>::kRows>(task, w, record, l);
+      Numbers::template convolve<PART, STAGE, CHANGES, Share<SAMPLES, STAGE>::kRows>(task, w, record, Lane());
     }
     record += Numbers::record_bytes(PART, STAGE, CHANGES);
   }
 
   template <Part PART, int STAGE, bool CHANGES>
   __device__ __forceinline__ void load() {
-    Numbers::template load<PART, STAGE, CHANGES>(w, record, Share<SAMPLES, STAGE>().group, l);
+    Numbers::template load<PART, STAGE, CHANGES>(w, record, Share<SAMPLES, STAGE>().group, Lane());
   }
 
   template <int STAGE>
@@ -101,7 +100,7 @@ struct Way {
 #pragma unroll 1
     for (int s = 0; s < SAMPLES; ++s) {
       const Task task = {sample(s) + Places::kImage, sample(s) + Places::x(0), 0, 0, share.x, share.y};
-      Numbers::template convolve_image<Share<SAMPLES, 0>::kRows>(task, record, l);
+      Numbers::template convolve_image<Share<SAMPLES, 0>::kRows>(task, record, Lane());
     }
     record += Numbers::record_bytes(Part::image, 0, false);
     load<Part::first, 0, false>();
@@ -111,6 +110,7 @@ struct Way {
   // Sums of two channels a lane over the pixels of the last map, and logits of the sample of this warp; 0 of padding.
   __device__ __forceinline__ void logits(char* shared, float* to, int64_t classes, bool live) const {
     constexpr uint32_t kParts = kWarps / SAMPLES, kRows = 8 / kParts;
+    const Lane l;
     const uint32_t warp = threadIdx.x / 32, part = warp % kParts, at = 2 * Numbers::kNumber * l.lane;
     const uint32_t map = sample(warp / kParts) + Places::x(2);
     auto* sums = reinterpret_cast<typename Numbers::Pooled*>(shared + Places::h(1));
@@ -196,7 +196,7 @@ __device__ __forceinline__ void take_units(const VotesArgs& args, char* shared) 
       continue;
     }
     make_images<Numbers, SAMPLES>(args, shared, samples, first);
-    Way<Numbers, SAMPLES> way = {samples, args.packed, {}, {}};
+    Way<Numbers, SAMPLES> way = {samples, args.packed, {}};
     way.image();
     way.template stage<0>(args.blocks);
     way.template stage<1>(args.blocks);
@@ -205,7 +205,7 @@ __device__ __forceinline__ void take_units(const VotesArgs& args, char* shared) 
     float* to = mine < args.votes.rows ? args.logits + mine * args.votes.classes : nullptr;
     way.logits(shared, to, args.votes.classes, slot_of(args, mine) >= 0);
     const int64_t row = first + warp, slot = warp < SAMPLES && args.votes.counts ? slot_of(args, row) : -1;
-    if (slot >= 0) vote_by(args.voting, args.votes, row, slot, way.l.lane);
+    if (slot >= 0) vote_by(args.voting, args.votes, row, slot, Lane().lane);
   }
 }
 

@@ -11,12 +11,19 @@ namespace fused {
 namespace mma {
 namespace {
 
+// The number of this thread, read anew: what follows from it is not kept in registers until it is needed again.
+__device__ __forceinline__ uint32_t this_thread() {
+  uint32_t number;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+  return number;
+}
+
 struct Lane {
   uint32_t lane;
   uint32_t g, t;       // of sums: it has those of 4 outputs, 4 t and on, of the pixels g and g + 8 of a tile
   uint32_t row, quad;  // of loads: it gives the address of a row of a matrix
 
-  __device__ Lane() : lane(threadIdx.x % 32), g(lane / 4), t(lane % 4), row(lane % 8), quad(lane / 8) {}
+  __device__ Lane() : lane(this_thread() % 32), g(lane / 4), t(lane % 4), row(lane % 8), quad(lane / 8) {}
 };
 
 // 16 pixels times the inputs of a step: matrices of 8 pixels, the first and the last, times a half of the inputs, then

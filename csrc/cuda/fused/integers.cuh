@@ -206,11 +206,12 @@ __device__ __forceinline__ void same32(const Task& task, const Fragments& w, con
   for (int dx = 0; dx < 3; ++dx) from[dx] = task.in + task.y * M::kRow + place<M>(x + dx, l.quad / 2);
   Sums sums[ROWS];
 #pragma unroll
+  for (int y = 0; y < (CHANGES ? ROWS : 0); ++y) begin_with(sums[y], before + 2 * y * Before::kRow, shortcut, o);
+#pragma unroll
   for (int y = 0; y < ROWS + 2; ++y) {
     Pixels a[3];
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx) a[dx] = load_pixels(from[dx] + y * M::kRow);
-    if (y < ROWS && CHANGES) begin_with(sums[y], before + 2 * y * Before::kRow, shortcut, o);
     if (y < ROWS && !CHANGES) begin<ADDS>(sums[y], to + y * M::kRow, 8 * M::kPixel, o);
 #pragma unroll
     for (int dx = 0; dx < 3; ++dx)
@@ -276,8 +277,6 @@ __device__ __forceinline__ void same64(const Task& task, const Fragments& w, con
   const uint32_t to = task.out + (task.y + 1) * M::kRow + place<M>(l.g + 1, task.group) + 4 * l.t;
   const uint32_t before =
       task.before + (2 * (task.y + l.quad % 2) + 1) * Before::kRow + place<Before>(2 * l.row + 1, l.quad / 2);
-  Fragments others;
-  others.load<kTaps>(rest, l);
   Sums sums[kTiles];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
@@ -286,6 +285,8 @@ __device__ __forceinline__ void same64(const Task& task, const Fragments& w, con
     else
       begin<ADDS>(sums[tile], to + 2 * tile * M::kRow, M::kRow, o);
   }
+  Fragments others;
+  others.load<kTaps>(rest, l);
   multiply64(sums, task, 0, w, l);
   multiply64(sums, task, 1, others, l);
 #pragma unroll

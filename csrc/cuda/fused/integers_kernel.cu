@@ -12,7 +12,7 @@ template <int SAMPLES>
 __global__ void __launch_bounds__(kThreads, SAMPLES == 1 ? 2 : 1) integer_votes_kernel(const VotesArgs args) {
 #if __CUDA_ARCH__ >= 800
   extern __shared__ uint4 shared[];
-  take_units<integers::Arithmetic, SAMPLES>(args, reinterpret_cast<char*>(shared));
+  take_unit<integers::Arithmetic, SAMPLES>(args, reinterpret_cast<char*>(shared));
 #endif
 }
 

@@ -33,9 +33,10 @@ struct Way {
   template <int STAGE>
   using Map = mma::Map<Numbers::kNumber, STAGE>;
 
-  uint32_t samples;    // in shared memory
-  const char* record;  // of the next layer
-  Fragments w;         // of it
+  uint32_t samples;  // in shared memory
+  const char* packed;
+  uint32_t at;  // bytes, from there to the record of the next layer
+  Fragments w;  // of it
 
   __device__ __forceinline__ uint32_t sample(uint32_t number) const { return samples + number * Places::kSample; }
 
@@ -57,14 +58,14 @@ struct Way {
       const uint32_t base = sample(share.sample + turn);
       const Task task = {
           base + (kSecond ? kH : kFrom), base + (kSecond ? kX : kH), base + kFrom, share.group, share.x, share.y};
-      Numbers::template convolve<PART, STAGE, CHANGES, Share<SAMPLES, STAGE>::kRows>(task, w, record, Lane());
+      Numbers::template convolve<PART, STAGE, CHANGES, Share<SAMPLES, STAGE>::kRows>(task, w, packed + at, Lane());
     }
-    record += Numbers::record_bytes(PART, STAGE, CHANGES);
+    at += Numbers::record_bytes(PART, STAGE, CHANGES);
   }
 
   template <Part PART, int STAGE, bool CHANGES>
   __device__ __forceinline__ void load() {
-    Numbers::template load<PART, STAGE, CHANGES>(w, record, Share<SAMPLES, STAGE>().group, Lane());
+    Numbers::template load<PART, STAGE, CHANGES>(w, packed + at, Share<SAMPLES, STAGE>().group, Lane());
   }
 
   template <int STAGE>
@@ -100,9 +101,9 @@ struct Way {
 #pragma unroll 1
     for (int s = 0; s < SAMPLES; ++s) {
       const Task task = {sample(s) + Places::kImage, sample(s) + Places::x(0), 0, 0, share.x, share.y};
-      Numbers::template convolve_image<Share<SAMPLES, 0>::kRows>(task, record, Lane());
+      Numbers::template convolve_image<Share<SAMPLES, 0>::kRows>(task, packed + at, Lane());
     }
-    record += Numbers::record_bytes(Part::image, 0, false);
+    at += Numbers::record_bytes(Part::image, 0, false);
     load<Part::first, 0, false>();
     barrier();
   }
@@ -129,7 +130,7 @@ struct Way {
     }
 #pragma unroll 1
     for (int64_t k = part; k < classes; k += kParts) {
-      const float logit = Numbers::logit(all, record, classes, k, l);
+      const float logit = Numbers::logit(all, packed + at, classes, k, l);
       if (l.lane == 0 && to) to[k] = live ? logit : 0.0f;
     }
     barrier();
@@ -183,30 +184,25 @@ __device__ __forceinline__ void make_images(const VotesArgs& args, char* shared,
   barrier();
 }
 
-// A block takes a unit of samples after another.
+// The unit of a block.
 template <class Numbers, int SAMPLES>
-__device__ __forceinline__ void take_units(const VotesArgs& args, char* shared) {
+__device__ __forceinline__ void take_unit(const VotesArgs& args, char* shared) {
   const uint32_t samples = static_cast<uint32_t>(__cvta_generic_to_shared(shared)), warp = threadIdx.x / 32;
-  for (uint32_t unit = blockIdx.x; unit < args.units; unit += gridDim.x) {
-    const uint32_t first = unit * SAMPLES;
-    bool live = false;
-    for (int s = 0; s < SAMPLES; ++s) live |= slot_of(args, first + s) >= 0;
-    if (!live) {
-      clear_logits<SAMPLES>(args, first);
-      continue;
-    }
-    make_images<Numbers, SAMPLES>(args, shared, samples, first);
-    Way<Numbers, SAMPLES> way = {samples, args.packed, {}};
-    way.image();
-    way.template stage<0>(args.blocks);
-    way.template stage<1>(args.blocks);
-    way.template stage<2>(args.blocks);
-    const int64_t mine = first + warp / (kWarps / SAMPLES);
-    float* to = mine < args.votes.rows ? args.logits + mine * args.votes.classes : nullptr;
-    way.logits(shared, to, args.votes.classes, slot_of(args, mine) >= 0);
-    const int64_t row = first + warp, slot = warp < SAMPLES && args.votes.counts ? slot_of(args, row) : -1;
-    if (slot >= 0) vote_by(args.voting, args.votes, row, slot, Lane().lane);
-  }
+  const int64_t first = int64_t{blockIdx.x} * SAMPLES;
+  bool live = false;
+  for (int s = 0; s < SAMPLES; ++s) live |= slot_of(args, first + s) >= 0;
+  if (!live) return clear_logits<SAMPLES>(args, first);
+  make_images<Numbers, SAMPLES>(args, shared, samples, first);
+  Way<Numbers, SAMPLES> way = {samples, args.packed, 0, {}};
+  way.image();
+  way.template stage<0>(args.blocks);
+  way.template stage<1>(args.blocks);
+  way.template stage<2>(args.blocks);
+  const int64_t mine = first + warp / (kWarps / SAMPLES);
+  float* to = mine < args.votes.rows ? args.logits + mine * args.votes.classes : nullptr;
+  way.logits(shared, to, args.votes.classes, slot_of(args, mine) >= 0);
+  const int64_t row = first + warp, slot = warp < SAMPLES && args.votes.counts ? slot_of(args, row) : -1;
+  if (slot >= 0) vote_by(args.voting, args.votes, row, slot, Lane().lane);
 }
 
 // More shared memory than every device has must be asked for.

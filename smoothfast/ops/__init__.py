@@ -217,11 +217,12 @@ def fused_pack(
             then added. The bias of a shortcut is not read; it is part of that of the block's last convolution.
         linear, linear_bias: float32 [K, C], [K].
         arithmetic: "amx" or "avx512_bf16" (tiles of bf16, the same for both), "winograd_bf16", "winograd_mixed" (bf16,
-            but float32 in the last stage) or "winograd_fp32".
-        gradients: whether gradients are wanted too.
+            but float32 in the last stage) or "winograd_fp32"; for GPUs "bf16_mma" or "bf16_mma_pairs", the same for
+            both, which take widths of 16, 32 and 64.
+        gradients: whether gradients are wanted too; those of GPUs have none.
 
     Returns:
-        uint8 [bytes].
+        uint8 [bytes], on the CPU.
     """
     return torch.ops.smoothfast.fused_pack(weights, gains, biases, linear, linear_bias, arithmetic, gradients)
 
@@ -279,8 +280,9 @@ def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], arithme
         packed: from `fused_pack`, or from `fused_pack_integers`.
         shape: three widths, multiples of 16 (for tiles of 32, but for the first), the blocks of a stage, and K.
         arithmetic: the one that it was packed for, of those that `extension.fused_arithmetics` names; each rounds in
-            its own way. Those in integers do not: "int8_amx", "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2" and
-            "int8_scalar", on GPUs "int8_mma" and "int8_mma_pairs", differ in speed alone.
+            its own way, "bf16_mma" and "bf16_mma_pairs" of GPUs in one. Those in integers do not: "int8_amx",
+            "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2" and "int8_scalar", on GPUs "int8_mma" and "int8_mma_pairs",
+            differ in speed alone.
 
     Returns:
         float32 [R, K].

@@ -22,11 +22,11 @@ from .resnets import CifarResNet, recognised
 ROWS = 8  # of the check
 EXACT = 1e-5  # of the norm of logits, by which those in float32 may differ; 5e-7 for ResNet-20
 WORSE = 2.0  # so many times as wrong as torch's own bf16 may those in bf16 be
-ON_GPUS = ("int8_mma", "int8_mma_pairs")  # neither of which was timed
+ON_GPUS = ("bf16_mma", "bf16_mma_pairs", "int8_mma", "int8_mma_pairs")  # none of which was timed
 PREFERRED = {  # by precision, the fastest first
-    "bf16": ("amx", "winograd_bf16", "winograd_mixed"),
+    "bf16": ("amx", "winograd_bf16", "winograd_mixed", *ON_GPUS[:2]),
     "fp32": ("winograd_fp32",),
-    "int8": ("int8_amx", "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2", "int8_scalar", *ON_GPUS),
+    "int8": ("int8_amx", "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2", "int8_scalar", *ON_GPUS[2:]),
 }
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -90,17 +90,19 @@ def make(
     network: nn.Module, dtype: torch.dtype, device: torch.device, examples: tuple[Tensor, ...], count: int
 ) -> list[Runner]:
     """A CIFAR ResNet, or the gradient of one, by the fused kernels, which any number of threads may call at once."""
-    integers = isinstance(network, IntegerResNet)
-    if not (integers or device.type == "cpu") or not _live(device.type):
+    if not _live(device.type):
         raise DeclinedError(f"runner is 'fused', {_lacking(device)}")
     if isinstance(network, IntegerResNet):
         try:
             return [FusedIntegers(network, preferred("int8", device.type)[0])] * count
         except Exception as error:  # what the op checks is told by RuntimeErrors
             raise declined("fused", error) from error
-    there = preferred(NAMES.get(dtype, ""))
+    if device.type == "cuda" and (len(examples) > 1 or isinstance(network, Differentiated)):
+        raise DeclinedError("runner is 'fused', which on GPUs has neither gradients nor noise in the weights")
+    there = preferred(NAMES.get(dtype, ""), device.type)
     if not there:
-        lacking = " here: this processor has neither AMX nor AVX512-BF16" if dtype in NAMES else ""
+        lacking = " here: this processor has neither AMX nor AVX512-BF16" if dtype == torch.bfloat16 else ""
+        lacking = lacking if device.type == "cpu" else " on GPUs"
         raise DeclinedError(f"runner is 'fused', which does not compute in {dtype}{lacking}")
     try:
         return [fused(network, examples, there)] * count
@@ -114,9 +116,7 @@ def _lacking(device: torch.device) -> str:
         return "for CPUs and CUDA; smoothfast._C is not built"
     if device.type != "cuda":
         return f"for CPUs and CUDA; the base classifier is on {device}"
-    if not _live("cuda"):
-        return f"for CPUs, since smoothfast._C was compiled without CUDA sources; the base classifier is on {device}"
-    return f"on GPUs for networks in integers alone; the base classifier is on {device}"
+    return f"for CPUs, since smoothfast._C was compiled without CUDA sources; the base classifier is on {device}"
 
 
 def fused(network: nn.Module, examples: tuple[Tensor, ...], arithmetics: Sequence[str]) -> Callable[..., Any]:
@@ -134,24 +134,29 @@ def fused(network: nn.Module, examples: tuple[Tensor, ...], arithmetics: Sequenc
         require(network.loss is cross_entropy, "gradients are those of the cross-entropy, and the loss is another")
         replicas, _, *given = examples
         return Fused(*_checked(network.base, (replicas, *given), arithmetics), gradients=True).gradients
-    return Fused(*_checked(network, examples, arithmetics), gradients=False)
+    return Fused(*_checked(network, examples, arithmetics), gradients=False, device=examples[0].device)
 
 
 @torch.no_grad()
 def _checked(network: nn.Module, examples: tuple[Tensor, ...], arithmetics: Sequence[str]) -> tuple[CifarResNet, str]:
-    """A network that is recognised, and the arithmetic that is chosen for it."""
+    """A network that is recognised, and the arithmetic that is chosen for it; on CPUs, where its device is another."""
+    device = examples[0].device
+    if device.type != "cpu":
+        network, examples = deepcopy(network).cpu(), (examples[0].cpu(),)
     found, drawn = recognised(network, examples), examples[1:]
     noise = torch.randn(ROWS, *IMAGE, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.autocast("cpu", enabled=False):
         wanted = network(noise.float(), *drawn)
     suited, most = [name for name in arithmetics if found.suits(name)], EXACT
-    require(bool(suited), f"its widths are {found.shape[:3]}; {', '.join(arithmetics)} takes multiples of 32")
+    taken = "multiples of 32" if device.type == "cpu" else "16, 32 and 64"
+    require(bool(suited), f"its widths are {found.shape[:3]}; {', '.join(arithmetics)} takes {taken}")
     if dtype_of(suited[0]) == torch.bfloat16:
         with torch.autocast("cpu", torch.bfloat16):
             most = WORSE * _error(network(noise.float(), *drawn), wanted)
     errors = {}
     for name in suited:
-        errors[name] = _error(Fused(found, name, gradients=False)(noise.to(dtype_of(name)), *drawn), wanted)
+        logits = Fused(found, name, gradients=False, device=device)(noise.to(device, dtype_of(name)), *drawn)
+        errors[name] = _error(logits.cpu(), wanted)
         if errors[name] <= most:
             return found, name
     told = ", ".join(f"{error:.2g} of their norm by {name}" for name, error in errors.items())
@@ -168,11 +173,17 @@ class Fused:
 
     Args:
         gradients: whether those will be asked for.
+        device: of replicas.
     """
 
-    def __init__(self, network: CifarResNet, arithmetic: str, gradients: bool) -> None:
+    def __init__(
+        self, network: CifarResNet, arithmetic: str, gradients: bool, device: torch.device | None = None
+    ) -> None:
         self.network, self.arithmetic, self._gradients = network, arithmetic, gradients
-        self._packed = None if network.noisy else network.packed(arithmetic, gradients)
+        self._packed = None if network.noisy else network.packed(arithmetic, gradients).to(device)
+        self._normalization = None
+        if network.scale is not None and network.shift is not None:
+            self._normalization = network.scale.to(device), network.shift.to(device)
 
     def __call__(self, replicas: Tensor, *drawn: Tensor) -> Tensor:
         return ops.fused_logits(self._normalised(replicas), *self._numbers(drawn))
@@ -186,25 +197,26 @@ class Fused:
         self, noisy: ops.Noisy, drawn: Sequence[Tensor], voting: Voting, counts: Tensor, invalid: Tensor
     ) -> Tensor:
         """Logits of a micro-batch whose rows are drawn here, and whose votes are added; see `ops.fused_votes`."""
-        if self.network.scale is not None and self.network.shift is not None:
+        if self._normalization is not None:
             *rows, scale, shift, clip = noisy
-            by, added = self.network.scale.flatten(), self.network.shift.flatten()
+            by, added = (constant.flatten() for constant in self._normalization)
             noisy = cast(ops.Noisy, (*rows, scale * by, shift * by + added, clip))
         return ops.fused_votes(noisy, *self._numbers(drawn), counts, invalid, voting)
 
     def gradients(self, replicas: Tensor, classes: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K] and gradients [B, 3, 32, 32] of a micro-batch; see `ops.fused_gradients`."""
         logits, gradients = ops.fused_gradients(self._normalised(replicas), classes[:, 0], *self._numbers(drawn))
-        return logits, gradients if self.network.scale is None else gradients * self.network.scale
+        return logits, gradients if self._normalization is None else gradients * self._normalization[0]
 
     def _numbers(self, drawn: Sequence[Tensor]) -> tuple[Tensor, list[int], str]:
         packed = self.network.packed(self.arithmetic, self._gradients, drawn) if self._packed is None else self._packed
         return packed, self.network.shape, self.arithmetic
 
     def _normalised(self, replicas: Tensor) -> Tensor:
-        if self.network.scale is None or self.network.shift is None:
+        if self._normalization is None:
             return replicas
-        return torch.addcmul(self.network.shift, replicas.float(), self.network.scale).to(replicas.dtype)
+        scale, shift = self._normalization
+        return torch.addcmul(shift, replicas.float(), scale).to(replicas.dtype)
 
 
 class FusedIntegers:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.amx import SOURCES, EmulatedAmx
 from helpers.classifiers import embedded
+from helpers.resnets import images, made, settled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,47 +43,6 @@ needs_bf16 = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def one_core(one_thread: None) -> Iterator[None]:
     return
-
-
-class Net(nn.Module):
-    """A CIFAR ResNet of any widths."""
-
-    def __init__(self, widths: tuple[int, int, int], blocks: int, classes: int, shortcut: str) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0])
-        pairs = zip((widths[0], *widths), widths, (1, 2, 2), strict=False)
-        self.stages = nn.Sequential(*(models.ResNet._stage(*pair[:2], blocks, pair[2], shortcut) for pair in pairs))
-        self.linear = nn.Linear(widths[2], classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.stages(F.relu(self.norm(self.conv(x)))).mean((2, 3)))
-
-
-def settled(net: nn.Module, seed: int = 0) -> nn.Module:
-    """With batch norms that have seen images, and in eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    for part in net.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.weight.data.uniform_(0.5, 1.2, generator=generator)
-            part.bias.data.normal_(0, 0.2, generator=generator)
-            part.momentum = None
-    net.train()
-    with torch.no_grad():
-        net(images(16, seed))
-    return net.eval()
-
-
-def images(count: int, seed: int = 1) -> Tensor:
-    """bf16 values in float32, smooth with some noise."""
-    generator = torch.Generator().manual_seed(seed)
-    smooth = F.interpolate(torch.rand(count, 3, 4, 4, generator=generator), size=32, mode="bilinear")
-    return (2 * smooth - 1 + 0.5 * torch.randn(count, 3, 32, 32, generator=generator)).bfloat16().float()
-
-
-def made(widths: tuple[int, int, int], blocks: int, classes: int, shortcut: str) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(sum(widths))
-        return settled(Net(widths, blocks, classes, shortcut))
 
 
 @cache
@@ -237,6 +197,22 @@ def test_operators(arithmetic: str) -> None:
         ops.fused_pack(kernels, [*gains[:-1], gains[-1].float()], biases, *linear, arithmetic, False)
     with pytest.raises(RuntimeError, match="arithmetic is 'sse2', which there is not"):
         ops.fused_pack(kernels, gains, biases, *linear, "sse2", False)
+
+
+@needs_kernels
+def test_packing_for_gpus() -> None:
+    """Both arithmetics of GPUs take the same, of which processors compute nothing."""
+    network, wide = known((16, 32, 64), 1, 3, "A"), known((16, 64, 64), 1, 3, "B")
+    packed = network.packed("bf16_mma", gradients=False)
+    assert torch.equal(packed, network.packed("bf16_mma_pairs", gradients=False))
+    assert network.suits("bf16_mma")
+    assert not wide.suits("bf16_mma")
+    with pytest.raises(RuntimeError, match=r"on GPUs widths must be 16, 32, 64; they are 16, 64, 64"):
+        wide.packed("bf16_mma", gradients=False)
+    with pytest.raises(RuntimeError, match="arithmetic is 'bf16_mma', which has no gradients"):
+        network.packed("bf16_mma", gradients=True)
+    with pytest.raises(RuntimeError, match="arithmetic is 'bf16_mma', which this processor has not"):
+        ops.fused_logits(images(2).bfloat16(), packed, network.shape, "bf16_mma")
 
 
 @needs_kernels

@@ -13,6 +13,8 @@
 #include <tuple>
 #include <vector>
 
+#include "../../fused/mma/arithmetics.h"
+#include "../../fused/mma/bf16.h"
 #include "network.h"
 
 namespace smoothfast {
@@ -32,7 +34,7 @@ Shape shape_of(at::TensorList weights, const at::Tensor& linear) {
   return {{weights[0].size(0), weights[2 * blocks + 1].size(0), linear.size(1)}, blocks, linear.size(0)};
 }
 
-// Packing takes any arithmetic, running one that is here.
+// Packing takes any arithmetic, those of GPUs too, running one that is here.
 constexpr Arithmetic kAll[] = {Arithmetic::amx, Arithmetic::winograd_bf16, Arithmetic::winograd_mixed,
                                Arithmetic::winograd_fp32, Arithmetic::avx512_bf16};
 
@@ -40,6 +42,11 @@ Arithmetic arithmetic_of(c10::string_view name) {
   for (Arithmetic one : kAll)
     if (name == arithmetic_name(one)) return one;
   TORCH_CHECK(false, "fused: arithmetic is '", name, "', which there is not");
+}
+
+bool is_of_gpus(c10::string_view name) {
+  const mma::Arithmetic* found = mma::arithmetic_of(name);
+  return found && !found->integers;
 }
 
 Arithmetic live_arithmetic_of(c10::string_view name) {
@@ -59,7 +66,7 @@ void check_fused_classes(const at::Tensor& classes, int64_t rows, int64_t count)
 }
 
 void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorList biases, const at::Tensor& linear,
-                      const at::Tensor& linear_bias, Arithmetic arithmetic) {
+                      const at::Tensor& linear_bias, c10::string_view arithmetic) {
   constexpr const char* op = "fused_pack";
   TORCH_CHECK(weights.size() >= 9 && (weights.size() - 3) % 6 == 0, op, ": there must be 3 + 6n weights, not ",
               weights.size());
@@ -72,7 +79,7 @@ void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorLi
               linear_bias.sizes());
   const Shape shape = shape_of(weights, linear);
   const auto& widths = shape.widths;
-  const char* refused = refusal(arithmetic, shape);
+  const char* refused = is_of_gpus(arithmetic) ? mma::refusal(shape) : refusal(arithmetic_of(arithmetic), shape);
   TORCH_CHECK(!*refused, op, ": ", refused, "; they are ", widths[0], ", ", widths[1], ", ", widths[2]);
   const Plan plan = plan_of(shape);
   for (size_t i = 0; i < plan.size(); ++i) {
@@ -126,8 +133,9 @@ std::vector<at::Tensor> contiguous(at::TensorList tensors) {
 }
 
 at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList gains, at::TensorList biases, const at::Tensor& linear,
-                          const at::Tensor& linear_bias, c10::string_view arithmetic_named, bool gradients) {
-  const Arithmetic arithmetic = arithmetic_of(arithmetic_named);
+                          const at::Tensor& linear_bias, c10::string_view arithmetic, bool gradients) {
+  const bool of_gpus = is_of_gpus(arithmetic);
+  TORCH_CHECK(!of_gpus || !gradients, "fused_pack: arithmetic is '", arithmetic, "', which has no gradients");
   check_fused_pack(weights, gains, biases, linear, linear_bias, arithmetic);
   const Shape shape = shape_of(weights, linear);
   const auto kernels = contiguous(weights), scales = contiguous(gains), shifts = contiguous(biases);
@@ -136,9 +144,15 @@ at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList gains, at::Tens
     parameters.push_back(
         {kernels[i].const_data_ptr<float>(), scales[i].const_data_ptr<double>(), shifts[i].const_data_ptr<double>()});
   const at::Tensor last = linear.contiguous(), last_bias = linear_bias.contiguous();
-  at::Tensor packed = at::empty({packed_bytes(arithmetic, shape, gradients)}, linear.options().dtype(at::kByte));
-  pack(arithmetic, shape, parameters, last.const_data_ptr<float>(), last_bias.const_data_ptr<float>(), gradients,
-       reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>()));
+  const int64_t bytes =
+      of_gpus ? mma::bf16::packed_bytes(shape) : packed_bytes(arithmetic_of(arithmetic), shape, gradients);
+  at::Tensor packed = at::empty({bytes}, linear.options().dtype(at::kByte));
+  const float *weight = last.const_data_ptr<float>(), *bias = last_bias.const_data_ptr<float>();
+  auto* to = reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>());
+  if (of_gpus)
+    mma::bf16::pack(shape, parameters, weight, bias, to);
+  else
+    pack(arithmetic_of(arithmetic), shape, parameters, weight, bias, gradients, to);
   return packed;
 }
 

@@ -24,7 +24,8 @@ VotesLaunch votes_launch(const Arithmetic& arithmetic, int64_t rows, int64_t gui
 }
 
 inline VotesLaunch votes_launch(const Arithmetic& arithmetic, int64_t rows, int64_t guide_bytes, int multiprocessors) {
-  return votes_launch<Places<1>>(arithmetic, rows, guide_bytes, multiprocessors);
+  return arithmetic.integers ? votes_launch<Places<1>>(arithmetic, rows, guide_bytes, multiprocessors)
+                             : votes_launch<Places<2>>(arithmetic, rows, guide_bytes, multiprocessors);
 }
 
 }  // namespace mma

@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "../../fused/mma/bf16.h"
 #include "../../fused/mma/integers.h"
 #include "../../ops.h"
 #include "../device.h"
@@ -22,6 +23,12 @@ const mma::Arithmetic& arithmetic_of(c10::string_view name) {
   return *found;
 }
 
+at::ScalarType type_of(const mma::Arithmetic& by) { return by.integers ? at::kShort : at::kBFloat16; }
+
+int64_t packed_bytes(const mma::Arithmetic& by, const Shape& network) {
+  return by.integers ? mma::integers::packed_bytes(network) : mma::bf16::packed_bytes(network);
+}
+
 void check_cifar(const char* op, const char* name, const at::Tensor& images) {
   TORCH_CHECK(images.dim() == 4 && images.size(1) == 3 && images.size(2) == 32 && images.size(3) == 32, op, ": ", name,
               " must be [R, 3, 32, 32], not ", images.sizes());
@@ -34,8 +41,9 @@ Shape checked_network(const char* op, const at::Tensor& packed, at::IntArrayRef 
   TORCH_CHECK(!*refused, op, ": ", refused, "; shape is ", shape);
   const bool aligned = reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % mma::kChunk == 0;
   TORCH_CHECK(packed.dim() == 1 && packed.scalar_type() == at::kByte && packed.is_contiguous() && aligned &&
-                  packed.numel() == mma::integers::packed_bytes(network),
-              op, ": packed must come from fused_pack_integers, for shape ", shape, " and ", by.name);
+                  packed.numel() == packed_bytes(by, network),
+              op, ": packed must come from fused_pack", by.integers ? "_integers" : "", ", for shape ", shape, " and ",
+              by.name);
   return network;
 }
 
@@ -71,7 +79,8 @@ void run(mma::VotesArgs& args, const at::Tensor& packed, const Shape& network, c
   args.blocks = static_cast<int32_t>(network.blocks);
   args.units = static_cast<uint32_t>(launch.launch.units);
   args.replicas.guide_bytes = launch.guide;
-  C10_CUDA_CHECK(mma::integer_votes(args, by.samples, launch.launch, at::cuda::getCurrentCUDAStream()));
+  const auto votes = by.integers ? mma::integer_votes : mma::bf16_votes;
+  C10_CUDA_CHECK(votes(args, by.samples, launch.launch, at::cuda::getCurrentCUDAStream()));
 }
 
 at::Tensor fused_logits_cuda(const at::Tensor& replicas, const at::Tensor& packed, at::IntArrayRef shape,
@@ -79,7 +88,7 @@ at::Tensor fused_logits_cuda(const at::Tensor& replicas, const at::Tensor& packe
   constexpr const char* op = "fused_logits";
   const mma::Arithmetic& by = arithmetic_of(arithmetic);
   check_cifar(op, "replicas", replicas);
-  TORCH_CHECK(replicas.scalar_type() == at::kShort, op, ": replicas must be ", at::kShort, " [R, 3, 32, 32], not ",
+  TORCH_CHECK(replicas.scalar_type() == type_of(by), op, ": replicas must be ", type_of(by), " [R, 3, 32, 32], not ",
               replicas.scalar_type(), " ", replicas.sizes());
   check_device(op, replicas, {packed});
   const Shape network = checked_network(op, packed, shape, by);
@@ -102,7 +111,7 @@ at::Tensor fused_votes_cuda(const at::Tensor& images, const at::Tensor& slots, c
   constexpr const char* op = "fused_votes";
   const mma::Arithmetic& by = arithmetic_of(arithmetic);
   check_cifar(op, "images", images);
-  check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, at::kShort);
+  check_noisy_replicas(images, slots, image_ids, sample_ids, key, law, table, scale, shift, type_of(by));
   const Shape network = checked_network(op, packed, shape, by);
   const c10::cuda::CUDAGuard guard(images.device());
   at::Tensor logits = logits_of(slots.size(0), network, packed);

@@ -9,11 +9,12 @@ namespace mma {
 
 struct Arithmetic {
   std::string_view name;
-  bool integers;  // packed by fused_pack_integers
+  bool integers;  // packed by fused_pack_integers; else in bfloat16, by fused_pack
   int samples;
 };
 
-constexpr Arithmetic kArithmetics[] = {{"int8_mma", true, 1}, {"int8_mma_pairs", true, 2}};
+constexpr Arithmetic kArithmetics[] = {
+    {"int8_mma", true, 1}, {"int8_mma_pairs", true, 2}, {"bf16_mma", false, 1}, {"bf16_mma_pairs", false, 2}};
 
 // Null where there is none of a name.
 constexpr const Arithmetic* arithmetic_of(std::string_view name) {

@@ -1,0 +1,124 @@
+"""Fused networks in bfloat16 on CUDA, compiled by nvcc and executed on the CPU: their logits beside those of the same
+arithmetic with sums in float64, and the votes of these logits."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import device
+import pytest
+import torch
+from cases import SCHEDULES
+from fused_device import FusedDevice
+from helpers.classifiers import embedded
+from helpers.resnets import images, made
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smoothfast import data, models, ops
+from smoothfast.noise import Stream, lattice_law, stream_key
+from smoothfast.runners.expressions import Convolution
+from smoothfast.runners.resnets import CifarResNet, recognised
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "extension"),
+    pytest.mark.skipif(device.nvcc() is None, reason="nvcc is not installed"),
+]
+WIDTHS = (16, 32, 64)
+REPLICAS = torch.zeros(2, 3, 32, 32)
+
+
+def of_bfloat16(x: Tensor) -> Tensor:
+    return x.float().bfloat16().double()
+
+
+def convolved(layer: Convolution, x: Tensor, bias: bool = True) -> Tensor:
+    """The exact sums of a layer, of weights in bfloat16."""
+    weights = of_bfloat16((layer.weight.double() * layer.gain.view(-1, 1, 1, 1)).float())
+    added = layer.bias.float().double() if bias else None
+    return F.conv2d(x, weights, added, layer.stride, layer.size // 2)
+
+
+@torch.no_grad()
+def defined(network: CifarResNet, replicas: Tensor) -> Tensor:
+    """The logits of a network whose maps and weights are bfloat16; a sum is rounded once."""
+    layers = iter(network.convolutions)
+    blocks = network.shape[3]
+    x = of_bfloat16(convolved(next(layers), replicas.double()).relu())
+    for block in range(3 * blocks):
+        shortcut = convolved(next(layers), x, bias=False) if block in (blocks, 2 * blocks) else x
+        h = of_bfloat16(convolved(next(layers), x).relu())
+        x = of_bfloat16((convolved(next(layers), h) + shortcut).relu())
+    return F.linear(x.mean((2, 3)), network.linear.weight.double(), network.linear.bias.double())
+
+
+@cache
+def network(blocks: int, classes: int, shortcut: str) -> tuple[nn.Module, CifarResNet]:
+    base = made(WIDTHS, blocks, classes, shortcut)
+    return base, recognised(base, (REPLICAS,))
+
+
+@torch.no_grad()
+def check_logits(found: Tensor, base: nn.Module, network: CifarResNet, replicas: Tensor) -> None:
+    """The rounding of a sum to bfloat16 may fall to the other side, which is a fraction of all that rounding does."""
+    exact, single = defined(network, replicas), base(replicas.float()).double()
+    assert (found - exact).abs().max() < 0.25 * (exact - single).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "blocks", "classes", "shortcut", "options", "multiprocessors"),
+    [
+        ("bf16_mma", 1, 10, "A", {}, 4),
+        ("bf16_mma", 1, 10, "A", {"truncated": True}, 4),
+        ("bf16_mma", 2, 100, "B", SCHEDULES[1], 1),
+        ("bf16_mma_pairs", 2, 3, "B", {}, 4),
+        ("bf16_mma_pairs", 1, 10, "A", SCHEDULES[2], 1),
+    ],
+)
+def test_logits(
+    arithmetic: str, blocks: int, classes: int, shortcut: str, options: dict[str, Any], multiprocessors: int
+) -> None:
+    """Depths, classes and shortcuts by one binary, in one stride of the grid or in two; tensor cores that cut sums."""
+    base, found = network(blocks, classes, shortcut)
+    replicas = images(3).bfloat16()
+    on = FusedDevice(80, multiprocessors, options)
+    logits = on.fused_logits(replicas, found.packed(arithmetic, gradients=False), found.shape, arithmetic)
+    check_logits(logits, base, found, replicas)
+
+
+@cache
+def trained() -> tuple[nn.Module, CifarResNet]:
+    base = embedded()
+    return base, recognised(base, (REPLICAS,))
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16_mma", "bf16_mma_pairs"])
+def test_votes(arithmetic: str) -> None:
+    """A trained ResNet-20 from images to votes. Products, and bank conflicts of strides of 2 alone, are counted."""
+    base, found = trained()
+    pixels = data.demo().images[:2]
+    slots, samples = torch.tensor([0, -1, 1]), torch.tensor([7, 0, 2**40 - 1])
+    rows = pixels, slots, slots + 5, samples, stream_key(5, Stream.ESTIMATE)
+    law = lattice_law([0.25])
+    affine = ops.affine(models.CIFAR10_STATISTICS, 3, torch.uint8)
+    noise = *rows, law.name, law.table, *affine, False
+    counts, invalid = torch.zeros(2, 10, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    on = FusedDevice(80, 1, {"traffic": True})
+    packed = found.packed(arithmetic, gradients=False)
+    logits = on.fused_votes(*noise, packed, found.shape, arithmetic, counts, invalid, "prediction", None)
+    replicas = torch.ops.smoothfast.noisy_replicas(*noise, torch.bfloat16, False)
+    live = slots >= 0
+    check_logits(logits[live], base, found, replicas[live])
+    assert torch.equal(logits[~live], torch.zeros(1, 10))
+    assert torch.equal(counts, F.one_hot(logits[live].argmax(1), 10))
+    assert invalid.tolist() == [0, 0]
+    (report,) = on.reports
+    units = 2 if arithmetic.endswith("pairs") else 1
+    assert report.sum_of(report.warps, "mma") == PRODUCTS * 2 * units
+    loads = [ins.pc for ins in report.kernel.code if ins.op in ("ldmatrix", "st") and "shared" in str(ins.mods)]
+    taken, fewest = report.traffic.wavefronts[loads], report.traffic.without_conflicts[loads]
+    assert taken.sum() < 1.2 * fewest.sum()
+
+
+PRODUCTS = 20096  # of a sample of ResNet-20, 16 x 8 x 16 each

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import lru_cache, partial
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from .. import data
 from ..integers import IntegerResNet
 from ..noise import lattice
-from ..runners.fused import PREFERRED, FusedIntegers, preferred
+from ..runners.fused import ON_GPUS, PREFERRED, FusedIntegers, preferred
 from ..specs import DEMO_INTEGERS
 from ..weights import read_weights
 from .effort import Effort
@@ -30,11 +31,14 @@ def checks(effort: Effort) -> Iterator[Check]:
 
 def same(effort: Effort, arithmetic: str) -> Finding:
     """Compares the logits of the embedded network in integers."""
-    here = preferred("int8")
+    device = "cuda" if arithmetic in ON_GPUS else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        return skipped("no CUDA device")
+    here = preferred("int8", device)
     if arithmetic not in here:
         return skipped(f"no kernels for {arithmetic}: {', '.join(here) or 'none'} live here")
     network, levels, wanted = _defined(effort.seed)
-    found = FusedIntegers(network, arithmetic).of_levels(levels)
+    found = FusedIntegers(deepcopy(network).to(device), arithmetic).of_levels(levels.to(device)).cpu()
     differing = int((found != wanted).any(1).sum())
     return none_differ(differing, len(wanted), "rows")
 

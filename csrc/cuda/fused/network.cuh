@@ -1,5 +1,5 @@
-// From images to votes in one kernel: a block takes some samples through the whole network, in shared memory. An
-// arithmetic is what `Numbers` has, as Integers of integers.cuh.
+// From images to votes in one kernel: a block takes one or two samples through the whole network, in shared memory. An
+// arithmetic is what `Numbers` has, as in integers.cuh.
 #pragma once
 
 #include "../votes.cuh"
@@ -46,8 +46,6 @@ struct Way {
     for (int s = 0; s < SAMPLES; ++s) surround<Map<STAGE>>(sample(s) + place);
   }
 
-  // Computes a layer, and loads the first weights of the next: PART of stage NEXT, which changes the shape or not. A
-  // barrier between these would be waited at; so what is loaded is there after it.
   template <Part PART, int STAGE, bool CHANGES>
   __device__ __forceinline__ void layer() {
     constexpr bool kSecond = PART == Part::second;
@@ -63,6 +61,7 @@ struct Way {
     at += Numbers::record_bytes(PART, STAGE, CHANGES);
   }
 
+  // Loads weights of the next layer before the barrier that it waits at.
   template <Part PART, int STAGE, bool CHANGES>
   __device__ __forceinline__ void load() {
     Numbers::template load<PART, STAGE, CHANGES>(w, packed + at, Share<SAMPLES, STAGE>().group, Lane());
@@ -112,14 +111,14 @@ struct Way {
   __device__ __forceinline__ void logits(char* shared, float* to, int64_t classes, bool live) const {
     constexpr uint32_t kParts = kWarps / SAMPLES, kRows = 8 / kParts;
     const Lane l;
-    const uint32_t warp = threadIdx.x / 32, part = warp % kParts, at = 2 * Numbers::kNumber * l.lane;
+    const uint32_t warp = threadIdx.x / 32, part = warp % kParts, pair = 2 * Numbers::kNumber * l.lane;
     const uint32_t map = sample(warp / kParts) + Places::x(2);
     auto* sums = reinterpret_cast<typename Numbers::Pooled*>(shared + Places::h(1));
     typename Numbers::Pooled mine = {};
 #pragma unroll
     for (uint32_t i = 0; i < 8 * kRows; ++i)
-      Numbers::pool(
-          mine, map + (part * kRows + i / 8 + 1) * Map<2>::kRow + place<Map<2>>(i % 8 + 1, at / kChunk) + at % kChunk);
+      Numbers::pool(mine, map + (part * kRows + i / 8 + 1) * Map<2>::kRow + place<Map<2>>(i % 8 + 1, pair / kChunk) +
+                              pair % kChunk);
     sums[threadIdx.x] = mine;
     barrier();
     typename Numbers::Pooled all = {};
@@ -205,13 +204,16 @@ __device__ __forceinline__ void take_unit(const VotesArgs& args, char* shared) {
   if (slot >= 0) vote_by(args.voting, args.votes, row, slot, Lane().lane);
 }
 
-// More shared memory than every device has must be asked for.
+// More shared memory than every device has must be asked for. Of a build for older generations the kernel is empty,
+// also where a device of a later one compiles it anew.
 inline cudaError_t launch_votes(void (*kernel)(VotesArgs), const VotesArgs& args, const Launch& launch,
                                 cudaStream_t stream) {
-  if (launch.shared > kSharedBytes) {
-    const auto asked = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared);
-    if (asked != cudaSuccess) return asked;
-  }
+  cudaFuncAttributes compiled;
+  cudaError_t status = cudaFuncGetAttributes(&compiled, kernel);
+  if (status == cudaSuccess && compiled.ptxVersion < 80) status = cudaErrorNoKernelImageForDevice;
+  if (status == cudaSuccess && launch.shared > kSharedBytes)
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared);
+  if (status != cudaSuccess) return status;
   kernel<<<launch.grid, kThreads, launch.shared, stream>>>(args);
   return cudaGetLastError();
 }

@@ -67,17 +67,16 @@ void run(mma::VotesArgs& args, const at::Tensor& packed, const Shape& network, c
          at::Tensor& logits) {
   const int64_t rows = logits.size(0);
   if (rows == 0) return;
-  const int64_t guide_bytes = int64_t{4} * args.replicas.sigmas * args.replicas.entries;
-  const mma::VotesLaunch launch = mma::votes_launch(by, rows, guide_bytes, multiprocessors());
-  check_generation(by, launch.launch);
   TORCH_CHECK(rows < int64_t{1} << 31, "fused: ", rows, " rows are too many for one launch");
+  const int64_t guide_bytes = int64_t{4} * args.replicas.sigmas * args.replicas.entries;
+  const mma::VotesLaunch launch = mma::votes_launch(by, rows, guide_bytes);
+  check_generation(by, launch.launch);
   args.logits = logits.mutable_data_ptr<float>();
   args.votes.logits = args.logits;
   args.votes.rows = rows;
   args.votes.classes = network.classes;
   args.packed = reinterpret_cast<const char*>(packed.const_data_ptr<uint8_t>());
   args.blocks = static_cast<int32_t>(network.blocks);
-  args.units = static_cast<uint32_t>(launch.launch.units);
   args.replicas.guide_bytes = launch.guide;
   const auto votes = by.integers ? mma::integer_votes : mma::bf16_votes;
   C10_CUDA_CHECK(votes(args, by.samples, launch.launch, at::cuda::getCurrentCUDAStream()));

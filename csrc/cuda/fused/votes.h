@@ -21,7 +21,6 @@ struct VotesArgs {
   float* logits;         // [R, classes]
   const char* packed;
   int32_t blocks;  // of a stage
-  uint32_t units;
   Source source;
   Voting voting;  // where there are counts
 };

@@ -26,7 +26,6 @@ class VotesArgs(ctypes.Structure):
         ("logits", ctypes.c_uint64),
         ("packed", ctypes.c_uint64),
         ("blocks", ctypes.c_int32),
-        ("units", ctypes.c_uint32),
         ("source", ctypes.c_int32),
         ("voting", ctypes.c_int32),
     )
@@ -70,8 +69,8 @@ class FusedDevice(Device):
             return logits
         held, network = self.place(mem, logits), self.place(mem, packed, readonly=True)
         guide = 4 * args.replicas.sigmas * args.replicas.entries
-        launch = dict(ops.extension.cuda_launch_of_fused_votes(arithmetic, rows, guide, self.multiprocessors))
-        args.replicas.guide_bytes, args.units = launch["guide_bytes"], launch["units"]
+        launch = dict(ops.extension.cuda_launch_of_fused_votes(arithmetic, rows, guide))
+        args.replicas.guide_bytes = launch["guide_bytes"]
         args.logits = args.votes.logits = held.addr
         args.votes.rows, args.packed, args.blocks = rows, network.addr, shape[3]
         stem, kernel = KERNELS[arithmetic.partition("_")[0]]

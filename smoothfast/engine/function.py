@@ -41,7 +41,7 @@ class BaseFunction:
         normalize: (mean, std) applied after the noise, or None.
         clip: clamp noisy images to their range after the noise.
         runner: "eager", "compiled" (torch.compile with frozen weights), "openvino" (CPU) or "fused" (CIFAR ResNets on
-            CPUs).
+            CPUs and CUDA).
         micro_batch: rows per forward pass, of which each core of a CPU makes its own.
         seed: of all noise.
     """

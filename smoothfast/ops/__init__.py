@@ -271,14 +271,15 @@ def fused_pack_integers(
 
 
 def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], arithmetic: str) -> Tensor:
-    """Logits of a CIFAR ResNet, all of whose activations stay in the L2 of a core.
+    """Logits of a CIFAR ResNet, all of whose activations stay in the L2 of a core, or in shared memory.
 
     Those of a row do not depend on the rows beside it, on where it is among them, or on threads.
 
     Args:
         replicas: [R, 3, 32, 32], float32 by "winograd_fp32", int16 in integers, else bfloat16.
         packed: from `fused_pack`, or from `fused_pack_integers`.
-        shape: three widths, multiples of 16 (for tiles of 32, but for the first), the blocks of a stage, and K.
+        shape: three widths, multiples of 16 (for tiles of 32, but for the first; on GPUs 16, 32 and 64), the blocks of
+            a stage, and K.
         arithmetic: the one that it was packed for, of those that `extension.fused_arithmetics` names; each rounds in
             its own way, "bf16_mma" and "bf16_mma_pairs" of GPUs in one. Those in integers do not: "int8_amx",
             "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2" and "int8_scalar", on GPUs "int8_mma" and "int8_mma_pairs",
@@ -302,7 +303,8 @@ def fused_votes(
     """Votes of images by a CIFAR ResNet: `noisy_replicas`, `fused_logits` and `tally` in one call, bit for
     bit.
 
-    Replicas and activations stay in the L2 of a core. Rows of padding are not computed; their logits are 0.
+    Replicas and activations stay in the L2 of a core, or in shared memory. Rows of padding are not computed; their
+    logits are 0.
 
     Args:
         noisy: of images [S, 3, 32, 32].

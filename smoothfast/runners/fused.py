@@ -1,4 +1,4 @@
-"""Fused: CIFAR ResNets by kernels that keep all activations of a sample in the L2 of a core."""
+"""Fused: CIFAR ResNets by kernels that keep all activations of a sample in the L2 of a core, or in shared memory."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class SmoothedClassifier(nn.Module):
         max_batch: rows per forward pass of the base classifier; bounds memory whatever `samples` and n are.
         runner: "eager"; "compiled": up to twice as fast after some seconds of compilation (about 18 for ResNet-20);
             "openvino", where it is installed: as fast on CPUs after fewer (2 for ResNet-20, 6 for ResNet-110);
-            "fused": CIFAR ResNets on CPUs with AMX or AVX512-BF16, in bf16 (docs/engine.md); or "auto": the one that
+            "fused": CIFAR ResNets by kernels of their own, on CPUs and CUDA (docs/engine.md); or "auto": the one that
             takes least for the samples of one image (`runners.choice`), and the next where that one declines.
         clip: clamp noisy images to their range; the clamp is then part of the base classifier.
         bounds: (low, high) of float images that lie in another range than 0 .. 1; None: in none.

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(device.nvcc() is None, reason="nvcc is not installed"),
 ]
 INTEGERS = ("int8_mma", "int8_mma_pairs")
-STEMS = ("fused/integers",)
+STEMS = ("fused/integers", "fused/bf16")
 WIDTHS = (16, 32, 64)
 # Two images, their rows of padding in between; of a unit of two samples none, one and both.
 SLOTS = torch.tensor([0, 1, -1, 1, 0, -1, -3, -1])
@@ -51,23 +51,39 @@ def replicas() -> Tensor:
 
 
 @cache
-def wanted(blocks: int) -> Tensor:
-    return network(blocks).definition()(replicas())
+def known(blocks: int) -> tuple[Integers, Tensor]:
+    """A network and the logits of the replicas."""
+    return network(blocks), network(blocks).definition()(replicas())
 
 
 # ---- logits ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("arithmetic", "blocks", "schedule", "multiprocessors"),
-    [("int8_mma", 1, 0, 4), ("int8_mma", 2, 1, 1), ("int8_mma_pairs", 3, 0, 1), ("int8_mma_pairs", 2, 2, 4)],
+    ("arithmetic", "blocks", "rows", "schedule"),
+    [("int8_mma", 1, 5, 0), ("int8_mma", 2, 1, 1), ("int8_mma_pairs", 3, 5, 0), ("int8_mma_pairs", 1, 3, 2)],
 )
-def test_logits_in_integers(arithmetic: str, blocks: int, schedule: int, multiprocessors: int) -> None:
-    """Depths 8, 14 and 20 by one binary, in one stride of the grid or in several."""
-    found = FusedDevice(80, multiprocessors, SCHEDULES[schedule]).fused_logits(
-        replicas(), network(blocks).packed(arithmetic), network(blocks).shape, arithmetic
-    )
-    assert torch.equal(found, wanted(blocks))
+def test_logits_in_integers(arithmetic: str, blocks: int, rows: int, schedule: int) -> None:
+    """Depths 8, 14 and 20 by one binary."""
+    network, logits = known(blocks)
+    on = FusedDevice(80, schedule=SCHEDULES[schedule])
+    found = on.fused_logits(replicas()[:rows], network.packed(arithmetic), network.shape, arithmetic)
+    assert torch.equal(found, logits[:rows])
+
+
+def test_the_largest_sums_do_not_overflow() -> None:
+    """At the limits that are allowed, or nearly so, with maps and pixels at theirs."""
+    network = drawn(WIDTHS, 1, 2)
+    network.weights[0] = torch.full_like(network.weights[0], 2427)
+    for i, weight in enumerate(network.weights[1:], 1):
+        network.weights[i] = torch.full_like(weight, (64 if weight.shape[-1] == 3 else 63) * (1 if i % 2 else -1))
+    network.multipliers[2].fill_(127)
+    for i, shift in ((2, 16), (5, 13), (8, 12)):
+        network.shifts[i].fill_(shift)
+    network.linear = torch.full_like(network.linear, 2050).mul(torch.tensor([[1], [-1]])).short()
+    rows = replicas()[3:]
+    found = FusedDevice().fused_logits(rows, network.packed("int8_mma"), network.shape, "int8_mma")
+    assert torch.equal(found, network.definition()(rows))
 
 
 # ---- votes -----------------------------------------------------------------------------------------------------------
@@ -115,7 +131,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}, {kind[1]}, {kind[4]}")
 @pytest.mark.parametrize("arithmetic", INTEGERS)
 def test_votes_in_integers(arithmetic: str, kind: tuple[Any, ...]) -> None:
-    logits = check_votes(FusedDevice(80, 4), arithmetic, votes_case(*kind), network(1, kind[-1]))
+    logits = check_votes(FusedDevice(), arithmetic, votes_case(*kind), network(1, kind[-1]))
     assert len(logits.unique(dim=0)) == 5  # four rows, and zeros
 
 
@@ -123,7 +139,7 @@ def test_votes_in_integers(arithmetic: str, kind: tuple[Any, ...]) -> None:
 def test_votes_where_words_tie(arithmetic: str) -> None:
     *rows, scale, shift, clip, counts, invalid, voting, weights = votes_case(*KINDS[0])
     *noise, clip = tied((*rows, scale, shift, clip))
-    check_votes(FusedDevice(80, 4), arithmetic, (*noise, clip, counts, invalid, voting, weights), network(1))
+    check_votes(FusedDevice(), arithmetic, (*noise, clip, counts, invalid, voting, weights), network(1))
 
 
 def test_votes_of_logits_that_are_not_finite() -> None:
@@ -131,10 +147,10 @@ def test_votes_of_logits_that_are_not_finite() -> None:
     whole = replace(network(1, 33), unit=1.0)
     case = votes_case("lattice", torch.uint8, [0.25], False, "weighted", 33)
     counts, invalid = case[-4:-2]
-    largest = check_votes(FusedDevice(80, 4), INTEGERS[0], case, whole)[case[1] >= 0].abs().amax(1)
+    largest = check_votes(FusedDevice(), INTEGERS[0], case, whole)[case[1] >= 0].abs().amax(1)
     valid = counts.sum()
     unit = torch.finfo(torch.float32).max / float(largest.median())
-    check_votes(FusedDevice(80, 4), INTEGERS[0], case, replace(whole, unit=unit))
+    check_votes(FusedDevice(), INTEGERS[0], case, replace(whole, unit=unit))
     assert counts.sum() > valid
     assert invalid.sum() > 1
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from smoothfast import ops
 from smoothfast.noise import Stream, lattice_law, stream_key
+from smoothfast.runners import DeclinedError, choice, fused
 from smoothfast.voting import PREDICTION, SOFT, Voting
 
 ALL = ("int8_amx", "int8_avx512_vnni", "int8_avx_vnni", "int8_avx2", "int8_scalar")
@@ -258,6 +259,39 @@ WRONG: dict[str, tuple[Callable[[Integers], Integers], str]] = {
 def test_a_network_that_is_refused(change: Callable[[Integers], Integers], message: str) -> None:
     with pytest.raises(RuntimeError, match="fused_pack_integers: .*" + message):
         change(known(*SMALL)[0]).packed()
+
+
+def test_packing_for_gpus() -> None:
+    """Also where there is none; widths are fewer there, and what was packed is for GPUs alone."""
+    network, x, _ = known(*SMALL)
+    packed = network.packed("int8_mma")
+    assert torch.equal(packed, network.packed("int8_mma_pairs"))
+    with pytest.raises(RuntimeError, match=r"on GPUs widths must be 16, 32, 64; widths are 32, 48, 16"):
+        known(*NETS[1])[0].packed("int8_mma")
+    for name in ("int8", "bf16_mma"):
+        with pytest.raises(
+            RuntimeError, match=f"fused_pack_integers: arithmetic is '{name}', which is none in integers"
+        ):
+            network.packed(name)
+    with pytest.raises(RuntimeError, match="arithmetic is 'int8_mma', which this processor has not"):
+        ops.fused_logits(x, packed, network.shape, "int8_mma")
+    with pytest.raises(RuntimeError, match="packed must come from fused_pack_integers, for shape"):
+        ops.fused_logits(x, packed, network.shape, HERE[0])
+
+
+def test_the_runner_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` takes it where there are kernels, and is told why where there are none."""
+    cuda, workload = torch.device("cuda"), choice.Workload(1e6, 20, family=True)
+    network, examples = known(*SMALL)[0].definition(), (torch.zeros(2, 3, 32, 32),)
+    for there in (["int8_mma"], []):
+        monkeypatch.setattr(fused, "_live", lambda device, there=there: there)
+        assert choice.for_integers(workload, cuda) == ["fused", "eager"][len(there) == 0 :]
+    for device, why in (
+        (cuda, "compiled without CUDA sources"),
+        (torch.device("xpu"), "the base classifier is on xpu"),
+    ):
+        with pytest.raises(DeclinedError, match=why):
+            fused.make(network, torch.float32, device, examples, 1)
 
 
 def test_the_largest_sums_do_not_overflow() -> None:

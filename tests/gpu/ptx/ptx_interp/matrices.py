@@ -13,33 +13,34 @@ class Matrices(Accesses):
     def op_ldmatrix(self):
         state, ins = self.state, self.ins
         to, source = self.ins.args
-        addr, ws, space = self.address(source), [self.wr(x, "b32") for x in self.vec(to)], self.space()
-        turned = self._turned()
+        addr, registers, space = self.address(source), self._registers(to), self.space()
+        turned, count = self._turned(), len(registers)
 
         def run(i):
-            at, who = self._rows(i, addr(i), len(ws))
-            rows = np.ascontiguousarray(state.load(ins, space, at, 16, who)).view(U16).reshape(-1, len(ws), 8, 8)
-            words = turned(rows).view(U32).reshape(-1, len(ws), 32)
-            for k, w in enumerate(ws):
-                w(i, words[:, k].reshape(-1))
+            at, who = self._rows(i, addr(i), count)
+            rows = np.ascontiguousarray(state.load(ins, space, at, 16, who)).view(U16).reshape(-1, count, 8, 8)
+            words = turned(rows).view(U32).reshape(-1, count, 32)
+            state.set_words(registers, words.transpose(1, 0, 2).reshape(count, -1))
 
         return run
 
     def op_stmatrix(self):
         state, ins = self.state, self.ins
         to, source = self.ins.args
-        addr, rs, space = self.address(to), [self.rd(x, "b32") for x in self.vec(source)], self.space()
-        turned = self._turned()
+        addr, registers, space = self.address(to), self._registers(source), self.space()
+        turned, count = self._turned(), len(registers)
 
         def run(i):
-            at, who = self._rows(i, addr(i), len(rs))
-            words = np.empty((len(i) // 32, len(rs), 32), U32)
-            for k, r in enumerate(rs):
-                words[:, k] = r(i).reshape(-1, 32)
-            rows = turned(words.view(U16).reshape(-1, len(rs), 8, 8))
+            at, who = self._rows(i, addr(i), count)
+            words = state.words(registers).reshape(count, -1, 32).transpose(1, 0, 2)
+            rows = turned(np.ascontiguousarray(words).view(U16).reshape(-1, count, 8, 8))
             state.store(ins, space, at, rows.view(U8).reshape(len(at), 16), who)
 
         return run
+
+    def _registers(self, operand):
+        """The rows of registers in their table."""
+        return np.array([self.state.kernel.rows[x] for x in self.vec(operand)])
 
     def _turned(self):
         """What makes rows of matrices as they are in memory those that lanes hold, and back."""

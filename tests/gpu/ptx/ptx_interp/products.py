@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from .accesses import Accesses
-from .formats import DT, F32, F64, I8, I16, I32, I64, U8, U16, U32
+from .formats import DT, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32
 from .rounding import bf16_to_f32, narrow
 
 ROWS, COLUMNS = 16, 8  # of the result
@@ -16,9 +16,14 @@ KINDS = {
     **{("m16n8k16", half, half, "f32"): 2 for half in ("bf16", "f16")},
     **{("m16n8k32", a, b, "s32"): 4 for a in ("s8", "u8") for b in ("s8", "u8")},
 }  # shape, types of the factors and of the sums: elements of a register
+BYTES, HALVES = np.arange(1 << 8, dtype=U8), np.arange(1 << 16, dtype=U16)
+with np.errstate(invalid="ignore"):  # signalling NaN
+    VALUES = {
+        **{"u8": BYTES.astype(F64), "s8": BYTES.view(I8).astype(F64)},
+        **{"bf16": bf16_to_f32(HALVES).astype(F64), "f16": HALVES.view(F16).astype(F64)},
+    }  # of all bits of an element
 
 
-@cache
 def places_of_a(per):
     """Row-major places in the first factor of what registers hold, [lane, register, element], as the PTX manual has
     it for `per` elements a register."""
@@ -27,7 +32,6 @@ def places_of_a(per):
     return row * 8 * per + per * MEMBER[:, None, None] + element + 4 * per * (register >> 1)
 
 
-@cache
 def places_of_b(per):
     """Row-major places in the second factor."""
     register, element = np.arange(2)[:, None], np.arange(per)
@@ -35,11 +39,26 @@ def places_of_b(per):
     return row * COLUMNS + GROUP[:, None, None]
 
 
-@cache
 def places_of_sums():
     """Row-major places in the sums, and in the result."""
-    register = np.arange(4)
-    return (GROUP[:, None] + 8 * (register >> 1)) * COLUMNS + 2 * MEMBER[:, None] + (register & 1)
+    register = np.arange(4)[:, None]
+    return (GROUP[:, None, None] + 8 * (register >> 1)) * COLUMNS + 2 * MEMBER[:, None, None] + (register & 1)
+
+
+@cache
+def gathered(matrix, per, warps):
+    """For each place of the matrices of so many warps, where it is in [registers, lanes of all warps, elements]."""
+    places = {"a": places_of_a, "b": places_of_b}[matrix](per) if matrix != "c" else places_of_sums()
+    registers, elements = places.shape[1:]
+    found = np.argsort(places.ravel())
+    lane, register, element = found // elements // registers, found // elements % registers, found % elements
+    return ((register * warps + np.arange(warps)[:, None]) * 32 + lane) * elements + element
+
+
+@cache
+def scattered(warps):
+    """For each register and lane of all warps, its place in the results."""
+    return (np.arange(warps)[:, None] * ROWS * COLUMNS + places_of_sums()[:, :, 0].T[:, None]).reshape(4, -1)
 
 
 def truncated_sums(a, b, c, block=8, extra=2):
@@ -70,35 +89,31 @@ class Products(Accesses):
         registers = [self.vec(x) for x in ins.args]
         if [len(r) for r in registers] != [4, 4, 2, 4]:
             raise self.bad("fragments")
-        ws = [self.wr(x, d) for x in registers[0]]
-        left = self._factor(registers[1], a, places_of_a(per), (ROWS, 8 * per))
-        right = self._factor(registers[2], b, places_of_b(per), (8 * per, COLUMNS))
-        added = self._factor(registers[3], c, places_of_sums()[..., None], (ROWS, COLUMNS))
-        places = places_of_sums()
+        result = np.array([state.kernel.rows[x] for x in registers[0]])
+        left, right = self._factor(registers[1], "a", a, per), self._factor(registers[2], "b", b, per)
+        added = self._factor(registers[3], "c", c, 1)
 
         def run(i):
             state.check_whole_warps(ins, i)
-            sums = self._sums(left(i), right(i), added(i), d)
-            values = sums.reshape(-1, ROWS * COLUMNS)[:, places]
-            for k, w in enumerate(ws):
-                w(i, values[:, :, k].reshape(-1))
+            warps = len(i) // 32
+            a, b, c = left(warps), right(warps), added(warps)
+            sums = self._sums(a.reshape(warps, ROWS, -1), b.reshape(warps, -1, COLUMNS), c.reshape(warps, ROWS, -1), d)
+            state.set_words(result, sums.view(U32).reshape(-1).take(scattered(warps)))
 
         return run
 
-    def _factor(self, registers, ty, places, shape):
-        """Reader of a matrix that registers hold: f(lanes) -> float64 [warps, rows, columns]."""
-        rs = [self.rd(x, "b32") for x in registers]
-        order = np.argsort(places.ravel())
-        dtype = DT[ty]
+    def _factor(self, registers, matrix, ty, per):
+        """Reader of the matrices that registers hold: f(warps) -> float64 [warps, elements]."""
+        state, rows = self.state, np.array([self.state.kernel.rows[x] for x in registers])
+        bits = U8 if per == 4 else U16
 
-        def read(i):
-            words = np.empty((len(i), len(rs)), U32)
-            for k, r in enumerate(rs):
-                words[:, k] = r(i)
-            elements = words.view(dtype).reshape(len(i) // 32, -1)[:, order].reshape(-1, *shape)
-            return (bf16_to_f32(elements) if ty == "bf16" else elements).astype(F64)
+        def read_sums(warps):
+            return state.words(rows).reshape(-1).view(DT[ty]).take(gathered(matrix, per, warps)).astype(F64)
 
-        return read
+        def read(warps):
+            return VALUES[ty].take(state.words(rows).reshape(-1).view(bits).take(gathered(matrix, per, warps)))
+
+        return read_sums if matrix == "c" else read
 
     def _sums(self, a, b, c, ty):
         """A B + C: of integers exactly and modulo 2^32, of floats with one rounding of a sum in double."""

@@ -98,9 +98,15 @@ class Kernel:
         self.state = None  # of its launches, which compile the code
 
     @cached_property
-    def by_type(self):
-        """The names of the registers of each type, once the kernel is decoded."""
+    def register_tables(self):
+        """The names of the registers by bytes (0: predicates), once the kernel is decoded; they make tables,
+        of which each is a row."""
         found = {}
         for name, type_ in self.regs.items():
-            found.setdefault(type_, []).append(name)
+            found.setdefault(0 if type_ == "pred" else SIZE[type_], []).append(name)
         return found
+
+    @cached_property
+    def rows(self):
+        """The row of each register of 4 bytes in its table."""
+        return {name: row for row, name in enumerate(self.register_tables.get(4, ()))}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .compiler import Compiler
-from .formats import GLOBAL_BASE, I32, I64, LOCAL_WIN, RAW, SHARED_WIN, SIZE, U8, U32, U64
+from .formats import GLOBAL_BASE, I32, I64, LOCAL_WIN, RAW, SHARED_WIN, U8, U32, U64
 from .memory import Memory, whole
 from .races import Shadow
 from .report import PtxFault, Unsupported
@@ -31,13 +31,14 @@ class State:
         self.n = n = threads * len(ctas)
         self.tid, self.cta = np.arange(n) % threads, np.arange(n) // threads  # in the chunk
         self.gcta_wide = gcta = np.asarray(ctas)[self.cta]
-        self.gcta, self.glane = gcta.astype(I32), (gcta * threads + self.tid).astype(I32)
         self.warps_per_cta = -(-threads // 32)
         self.warp = self.cta * self.warps_per_cta + self.tid // 32
-        self.gwarp = (gcta * self.warps_per_cta + self.tid // 32).astype(I32)
         self.laneid = self.tid % 32
         self.special.clear()
-        self.cta_epoch, self.warp_epoch = np.zeros(n, I32), np.zeros(n, I32)
+        zeros, lane, warp = np.zeros(n, I32), gcta * threads + self.tid, gcta * self.warps_per_cta + self.tid // 32
+        # Who accesses memory, and when; see Shadow.
+        self.who = np.stack([lane, zeros, zeros, zeros, warp, gcta]).astype(I32)
+        self.glane, self.cta_epoch, self.warp_epoch, _, _, self.gcta = self.who
         self.alive, self.cc, self.all, self.sel = np.ones(n, np.bool_), np.zeros(n, U64), np.arange(n), slice(0, n)
         self._fill(len(ctas))
         if self.runs is None:
@@ -49,16 +50,30 @@ class State:
         self.shared = launch.rng.integers(0, 256, whole(launch.shared) * ctas, dtype=U8)
         self.sshadow = Shadow(len(self.shared)) if launch.shadow is not None or launch.uninit else None
         self.local = launch.rng.integers(0, 256, whole(launch.local) * self.n, dtype=U8)
-        for type_, names in self.kernel.by_type.items():
-            size = SIZE[type_]
-            dtype, value = (np.bool_, False) if type_ == "pred" else (RAW[size], GARBAGE % (1 << 8 * size))
-            self.regs.update(zip(names, np.full((len(names), self.n), value, dtype), strict=True))
+        self.tables = {}
+        for size, names in self.kernel.register_tables.items():
+            dtype, value = (RAW[size], GARBAGE % (1 << 8 * size)) if size else (np.bool_, False)
+            self.tables[size] = np.full((len(names), self.n), value, dtype)
+            self.regs.update(zip(names, self.tables[size], strict=True))
 
     def select(self, lanes):
         """Makes these lanes those of the next instruction; where they are neighbours, nothing is copied."""
         first, end = int(lanes[0]), int(lanes[-1]) + 1
         self.sel = slice(first, end) if end - first == len(lanes) else lanes
         return lanes
+
+    def words(self, rows):
+        """What lanes hold in registers of 4 bytes: [registers, lanes]."""
+        return (
+            self.tables[4][rows, self.sel] if isinstance(self.sel, slice) else self.tables[4][rows[:, None], self.sel]
+        )
+
+    def set_words(self, rows, values):
+        """Writes what lanes hold in registers of 4 bytes."""
+        if isinstance(self.sel, slice):
+            self.tables[4][rows, self.sel] = values
+        else:
+            self.tables[4][rows[:, None], self.sel] = values
 
     def split(self, lanes, chosen):
         """Selects the lanes that are chosen; returns them and the others, None if there are none."""
@@ -90,6 +105,8 @@ class State:
 
     def check_whole_warps(self, ins, lanes):
         """Raises unless all lanes of each warp are here."""
+        if len(lanes) == self.n and self.threads % 32 == 0:
+            return
         first, last = lanes[::32], lanes[31::32]
         whole = len(first) == len(last) and (last - first == 31).all()
         if not whole or self.laneid[first].any() or (self.laneid[last] != 31).any():
@@ -198,7 +215,7 @@ class State:
 
     def _check_one_writer(self, ins, shadow, at, lane, data, name):
         """Reports two lanes of one instruction that write different values to one place."""
-        if (shadow.w[at, shadow.LANE] != self.glane[lane]).any():
+        if (shadow.w[shadow.LANE].take(at) != self.glane[lane]).any():
             _, first, inverse = np.unique(at, return_index=True, return_inverse=True)
             values = data.reshape(at.size, shadow.grain)
             if self.launch.same_value or (values != values[first][inverse]).any():

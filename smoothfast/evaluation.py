@@ -22,9 +22,8 @@ from .modules import as_module, warn
 from .ops.laws import no_noise
 from .smoothing.classifier import SmoothedClassifier
 from .smoothing.results import winners
-from .statistics import clopper_pearson_lower, clopper_pearson_upper
+from .statistics import LEVEL, clopper_pearson_interval
 
-LEVEL = 0.95  # of confidence intervals
 ORDERS = {"linf": math.inf, "l2": 2.0}
 
 
@@ -68,11 +67,8 @@ def accuracy(votes: Tensor, labels: Sequence[int] | Tensor, level: float = LEVEL
         raise ValueError(f"votes are {tuple(votes.shape)} and labels {tuple(truth.shape)}; they must be [N, K] and [N]")
     if not len(votes):
         raise ValueError("there are no images; an accuracy is of at least one")
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; it must lie between 0 and 1")
     correct = int((winners(votes) == truth.to(votes.device)).sum())
-    bounds = (bound(correct, len(votes), (1 - level) / 2) for bound in (clopper_pearson_lower, clopper_pearson_upper))
-    return Accuracy(correct, len(votes), *map(float, bounds))
+    return Accuracy(correct, len(votes), *map(float, clopper_pearson_interval(correct, len(votes), level)))
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from ..checks import choice
 from ..data import Labelled
 from ..engine import Engine, Gradients
 from ..environment import environment
-from ..evaluation import LEVEL, ORDERS, accuracy, base_votes, distances
+from ..evaluation import ORDERS, accuracy, base_votes, distances
 from ..images import checked_alike, checked_images, pixels
 from ..smoothing.classifier import SmoothedClassifier
 from ..smoothing.results import winners
+from ..statistics import LEVEL
 from .attack_files import Attacked
 from .tables import markdown
 

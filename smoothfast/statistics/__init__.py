@@ -6,9 +6,11 @@ looks at growing numbers of samples and stops as soon as it may.
 """
 
 from .bounds import (
+    LEVEL,
     TOP_SHARE,
     binomial_test,
     class_bounds,
+    clopper_pearson_interval,
     clopper_pearson_lower,
     clopper_pearson_upper,
     own_and_rival,
@@ -39,6 +41,7 @@ from .sequential import (
 )
 
 __all__ = [
+    "LEVEL",
     "MOST_SAMPLES",
     "TOP_SHARE",
     "Boundaries",
@@ -47,6 +50,7 @@ __all__ = [
     "binomial_test",
     "certified_radius",
     "class_bounds",
+    "clopper_pearson_interval",
     "clopper_pearson_lower",
     "clopper_pearson_upper",
     "converted_radius",

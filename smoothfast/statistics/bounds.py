@@ -19,6 +19,8 @@ from .special import betainc, betaincinv
 # spending all of it, an even split 0.024 sigma.
 TOP_SHARE = {"multiclass": 0.9, "cohen": 1.0}
 
+LEVEL = 0.95  # of confidence intervals that are shown, unless another is asked for
+
 # Demanded of every tail probability: to stay this far (relative) below its level. `betainc` errs by
 # less than 3e-11 up to n = 1e8, as long as it does not underflow, which it does from about 1e-290.
 _TAIL_MARGIN = 1e-9
@@ -57,6 +59,18 @@ def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Float
     """
     k, n, alpha = _binomial(k, n, alpha)
     return complement(_clopper_pearson_lower(n - k, n, alpha, np.float64(1)))
+
+
+def clopper_pearson_interval(k: ArrayLike, n: ArrayLike, level: float = LEVEL) -> tuple[Floats, Floats]:
+    """Two-sided exact confidence interval of a binomial probability: both bounds, each at half the error level.
+
+    It misses the true probability with probability at most 1 - level. Arguments and errors are those of
+    `clopper_pearson_lower`, and `level` lies between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; it must lie between 0 and 1")
+    alpha = (1 - level) / 2
+    return clopper_pearson_lower(k, n, alpha), clopper_pearson_upper(k, n, alpha)
 
 
 def class_bounds(

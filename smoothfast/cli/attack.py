@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from .. import files, launch, names
 from ..checks import at_least, at_most, choice
 from ..runs import attack_options
 from ..streams import MAX_SAMPLE_ID
+from ..text import one_line
 from . import display
 from .display import console
 from .options import JsonOptions, NoiseOptions, SeedOptions, StepOptions, command, named
@@ -127,15 +129,25 @@ def _attacked(options: AttackOptions, prepared: Prepared) -> tuple[Attacked, dic
 
 
 def _draw(prepared: Prepared, attacked: Attacked, path: Path) -> None:
-    """Draws the first images, their perturbations and the class that they end with."""
+    """Draws the first images, their perturbations, and the classes that were voted for before and after."""
     import torch
 
+    from ..data.labelled import classes_of
     from ..images import pixels
     from ..runs.plots import perturbation_gallery
     from ..smoothing.results import winners
 
     columns = {name: values[:PICTURED] for name, values in attacked.columns.items()}
     clean = pixels(torch.stack([prepared.source[index][0] for index in columns["indices"].tolist()]))
-    ends = zip(columns["labels"].tolist(), winners(columns["smoothed_adversarial"]).tolist(), strict=True)
-    titles = [f"label {label}\nvoted {vote}" for label, vote in ends]
-    perturbation_gallery(clean, columns["adversarial"], titles, path)
+    votes = (winners(columns[f"smoothed_{of}"]).tolist() for of in ("clean", "adversarial"))
+    names = [f"{one_line(name):.14}" for name in classes_of(prepared.source)]
+    texts = [
+        "label: {}\nclean: {}\n→ adversarial: {}".format(*(_named(label, names) for label in labels))
+        for labels in zip(columns["labels"].tolist(), *votes, strict=True)
+    ]
+    perturbation_gallery(clean, columns["adversarial"], texts, path)
+
+
+def _named(label: int, names: Sequence[str]) -> str:
+    """The name of a class, where it is known, or its number; nothing where all votes were invalid."""
+    return "none" if label < 0 else names[label] if label < len(names) else str(label)

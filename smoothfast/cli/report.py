@@ -34,16 +34,25 @@ class AnalyzeOptions(JsonOptions):
     logs: Annotated[list[Path], typer.Argument(help="Logs of certify or predict, or of Cohen et al.")]
     radii: Annotated[str | None, typer.Option("--radii", help="Comma-separated, for example 0,0.25,0.5.")] = None
     table_format: Annotated[str | None, named("--format", FORMATS, "{} markdown if not given.")] = None
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Tell the exact 95 % interval of each certified accuracy, too.")
+    ] = False
     plot: Annotated[Path | None, typer.Option("--plot", help="PNG or PDF of certified accuracy against radius.")] = None
+    spread: Annotated[
+        Path | None, typer.Option("--spread", help="PNG or PDF of how p_A and samples are spread over the images.")
+    ] = None
 
     def check(self) -> None:
         if self.table_format is not None:
             choice("format", self.table_format, FORMATS)
             if self.as_json:
                 raise ValueError(f"format is {self.table_format!r}; --json has one of its own")
+            if self.intervals and self.table_format != "markdown":
+                raise ValueError(f"format is {self.table_format!r}; --intervals goes with markdown or --json")
         for radius in numbers("radii", self.radii) or ():
             not_negative(radii=radius)
         files.require_picture("plot", self.plot)
+        files.require_picture("spread", self.spread)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -80,14 +89,24 @@ def analyze(options: AnalyzeOptions) -> None:
     for name, log in logs.items():
         if told := tables.beside_the_grid(name, log, table.radii):
             display.tell(told, soft_wrap=True)
-    if options.as_json:
-        display.print_json(display.figures(table, logs))
-    else:
-        display.show(tables.render(table, options.table_format or "markdown"))  # type: ignore[arg-type]
-        if options.table_format in (None, "markdown") and (told := tables.probabilities(logs)):
-            display.show(told)
     if options.plot is not None:
         display.draw_curves(logs, options.plot)
+    if options.spread is not None:
+        from ..runs.plots import spread_over_images
+
+        spread_over_images(logs, options.spread)
+    if options.as_json:
+        facts = display.figures(table, logs)
+        if options.intervals:
+            for row, log in zip(facts["rows"], logs.values(), strict=True):
+                row["intervals"] = list(zip(*tables.certified_interval(log, table.radii), strict=True))
+        display.print_json(facts)
+    else:
+        display.show(tables.render(table, options.table_format or "markdown"))  # type: ignore[arg-type]
+        if options.intervals:
+            display.show(tables.intervals(logs, table.radii))
+        if options.table_format in (None, "markdown") and (told := tables.probabilities(logs)):
+            display.show(told)
 
 
 @command(BenchOptions)

@@ -15,12 +15,15 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..statistics import LEVEL, clopper_pearson_interval
 from ..text import one_line
 from .logs import Log
+from .records import LENGTH
 from .sweep_log import SettingAccuracy
 
 MOST_RADII = 400  # columns that nobody asked for, at most: up to 99.75
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999)  # probabilities of a class
+EARLY = ("sequential", "tolerance", "grid")  # methods that take n samples at most
 Format = Literal["markdown", "latex", "csv", "json"]
 
 
@@ -37,8 +40,19 @@ def certified_accuracy(log: Log, radii: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: the log holds no images.
     """
+    return _certified(log, radii) / _images(log)
+
+
+def certified_interval(log: Log, radii: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The exact confidence interval of each `certified_accuracy`, over all images that those of the log are drawn from:
+    its ends, at level `statistics.LEVEL`, radius by radius. Arguments and errors are the same."""
+    return clopper_pearson_interval(_certified(log, radii), _images(log))
+
+
+def _certified(log: Log, radii: ArrayLike) -> NDArray[np.int64]:
+    """Counts the images that are classified correctly with a certified radius of at least r."""
     held = np.sort(log.radius[log.correct])
-    return (len(held) - np.searchsorted(held, radii)) / _images(log)
+    return len(held) - np.searchsorted(held, radii)
 
 
 def average_certified_radius(log: Log) -> float:
@@ -78,10 +92,12 @@ def asked_radii(log: Log) -> tuple[float, ...] | None:
     """The radii that a log was asked for, since it holds no others; None where it may hold any."""
     match log.settings:
         case {"method": "grid", "radii": list(radii)}:
-            return tuple(radius for radius in radii if isinstance(radius, int | float))
-        case {"method": "sequential", "radius": int() | float() as radius}:
-            return (radius,)
-    return None
+            asked = radii
+        case {"method": "sequential", "radius": radius}:
+            asked = [radius]
+        case _:
+            return None
+    return tuple(radius for radius in asked if isinstance(radius, int | float) and 0 <= radius <= LENGTH.high)
 
 
 def beside_the_grid(name: str, log: Log, radii: Sequence[float]) -> str | None:
@@ -204,6 +220,36 @@ def probabilities(logs: Mapping[str, Log]) -> str:
         if shares is not None
     ]
     return markdown(["right, and p_A at least", *map(str, SHARES), "n", "alpha"], rows) if rows else ""
+
+
+def intervals(logs: Mapping[str, Log], radii: Sequence[float]) -> str:
+    """Writes certified accuracies with their intervals in markdown, a line for each log and radius.
+
+    Raises:
+        ValueError: a log holds no images.
+    """
+    rows = [
+        [name, f"{radius:g}", *(f"{share:.3f}" for share in shares)]
+        for name, log in logs.items()
+        for radius, *shares in zip(radii, certified_accuracy(log, radii), *certified_interval(log, radii), strict=True)
+    ]
+    return markdown([f"{100 * LEVEL:.0f} % intervals", "radius", "certified accuracy", "from", "to"], rows)
+
+
+def described(log: Log) -> str:
+    """Says in a line how a log was made, as far as it tells, and of how many images it is."""
+    settings = log.settings or {}
+    match settings.get("sigma"):
+        case [int() | float() as sigma] | (int() | float() as sigma):
+            told = [f"sigma {sigma:g}"]
+        case _:
+            told = []
+    method, n = settings.get("method"), settings.get("n")
+    if isinstance(n, int):
+        told.append(f"n {'≤' if method in EARLY else '='} {n:,}")
+    if isinstance(method, str):
+        told.append(one_line(method))
+    return ", ".join([*told, f"{len(log):,} images"])
 
 
 def _setting(log: Log, name: str) -> str:

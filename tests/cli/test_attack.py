@@ -20,7 +20,7 @@ from smoothfast import SmoothedClassifier, data, models
 from smoothfast.attacks import EPGD
 from smoothfast.cli import prepare
 from smoothfast.evaluation import base_votes
-from smoothfast.runs import attack_files
+from smoothfast.runs import attack_files, plots
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +38,12 @@ def columns_of(path: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def test_attack_writes_a_file_a_picture_and_tables(attack: Run, tmp_path: Path) -> None:
+def test_attack_writes_a_file_a_picture_and_tables(
+    attack: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    gallery = plots.perturbation_gallery
+    monkeypatch.setattr(plots, "perturbation_gallery", lambda *given: shown.extend(given[2]) or gallery(*given))
     result = attack(out="deep/adv.safetensors", picture="pictures/adv.png")
     assert result.status == 0, result.err
     assert '6 images, epgd on the smoothed classifier: {"eps": 0.2' in " ".join(result.err.split())
@@ -49,6 +54,11 @@ def test_attack_writes_a_file_a_picture_and_tables(attack: Run, tmp_path: Path) 
     assert (tmp_path / "pictures/adv.png").read_bytes().startswith(b"\x89PNG")
 
     columns = columns_of(tmp_path / "deep/adv.safetensors")
+    classes, ends = ("grey", "dim", "bright"), columns["smoothed_adversarial"].argmax(1).tolist()
+    assert shown == [
+        f"label: {classes[label]}\nclean: {classes[clean]}\n→ adversarial: {classes[end]}"
+        for label, clean, end in zip(LABELS[:6], [0, 1, 2, 0, 1, 2], ends, strict=True)
+    ]
     assert columns["labels"].tolist() == LABELS[:6]
     assert columns["indices"].tolist() == list(range(6))
     assert (

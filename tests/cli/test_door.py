@@ -87,7 +87,10 @@ USAGE = {
         "--max=0", "--data=mnist", "--fit=folder:nowhere", "--precision=int4", "--normalize=best", "--seed=-1",
         "--out=new.pt", "--out=there.safetensors", "--resize=0",
     ],
-    "analyze": ["--format=yaml", "--radii=0;1", "--plot=a.xyz", "--format=csv --json", "--frobnicate"],
+    "analyze": [
+        "--format=yaml", "--radii=0;1", "--plot=a.xyz", "--spread=a.xyz", "--format=csv --json",
+        "--format=csv --intervals", "--frobnicate",
+    ],
 }  # fmt: skip
 OTHERS = [
     ["frobnicate"], ["certify"], ["attack", "--out=a.safetensors"], ["train", "--out=a"], ["analyze"], ["bench"],
@@ -145,12 +148,14 @@ def test_a_radius_out_of_range_takes_special_functions_alone(place: Path) -> Non
 
 
 def test_analyze_needs_numpy_and_a_picture_matplotlib(place: Path) -> None:
-    lines = ["analyze", "run.tsv"], ["analyze", "run.tsv", "--json"], ["analyze", "run.tsv", "--plot=a.png"]
-    plain, structured, plotted = tried(place, *lines)
+    """And intervals, which a picture has, special functions."""
+    given = [], ["--json"], ["--intervals"], ["--plot=a.png"]
+    plain, structured, intervals, plotted = tried(place, *(["analyze", "run.tsv", *more] for more in given))
     assert plain[1:] == structured[1:] == [0, ["numpy"]]
+    assert intervals[1:] == [0, ["numpy", "scipy"]]
     assert plotted[1] == 0
     assert {"numpy", "matplotlib"} <= set(plotted[2])
-    assert not {"torch", "torchvision", "scipy", "openvino"} & set(plotted[2])
+    assert not {"torch", "torchvision", "openvino"} & set(plotted[2])
 
 
 # ---- completion ------------------------------------------------------------------------------------------------------

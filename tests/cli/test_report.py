@@ -62,6 +62,22 @@ def test_analyze_tells_of_p_a_and_of_radii_beside_the_grid(certify: Run, run: Ru
     assert "p_A" not in run("analyze", "run.tsv", "--format=csv").out
 
 
+def test_analyze_tells_intervals_and_draws_how_images_differ(certify: Run, run: Run, tmp_path: Path) -> None:
+    assert certify().status == 0
+    result = run("analyze", "run.tsv", "--radii=0,0.3", "--intervals", "--plot=a.png", "--spread=s.pdf")
+    assert result.status == 0, result.err
+    _, second, _ = result.out.strip().split("\n\n")
+    assert max(map(len, second.splitlines())) < 80
+    (row,) = json.loads(run("analyze", "run.tsv", "--radii=0,0.3", "--intervals", "--json").out)["rows"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in second.splitlines()[2:]]
+    assert [line[2:] for line in rows] == [
+        [f"{share:.3f}", *(f"{end:.3f}" for end in ends)]
+        for share, ends in zip(row["accuracy"], row["intervals"], strict=True)
+    ]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "s.pdf").read_bytes().startswith(b"%PDF-")
+
+
 def test_analyze_plots(run: Run, published: list[Path], tmp_path: Path) -> None:
     assert run("analyze", *published, "--plot=curves.png").status == 0
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -73,6 +89,11 @@ def test_analyze_complains(run: Run, tmp_path: Path) -> None:
     check_error(run("analyze", "broken"), "broken, line 1: expected a header")
     check_error(run("analyze", "missing"), "No such file", "missing")
     check_error(run("analyze", "log", "--format=yaml"), "format is 'yaml'", "markdown, latex, csv, json")
+    check_error(run("analyze", "log", "--spread=s.png"), "log has no columns samples and p_lower")
+    check_error(run("analyze", "log", "--spread=s"), "spread is 's'; its suffix must be one of")
+    check_error(
+        run("analyze", "log", "--format=csv", "--intervals"), "format is 'csv'; --intervals goes with markdown or"
+    )
     check_error(run("analyze", "log", "--radii=0;1"), "radii is '0;1'; it must be numbers separated by commas")
 
 

@@ -4,9 +4,11 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from smoothfast.runs.logs import Log, read_log
 from smoothfast.runs.tables import (
@@ -16,7 +18,10 @@ from smoothfast.runs.tables import (
     average_certified_radius,
     beside_the_grid,
     certified_accuracy,
+    certified_interval,
+    described,
     effort,
+    intervals,
     named,
     probabilities,
     render,
@@ -102,7 +107,11 @@ def test_logs_of_a_grid_are_summed_up_at_its_radii(log: Log) -> None:
     assert [asked_radii(each) for each in (log, grid, single)] == [None, (0, 0.2, 0.6), (0.3,)]
     assert summary({"a": grid, "b": log}).radii == (0, 0.2, 0.6)
     assert summary({"a": single}).radii == (0, 0.25, 0.5, 0.75)
-    for settings in ({"method": "grid"}, {"method": "grid", "radii": []}, {"method": "grid", "radii": ["0", None]}):
+    for settings in (
+        {"method": "grid"},
+        {"method": "grid", "radii": []},
+        {"method": "grid", "radii": ["0", None, 10**400]},
+    ):
         odd = replace(log, settings=settings)
         assert summary({"a": odd}).radii == (0, 0.25, 0.5, 0.75)
         assert beside_the_grid("a", odd, [0.1]) is None
@@ -130,6 +139,35 @@ def test_what_is_shown_of_p_a(log: Log) -> None:
     ]  # fmt: skip
     assert [cell.strip() for cell in row.strip("|").split("|")][-4:] == ["0.250", "0.250", "10,000", "0.001"]
     assert " | " in probabilities({"b": replace(shown, settings={"n": [1]})})
+
+
+def test_intervals_are_exact(log: Log) -> None:
+    low, high = certified_interval(log, [0.0, 0.5, 5.0])
+    for place, correct in enumerate((2, 1, 0)):
+        expected = binomtest(correct, 4).proportion_ci(0.95, "exact")
+        assert (low[place], high[place]) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert intervals({"a|b": log}, [0, 0.5]) == (
+        "| 95 % intervals | radius | certified accuracy |  from |    to |\n"
+        "| -------------- | -----: | -----------------: | ----: | ----: |\n"
+        "| a\\|b           |      0 |              0.500 | 0.068 | 0.932 |\n"
+        "| a\\|b           |    0.5 |              0.250 | 0.006 | 0.806 |\n"
+    )
+    with pytest.raises(ValueError, match=r"empty\.tsv holds no images"):
+        certified_interval(make("empty.tsv", [], [], []), 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (None, "4 images"),
+        ({"sigma": [0.25], "n": 100_000, "method": "fixed"}, "sigma 0.25, n = 100,000, fixed, 4 images"),
+        ({"sigma": 0.5, "n": 4_000, "method": "grid"}, "sigma 0.5, n ≤ 4,000, grid, 4 images"),
+        ({"sigma": [0.1, 0.2], "n": "many", "method": "\x1b"}, "\\x1b, 4 images"),
+        ({"sigma": {}, "n": [], "method": ["grid"]}, "4 images"),
+    ],
+)
+def test_how_a_log_was_made_is_told(log: Log, settings: dict[str, Any] | None, told: str) -> None:
+    assert described(replace(log, settings=settings)) == told
 
 
 def test_markdown(log: Log) -> None:

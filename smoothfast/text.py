@@ -20,3 +20,22 @@ def printable(text: str, kept: str = LINES) -> str:
 def one_line(text: str) -> str:
     """Printable text whose line breaks and tabs are escaped too, as for the cell of a table."""
     return printable(text, "")
+
+
+def duration(seconds: float) -> str:
+    """The text of a time, in the two largest units that it has: 3.2 s, 42 s, 4 min 18 s, 2 h 5 min, 3 d 4 h."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for large, small, larger, smaller in ((86_400, 3_600, "d", "h"), (3_600, 60, "h", "min"), (60, 1, "min", "s")):
+        if whole >= large:
+            return f"{whole // large} {larger} {whole % large // small} {smaller}"
+    return f"{whole} s"
+
+
+def rate(per_second: float) -> str:
+    """The text of a rate, by the unit of time in which there is at least one."""
+    for seconds, unit in ((1, "a second"), (60, "a minute"), (3600, "an hour")):
+        if (value := per_second * seconds) >= 1:
+            return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+    return f"{value:.2g} {unit}"

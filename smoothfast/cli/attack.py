@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,7 @@ from ..checks import at_least, at_most, choice
 from ..runs import attack_options
 from ..streams import MAX_SAMPLE_ID
 from ..text import one_line
-from . import display
+from . import display, progress
 from .display import console
 from .options import JsonOptions, NoiseOptions, SeedOptions, StepOptions, command, named
 
@@ -119,11 +118,17 @@ def _attacked(options: AttackOptions, prepared: Prepared) -> tuple[Attacked, dic
         "crafted_by": by, "judged_by": engine.choices,
     }  # fmt: skip
     size = runs.at_once(gradients, crafted.samples)
+    made: list[Attacked] = []
+
+    def keep(part: Attacked) -> None:
+        attack_files.keep(options.out, settings, part)
+        made.append(part)
+
     attacked = runs.run(
         crafted, smoothed, prepared.source, indices, options.votes, size,
-        progress=display.bar(f"batches of {min(size, len(indices)):,} images"),
+        progress=progress.bar(f"batches of {min(size, len(indices)):,} images", lambda: runs.so_far(made)),
         done=attack_files.kept(options.out, settings, indices, engine.function.shape, engine.num_classes),
-        keep=partial(attack_files.keep, options.out, settings),
+        keep=keep,
     )  # fmt: skip
     return attacked, settings
 

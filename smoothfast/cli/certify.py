@@ -15,7 +15,7 @@ from ..checks import at_least, at_most, choice, seed_in_range
 from ..files import require_new, require_no_folder
 from ..specs import DEMO_INTEGERS
 from ..streams import MAX_SAMPLE_ID, drawn_seed
-from . import display
+from . import display, progress
 from .display import console
 from .options import BY, JsonOptions, NoiseOptions, Options, ProcessOptions, command, named, numbers
 
@@ -211,7 +211,7 @@ def demo(options: DemoOptions) -> None:
     discard(chosen.out)
     settings = {"command": "demo", "n0": 100, "n": n, "alpha": 0.001, "bound": "multiclass", "sigma": [0.25], "seed": 0}
     log_run(
-        engine, prepared.source, indices, chosen.procedure, settings, chosen.out, progress=display.progress
+        engine, prepared.source, indices, chosen.procedure, settings, chosen.out, progress=progress.rows
     )  # fmt: skip
     display.show_log(chosen.out, options.out / "certify.png")
 
@@ -239,7 +239,7 @@ def _run(options: LogOptions) -> None:
             display.tell(described(prepared.smoothed, engine, prepared.first, passes))
         log_run(
             engine, prepared.source, prepared.indices, options.procedure, options.settings() | prepared.about,
-            options.out, resume=resume, progress=display.progress, group=group, shard=options.shard,
+            options.out, resume=resume, progress=progress.rows, group=group, shard=options.shard,
         )  # fmt: skip
         if not leads:
             return

@@ -6,23 +6,20 @@ import json
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..files import GO_ON
 from ..text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
     from ..runs.logs import Log
     from ..runs.tables import Table
-
-Item = TypeVar("Item")
 
 
 @cache
@@ -88,8 +85,10 @@ def _is_of_memory(error: Exception) -> bool:
 
 
 def written(*paths: Path | None) -> None:
-    """Says which files there are now."""
-    tell(f"written: {', '.join(str(path) for path in paths if path is not None)}")
+    """Says which files there are now, a line for each."""
+    for path in paths:
+        if path is not None:
+            tell(f"written: {path}", highlight=False, soft_wrap=True)
 
 
 def print_json(facts: dict[str, Any]) -> None:
@@ -132,38 +131,3 @@ def figures(table: Table, logs: dict[str, Log]) -> dict[str, Any]:
             "p_A": {"at_least": tables.SHARES, "share": tables.shown_probabilities(log)},
         }
     return facts
-
-
-def bar(what: str) -> Callable[[Iterable[Item]], Iterator[Item]]:
-    """Makes a progress bar over a sized iterable."""
-
-    def wrap(items: Iterable[Item]) -> Iterator[Item]:
-        with _columns() as columns:
-            yield from columns.track(items, description=what)
-
-    return wrap
-
-
-def progress(decisions: Iterable[Item], left: int, done: int) -> Iterator[Item]:
-    """Shows a progress bar over the decisions that are left, beside those done before."""
-    with _columns() as columns:
-        task = columns.add_task("images", total=left + done, completed=done)
-        for decision in decisions:
-            yield decision
-            columns.advance(task)
-
-
-def _columns() -> Progress:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), console=console(),
-    )  # fmt: skip

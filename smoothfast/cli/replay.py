@@ -14,7 +14,7 @@ from ..checks import at_least
 from ..files import require_present
 from ..normalization import text_of
 from ..specs import DEMO_INTEGERS, names_code
-from . import display
+from . import display, progress
 from .certify import CertifyOptions, LogOptions, PredictOptions
 from .options import BY, ON, JsonOptions, command, integers
 
@@ -180,7 +180,7 @@ def _replayed(
             f"{options.log} has image {max(indices)}; data is {then.data!r}, which has {len(prepared.source)} images"
         )
     found = rows(engine, prepared.source, indices, then.procedure, Whole())
-    made = list(display.progress(differences(log, found), len(indices), 0))
+    made = list(progress.over(differences(log, found), "images", len(indices)))
     now = engine.meta | prepared.about
     why = reasons((log.settings, now), (environment_of(options.log), environment()))
     return made, {"log": str(options.log), "reasons": why}

@@ -12,7 +12,7 @@ import typer
 from .. import files
 from ..checks import choice, not_negative
 from ..names import FORMATS
-from . import display
+from . import display, progress
 from .options import JsonOptions, Options, command, completing, named, numbers, one_of
 
 BENCHMARKS = {"noise": "noisy_replicas"} | {
@@ -113,7 +113,8 @@ def analyze(options: AnalyzeOptions) -> None:
 def bench(options: BenchOptions) -> None:
     """Measure a part of the package beside what people use today."""
     suite = import_module(f"smoothfast.benchmarks.{BENCHMARKS[options.what]}")
-    rows = suite.main(options.out) if options.limit is None else suite.main(options.out, options.limit)
+    with progress.at(f"bench {options.what}"):
+        rows = suite.main(options.out) if options.limit is None else suite.main(options.out, options.limit)
     if options.plot is not None:
         import_module("smoothfast.benchmarks.pictures").draw(rows, options.plot)
 

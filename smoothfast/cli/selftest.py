@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import display
+from . import display, progress
 from .options import BY, JsonOptions, SeedOptions, command
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def selftest(options: SelftestOptions) -> None:
     from ..selftest import FAILED, PASSED, SKIPPED, effort, every_check, recorded, records
 
     chosen = replace(effort.FULL if options.full else effort.QUICK, seed=options.seed)
-    made = [recorded(check) for check in display.bar("checks")(every_check(chosen))]
+    made = [recorded(check) for check in progress.bar("checks")(every_check(chosen))]
     statuses = [record.status for record in made]
     chances, seconds = sum(record.chances for record in made), sum(record.seconds for record in made)
     facts: dict[str, Any] = {status: statuses.count(status) for status in (PASSED, FAILED, SKIPPED)}

@@ -11,7 +11,7 @@ import typer
 from .. import files, launch, names
 from ..checks import at_least, at_most, choice, not_negative
 from ..runs import attack_options
-from . import display
+from . import display, progress
 from .options import SeedOptions, SmoothedOptions, StepOptions, command, integers, named, numbers, one_of
 
 MOST_SEEDS = 10_000  # of an attack: all settings are planned at once
@@ -95,9 +95,9 @@ def sweep(options: SweepOptions) -> None:
         "command": "sweep", "sigma": None, "attack": options.attack, **plan.options, "samples": plan.samples,
         "sigmas": plan.sigmas, "voting": plan.votings,
     }  # fmt: skip
-    chosen = in_memory(prepared.source, display.bar("images"), prepared.indices)
+    chosen = in_memory(prepared.source, progress.bar("images"), prepared.indices)
     with SweepLog(options.out, settings) as log:
-        ids, bar = torch.tensor(prepared.indices), display.bar("sigmas and attacks")
+        ids, bar = torch.tensor(prepared.indices), progress.bar("sigmas and attacks")
         for block in plan.rows(pixels(chosen.images), chosen.labels, ids, log.done, bar):
             log.append(block)
         put_in_order(options.out, plan.settings)

@@ -17,7 +17,7 @@ from ..files import require_new
 from ..specs import require_data
 from ..training.presets import PRESETS
 from ..training.settings import BATCH_STATISTICS, LEARNED, NEEDS, PRECISIONS, SCHEDULES, SELECTIONS, Settings
-from . import display
+from . import display, progress
 from .options import BY, ON, ModelOptions, ProcessOptions, SizeOptions, StepOptions, command, named, numbers
 
 if TYPE_CHECKING:
@@ -162,13 +162,13 @@ def train(options: TrainOptions) -> None:
         if leads:
             tell_classes(source, num_classes)
             display.tell(f"reading {len(source):,} training images")
-        images = in_memory(Within(source, options.data, num_classes), display.bar("images") if leads else iter)
+        images = in_memory(Within(source, options.data, num_classes), progress.bar("images") if leads else iter)
         network = moved(network, group.device(options.device))
         trainer = Trainer(network, images, settings, options.out, held_out, metadata=about, group=group)
 
         def epoch(steps: range) -> Iterator[int]:
             what = f"epoch {trainer.epoch + 1}/{math.ceil(settings.epochs)}"
-            return display.bar(what)(steps) if leads else iter(steps)
+            return progress.bar(what)(steps) if leads else iter(steps)
 
         metrics = trainer.fit(epoch, options.resume)
         if leads:

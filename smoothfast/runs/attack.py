@@ -140,6 +140,19 @@ def run(
     )
 
 
+def so_far(parts: Sequence[Attacked]) -> str:
+    """Says how often the smoothed classifier was right in the batches that are judged, before and after; nothing where
+    there are none."""
+    if not parts:
+        return ""
+    labels = torch.cat([part.columns["labels"] for part in parts])
+    before, after = (
+        accuracy(torch.cat([part.columns[f"smoothed_{which}"] for part in parts]), labels).share
+        for which in ("clean", "adversarial")
+    )
+    return f"accuracy {before:.3f}, attacked {after:.3f}"
+
+
 def tables(attacked: Attacked, name: str) -> str:
     """Writes accuracies, and what the attack took and how far it went, in markdown. An image is fooled where the
     smoothed classifier was right, and is no more."""

@@ -49,7 +49,7 @@ def test_attack_writes_a_file_a_picture_and_tables(
     assert '6 images, epgd on the smoothed classifier: {"eps": 0.2' in " ".join(result.err.split())
     assert "attack: eager base classifier, precision fp32" in result.err
     assert "votes: eager base classifier, precision fp32, normalisation none" in result.err
-    assert "written: deep/adv.safetensors, pictures/adv.png" in result.err
+    assert "written: deep/adv.safetensors\nwritten: pictures/adv.png" in result.err
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["adv.png", "adv.safetensors", "deep", "pictures"]
     assert (tmp_path / "pictures/adv.png").read_bytes().startswith(b"\x89PNG")
 

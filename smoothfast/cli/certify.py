@@ -246,6 +246,7 @@ def _run(options: LogOptions) -> None:
         sound = bool(environment_of(options.out).get("sound", engine.sound))
         if options.as_json:
             display.print_json({"sound": sound, "classes": prepared.classes} | _figures(options.out, engine.meta))
+            display.written_log(options.out)
         else:
             display.show_log(options.out)
         if not sound and engine.function.law.name == "lattice":

@@ -91,6 +91,11 @@ def written(*paths: Path | None) -> None:
             tell(f"written: {path}", highlight=False, soft_wrap=True)
 
 
+def written_log(path: Path, picture: Path | None = None) -> None:
+    """Says that there is a log, its settings beside it, and a picture."""
+    written(path, path.with_name(f"{path.name}.json"), picture)
+
+
 def print_json(facts: dict[str, Any]) -> None:
     """Prints the one JSON object of a command."""
     print(json.dumps(facts, indent=2, allow_nan=False))
@@ -107,7 +112,7 @@ def show_log(path: Path, picture: Path | None = None) -> None:
         tell(tables.effort(log), soft_wrap=True)
     if picture is not None:
         draw_curves(logs, picture)
-    written(path, picture)
+    written_log(path, picture)
 
 
 def draw_curves(logs: dict[str, Log], picture: Path) -> None:

@@ -97,6 +97,7 @@ def quantize(options: QuantizeOptions) -> None:
         display.print_json(facts)
     else:
         display.show("\n".join(lines))
+    display.written(options.out)
 
 
 def _trained(options: QuantizeOptions) -> tuple[nn.Module, Normalization | None, str]:

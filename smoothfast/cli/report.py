@@ -107,6 +107,9 @@ def analyze(options: AnalyzeOptions) -> None:
             display.show(tables.intervals(logs, table.radii))
         if options.table_format in (None, "markdown") and (told := tables.probabilities(logs)):
             display.show(told)
+    for path in (options.plot, options.spread):
+        if path is not None:
+            display.written(path)
 
 
 @command(BenchOptions)
@@ -117,6 +120,7 @@ def bench(options: BenchOptions) -> None:
         rows = suite.main(options.out) if options.limit is None else suite.main(options.out, options.limit)
     if options.plot is not None:
         import_module("smoothfast.benchmarks.pictures").draw(rows, options.plot)
+    display.written(options.out, options.plot)
 
 
 @command(JsonOptions)

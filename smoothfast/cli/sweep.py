@@ -107,4 +107,4 @@ def sweep(options: SweepOptions) -> None:
         from ..runs import plots
 
         plots.sweep(rows, options.plot)
-    display.written(options.out, options.plot)
+    display.written_log(options.out, options.plot)

@@ -172,7 +172,8 @@ def train(options: TrainOptions) -> None:
 
         metrics = trainer.fit(epoch, options.resume)
         if leads:
-            display.tell(f"{options.out / 'model.safetensors'}: {json.dumps(metrics)}")
+            display.tell(f"metrics of these weights: {json.dumps(metrics)}", highlight=False, soft_wrap=True)
+            display.written(*(options.out / name for name in (*FILES, "metrics.jsonl")))
 
 
 def _network(options: TrainOptions, num_classes: int | None, seed: int) -> nn.Module:

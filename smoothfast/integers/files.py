@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from ..files import whole
 from .network import IntegerResNet
 
 FORMAT = "smoothfast integers 1"
@@ -19,4 +20,5 @@ def save(network: IntegerResNet, path: str | Path, about: Mapping[str, str]) -> 
         about: what it was made of and how, for the metadata of the file.
     """
     known = {"format": FORMAT, "num_classes": str(len(network.linear))}
-    save_file(network.state_dict(), path, {**about, **known})
+    with whole(Path(path)) as partial:
+        save_file(network.state_dict(), partial, {**about, **known})

@@ -95,6 +95,8 @@ def test_a_file_is_read_as_it_was_written(tensors: dict[str, Tensor], tmp_path: 
     assert again is not None
     assert all(torch.equal(again.state_dict()[name], value) for name, value in network.state_dict().items())
     assert again.shape == network.shape == [16, 32, 16, 1, 3]
+    (tmp_path / "other").touch()
+    assert (tmp_path / "q.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_file_that_says_so_and_is_none(tensors: dict[str, Tensor], tmp_path: Path) -> None:

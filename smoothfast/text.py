@@ -22,6 +22,11 @@ def one_line(text: str) -> str:
     return printable(text, "")
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """The text of a number of things: 1 image, 3 images."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def duration(seconds: float) -> str:
     """The text of a time, in the two largest units that it has: 3.2 s, 42 s, 4 min 18 s, 2 h 5 min, 3 d 4 h."""
     if seconds < 9.95:

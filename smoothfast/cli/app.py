@@ -1,4 +1,5 @@
-"""The command line: `smoothfast …` or `python -m smoothfast …`. Exit status 0 done, 1 failed, 2 bad usage."""
+"""The command line: `smoothfast …` or `python -m smoothfast …`. Exit status 0: done; 2: what was given is wrong, and no
+work was begun; 1: work failed, or what it found is not as it should be; 130: interrupted."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import launch
+from ..failures import was_at_work
 from ..version import __version__
 from .attack import attack
 from .certify import certify, demo, predict
@@ -26,7 +28,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=__doc__,
 )
-BAD_USAGE = (ValueError, FileExistsError, FileNotFoundError)
+# What is wrong with what was given, where it is found before any work.
+WRONG = (
+    ValueError, FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError,
+)  # fmt: skip
 for act in (demo, certify, predict, attack, train, quantize, sweep, analyze, replay, selftest, bench, info):
     app.command()(act)
 
@@ -52,4 +57,9 @@ def main() -> None:
         app()
     except Exception as error:
         launch.once(partial(complain, error))
-        sys.exit(2 if isinstance(error, BAD_USAGE) else 1)
+        sys.exit(status_of(error))
+
+
+def status_of(error: Exception) -> int:
+    """The exit status of a command that ends with an error."""
+    return 2 if isinstance(error, WRONG) and not was_at_work(error) else 1

@@ -13,9 +13,10 @@ import typer
 
 from .. import files, launch, names
 from ..checks import at_least, at_most, choice
+from ..failures import at_work
 from ..runs import attack_options
 from ..streams import MAX_SAMPLE_ID
-from ..text import one_line
+from ..text import counted, one_line
 from . import display, progress
 from .display import console
 from .options import JsonOptions, NoiseOptions, SeedOptions, StepOptions, command, named
@@ -61,6 +62,11 @@ class AttackOptions(NoiseOptions, SeedOptions, StepOptions, JsonOptions):
         super().check()
         files.require_picture("picture", self.picture)
         attack_options.check_out(self.out, self.resume)
+
+    def kept(self) -> str:
+        parts = attack_options.parts_of(self.out)
+        kept = counted(len(list(parts.glob("*.safetensors"))), "batch", "batches")
+        return f"{parts} keeps {kept}: go on with --resume"
 
     def chosen(self) -> dict[str, Any]:
         """The options that the attack is made with."""
@@ -124,12 +130,13 @@ def _attacked(options: AttackOptions, prepared: Prepared) -> tuple[Attacked, dic
         attack_files.keep(options.out, settings, part)
         made.append(part)
 
-    attacked = runs.run(
-        crafted, smoothed, prepared.source, indices, options.votes, size,
-        progress=progress.bar(f"batches of {min(size, len(indices)):,} images", lambda: runs.so_far(made)),
-        done=attack_files.kept(options.out, settings, indices, engine.function.shape, engine.num_classes),
-        keep=keep,
-    )  # fmt: skip
+    done = attack_files.kept(options.out, settings, indices, engine.function.shape, engine.num_classes)
+    with at_work():
+        attacked = runs.run(
+            crafted, smoothed, prepared.source, indices, options.votes, size,
+            progress=progress.bar(f"batches of {min(size, len(indices)):,} images", lambda: runs.so_far(made)),
+            done=done, keep=keep,
+        )  # fmt: skip
     return attacked, settings
 
 

@@ -15,6 +15,7 @@ from ..checks import at_least, at_most, choice, seed_in_range
 from ..files import require_new, require_no_folder
 from ..specs import DEMO_INTEGERS
 from ..streams import MAX_SAMPLE_ID, drawn_seed
+from ..text import counted
 from . import display, progress
 from .display import console
 from .options import BY, JsonOptions, NoiseOptions, Options, ProcessOptions, command, named, numbers
@@ -57,6 +58,11 @@ class LogOptions(NoiseOptions, JsonOptions, ProcessOptions, ABC):
         require_no_folder(self.out)
         if not self.resume and not launch.launched():  # torchrun may start a run again, which then goes on
             require_new(self.out)
+
+    def kept(self) -> str:
+        from ..runs.records import count  # without torch, whose import may be what was interrupted
+
+        return f"{self.out} keeps {counted(count(self.out), 'image')}: go on with --resume"
 
     @abstractmethod
     def procedure(self, label: int, deviation: float) -> Procedure:

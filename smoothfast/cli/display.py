@@ -75,7 +75,12 @@ def complain(error: Exception) -> None:
             f"{type(error).__name__}: {said}; raised as shown above, by the model, the data or smoothfast itself; what "
             f"is written is kept: once it is mended, {GO_ON}"
         )
-    tell(f"smoothfast: {' '.join(said.split())}", style="red", highlight=False, soft_wrap=True)
+    say_last(" ".join(said.split()))
+
+
+def say_last(text: str) -> None:
+    """Says why a command ends before it is done."""
+    tell(f"smoothfast: {text}", style="red", highlight=False, soft_wrap=True)
 
 
 def _is_of_memory(error: Exception) -> bool:

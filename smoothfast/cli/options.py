@@ -35,6 +35,7 @@ MOST_CLASSES = 100_000  # ImageNet-21k has 21,841
 MOST_PROCESSES = 1024
 MOST_ROWS = 65_536  # of a pass; of CIFAR-10 they take 400 MB in bf16
 NORMALIZATIONS = ("none", *STATISTICS)
+INTERRUPTED = 130  # the exit status, as of a shell
 ON, BY, TOLD = "Model and images", "How it is computed", "What is told"  # panels of the help
 
 
@@ -66,6 +67,10 @@ class Options:
 
     def check(self) -> None:
         """Raises ValueError or OSError where values are out of their range or do not go together."""
+
+    def kept(self) -> str:
+        """Says what an interrupt leaves of the work, and how to go on."""
+        return "nothing is kept"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -261,8 +266,12 @@ def command(kind: type[Chosen]) -> Callable[[Callable[[Chosen], None]], Callable
             options.check()
             if isinstance(options, ProcessOptions) and options.processes > 1:
                 return launch.in_processes(options.processes)
-            with display.voice(options.quiet):
-                act(options)
+            try:
+                with display.voice(options.quiet):
+                    act(options)
+            except KeyboardInterrupt:
+                launch.once(lambda: display.say_last(f"interrupted; {options.kept()}"))
+                raise typer.Exit(INTERRUPTED) from None
 
         run.__name__, run.__doc__, run.__module__ = act.__name__, act.__doc__, act.__module__
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..checks import at_least
+from ..failures import at_work
 from ..files import require_present
 from ..normalization import text_of
 from ..specs import DEMO_INTEGERS, names_code
@@ -180,7 +181,8 @@ def _replayed(
             f"{options.log} has image {max(indices)}; data is {then.data!r}, which has {len(prepared.source)} images"
         )
     found = rows(engine, prepared.source, indices, then.procedure, Whole())
-    made = list(progress.over(differences(log, found), "images", len(indices)))
+    with at_work():
+        made = list(progress.over(differences(log, found), "images", len(indices)))
     now = engine.meta | prepared.about
     why = reasons((log.settings, now), (environment_of(options.log), environment()))
     return made, {"log": str(options.log), "reasons": why}

@@ -107,9 +107,7 @@ def analyze(options: AnalyzeOptions) -> None:
             display.show(tables.intervals(logs, table.radii))
         if options.table_format in (None, "markdown") and (told := tables.probabilities(logs)):
             display.show(told)
-    for path in (options.plot, options.spread):
-        if path is not None:
-            display.written(path)
+    display.written(options.plot, options.spread)
 
 
 @command(BenchOptions)

@@ -10,7 +10,9 @@ import typer
 
 from .. import files, launch, names
 from ..checks import at_least, at_most, choice, not_negative
+from ..failures import at_work
 from ..runs import attack_options
+from ..text import counted
 from . import display, progress
 from .options import SeedOptions, SmoothedOptions, StepOptions, command, integers, named, numbers, one_of
 
@@ -63,6 +65,11 @@ class SweepOptions(SmoothedOptions, SeedOptions, StepOptions):
         sigmas = numbers("sigmas", self.sigmas) or ()
         check_plan(sigmas, self.voting.split(","), integers("samples", self.samples))
 
+    def kept(self) -> str:
+        from ..runs.records import count
+
+        return f"{self.out} keeps {counted(count(self.out), 'row')}: run it again, and it goes on"
+
     def chosen(self) -> dict[str, Any]:
         """The options that the attack is made with: away from the labels."""
         if self.attack is None:
@@ -98,8 +105,9 @@ def sweep(options: SweepOptions) -> None:
     chosen = in_memory(prepared.source, progress.bar("images"), prepared.indices)
     with SweepLog(options.out, settings) as log:
         ids, bar = torch.tensor(prepared.indices), progress.bar("sigmas and attacks")
-        for block in plan.rows(pixels(chosen.images), chosen.labels, ids, log.done, bar):
-            log.append(block)
+        with at_work():
+            for block in plan.rows(pixels(chosen.images), chosen.labels, ids, log.done, bar):
+                log.append(block)
         put_in_order(options.out, plan.settings)
     rows = read(options.out)
     display.show(sweep_table(rows))

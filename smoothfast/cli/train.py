@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from .. import launch
 from ..checks import choice, not_negative
 from ..files import require_new
 from ..specs import require_data
+from ..text import duration
 from ..training.presets import PRESETS
 from ..training.settings import BATCH_STATISTICS, LEARNED, NEEDS, PRECISIONS, SCHEDULES, SELECTIONS, Settings
 from . import display, progress
@@ -110,6 +112,13 @@ class TrainOptions(ModelOptions, SizeOptions, StepOptions, ProcessOptions):
         if not self.resume and not launch.launched():  # torchrun may start a run again, which then goes on
             for name in FILES:
                 require_new(self.out / name)
+
+    def kept(self) -> str:
+        checkpoint = self.out / FILES[0]
+        if not checkpoint.exists():
+            return f"there is no {checkpoint} yet, from which to go on: run it again"
+        age = duration(max(time.time() - checkpoint.stat().st_mtime, 0))
+        return f"{checkpoint}, written {age} ago, is kept: go on with --resume"
 
     def settings(self, initial: str | None = None, trained: Mapping[str, Any] | None = None) -> Settings:
         """The settings of the run: those of the preset but for the options that were given.

@@ -16,6 +16,7 @@ from ..checks import at_least
 from ..data import Labelled
 from ..engine import Engine, Job
 from ..environment import environment
+from ..failures import at_work
 from ..images import checked_alike
 from ..procedures.votes import Decision, Procedure
 from ..processes import SingleProcess
@@ -84,7 +85,8 @@ def log_run(
             put_in_order(path)
 
         left = group.first(begin)
-        work.gather(rows(engine, data, left, procedure, work), write)
+        with at_work():
+            work.gather(rows(engine, data, left, procedure, work), write)
         if group.sum(torch.tensor(int(not engine.sound))):
             group.first(lambda: logs[0].retract())
 

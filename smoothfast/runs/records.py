@@ -205,6 +205,11 @@ def complete(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
+def count(path: Path) -> int:
+    """Counts the records of a file; none where it is not there yet."""
+    return max(complete(contents(path, MOST)).count(b"\n") - 1, 0) if path.exists() else 0
+
+
 def lines_of(data: bytes) -> list[str]:
     """The text of these lines. They end in newlines alone: `str.splitlines` knows ten more ends, and cells may hold
     them."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..data import Images
 from ..engine import Adapter, NoisyNetwork
+from ..failures import at_work
 from ..files import alone
 from ..images import pixels
 from ..modules import device_of, evaluating
@@ -135,8 +136,9 @@ class Trainer:
         with torch.random.fork_rng(devices):  # for layers that draw, as dropout does
             objective = self.group.averaging(Objective(self))
             self._started = self._saved = time.monotonic()
-            while self.step < self.total:
-                self._run_epoch(objective, progress)
+            with at_work():
+                while self.step < self.total:
+                    self._run_epoch(objective, progress)
         if self._best is not None:
             self.model.load_state_dict(self._best["model"])
             self.metrics = self._best["metrics"]

@@ -271,9 +271,9 @@ def test_attack_refuses_settings_before_anything_is_loaded(
         ({"precision": "int4"}, "precision is 'int4'", 2),
         ({"classes": 4}, "the model has (4, 48)", 2),
         ({"data": "smoothfast_toys:empty"}, "which holds no images", 2),
-        ({"data": "smoothfast_toys:uneven"}, "image 1 is torch.uint8 (3, 3, 4)", 2),
+        ({"data": "smoothfast_toys:uneven"}, "image 1 is torch.uint8 (3, 3, 4)", 1),
         ({"out": "file/adv.safetensors"}, "file", 2),
-        ({"picture": "folder.png"}, "Is a directory: 'folder.png'", 1),
+        ({"picture": "folder.png"}, "Is a directory: 'folder.png'", 2),
     ],
 )
 def test_attack_complains_in_one_line_and_leaves_no_file(

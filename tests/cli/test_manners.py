@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.toys import Run, arguments, attack_arguments
+from helpers.toys import Result, Run, arguments, attack_arguments
+
+from smoothfast import environment
+from smoothfast.cli.app import status_of
+from smoothfast.cli.train import TrainOptions
+from smoothfast.failures import at_work
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = [
@@ -65,3 +71,70 @@ def test_every_file_is_named_and_for_those_that_the_umask_lets(
     if command == "certify":
         assert written(run(*words_of(command, toys), "--resume", "--json").err) == ["run.tsv", "run.tsv.json"]
         assert written(run("analyze", "run.tsv", "--plot=run.png").err) == ["run.png"]
+
+
+# ---- interrupts ------------------------------------------------------------------------------------------------------
+
+KEPT = {
+    "certify": r"run.tsv keeps [1-5] images?: go on with --resume",
+    "predict": r"run.tsv keeps [1-5] images?: go on with --resume",
+    "attack": r"adv.parts keeps [1-5] batch(es)?: go on with --resume",
+    "sweep": r"rows.csv keeps 0 rows: run it again, and it goes on",
+    "train": r"there is no net/checkpoint.pt yet, from which to go on: run it again",
+}
+
+
+@of_each
+def test_an_interrupt_says_what_is_kept(run: Run, toys: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERRUPT_AT", "5")
+    words = [*words_of(command, toys), "--quiet"]
+    words += [] if command in ("train", "sweep") else ["--batch=1"]
+    result = run(*words)
+    assert (result.status, result.out) == (130, "")
+    assert re.fullmatch(f"smoothfast: interrupted; {KEPT[command]}\n", result.err), result.err
+
+
+def test_an_interrupt_after_a_checkpoint(tmp_path: Path) -> None:
+    options = TrainOptions(data="demo", out=tmp_path)
+    (tmp_path / "checkpoint.pt").touch()
+    assert re.fullmatch(r".*/checkpoint.pt, written \d.\d s ago, is kept: go on with --resume", options.kept())
+
+
+def test_an_interrupt_of_what_cannot_be_gone_on_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "environment", interrupted)
+    assert run("info") == Result(130, "", "smoothfast: interrupted; nothing is kept\n")
+
+
+# ---- exit statuses ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(), FileNotFoundError(), FileExistsError(), IsADirectoryError(), NotADirectoryError(),
+        PermissionError(),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_what_was_given_has_another_status_than_work_that_fails(error: Exception) -> None:
+    assert status_of(error) == 2
+    with pytest.raises(type(error)) as raised, at_work():
+        raise error
+    assert status_of(raised.value) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), MemoryError(), OSError(28, "no room"), BlockingIOError()])
+def test_what_fails_for_other_reasons_has_the_status_of_work(error: Exception) -> None:
+    assert status_of(error) == 1
+
+
+@pytest.mark.parametrize("command", ["certify", "predict", "attack", "sweep"])
+def test_an_image_that_is_gone_amid_the_run_is_no_wrong_usage(
+    run: Run, toys: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GONE_AT", "3")
+    result = run(*words_of(command, toys))
+    assert "No such file or directory: '3.png'" in result.err
+    assert result.status == (2 if command == "sweep" else 1)  # which reads all images before its work

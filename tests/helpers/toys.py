@@ -55,6 +55,8 @@ class Images:
             os._exit(9)
         if str(index) == os.environ.get("INTERRUPT_AT"):
             raise KeyboardInterrupt
+        if str(index) == os.environ.get("GONE_AT"):
+            raise FileNotFoundError(2, "No such file or directory", f"{index}.png")
         image = torch.full((3, 4, 4), round(255 * LEVELS[index]), dtype=torch.uint8)
         return image, LABELS[index]
 

@@ -9,7 +9,7 @@ from imports import Arrow, House, house
 
 # From the ground up. A room may import those before it.
 ORDER = [
-    "version", "names", "streams", "normalization", "former", "lazy", "text", "launch",
+    "version", "names", "streams", "normalization", "former", "lazy", "text", "failures", "launch",
     "checks", "specs", "files", "statistics", "procedures",
     "modules", "turns", "interrupts", "untraced", "images", "pickles", "torch_files", "data", "voting", "losses",
     "ops", "noise", "environment",

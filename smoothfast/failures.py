@@ -1,4 +1,4 @@
-"""Failures of work that had begun, which are told from what was wrong before it: command lines end with other statuses."""
+"""Failures of work that had begun, told from what was wrong before it: command lines end with other statuses."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _attacked(options: AttackOptions, prepared: Prepared) -> tuple[Attacked, dic
     """Attacks the images, but for those that an earlier run has attacked; says with which settings."""
     from ..runs import attack as runs
     from ..runs import attack_files
-    from .prepare import described
+    from .prepare import Ahead, described
 
     smoothed, indices, chosen = prepared.smoothed, prepared.indices, options.chosen()
     crafted = runs.make(options.attack, smoothed, options.source, chosen)
@@ -117,8 +117,7 @@ def _attacked(options: AttackOptions, prepared: Prepared) -> tuple[Attacked, dic
         gradients, engine = runs.settle(crafted, smoothed, prepared.first, len(indices), options.votes)
     by = {name: getattr(gradients.function, name) for name in ("runner", "precision", "micro_batch")}
     display.tell(f"attack: {by['runner']} base classifier, precision {by['precision']}")
-    passes = 2 * len(indices) * options.votes
-    display.tell(f"votes: {described(smoothed, engine, prepared.first, passes)}")
+    display.tell(f"votes: {described(smoothed, engine, Ahead(len(indices), 2 * options.votes))}", soft_wrap=True)
     settings = prepared.about | {
         "command": "attack", "attack": options.attack, "source": options.source, "votes": options.votes, **chosen,
         "crafted_by": by, "judged_by": engine.choices,

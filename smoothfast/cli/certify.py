@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEMO_SIGMA = 0.25  # of the noise that the embedded weights were trained under
 DEMO_SECONDS = 120.0  # sampling time that `demo` chooses n for; with imports and compilation it stays under 3 minutes
 DEMO_PASSES = 500_000  # about what that time is enough for: n is not known before the runner is
+DEMO_N0 = 100  # samples that select a class
 DEMO_SAMPLES = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
 
 
@@ -196,26 +197,34 @@ def demo(options: DemoOptions) -> None:
     from ..runners.fused import preferred
     from ..runs.certify import log_run
     from ..runs.records import discard
-    from .prepare import described, prepare, seconds_per_sample
+    from .prepare import Ahead, described, prepare, seconds_per_sample
 
     weights = DEMO_INTEGERS if preferred("int8")[:1] not in ([], ["int8_scalar"]) else None
     prepared = prepare(options.certificates(DEMO_SAMPLES[0], weights), DEMO_SIGMA, seed=0)
     smoothed, indices = prepared.smoothed, prepared.indices
     kind = "ResNet-20 in integers" if weights else "ResNet-20"
     display.tell(f"{kind}, trained under noise sigma 0.25 on CIFAR-10 (JPEG), {len(indices)} test images")
-    with console().status("preparing the base classifier"):
-        engine = smoothed.engine(prepared.first, DEMO_PASSES)
-    display.tell(described(smoothed, engine, prepared.first, DEMO_PASSES))
     n = options.n
+    with console().status("preparing the base classifier"):
+        engine = smoothed.engine(prepared.first, DEMO_PASSES if n is None else len(indices) * (n + DEMO_N0))
     if n is None:
         speed = seconds_per_sample(engine, embedded_images().images)
-        n = max(m for m in DEMO_SAMPLES if m == DEMO_SAMPLES[0] or speed * len(indices) * (m + 100) < DEMO_SECONDS)
+        n = max(m for m in DEMO_SAMPLES if m == DEMO_SAMPLES[0] or speed * len(indices) * (m + DEMO_N0) < DEMO_SECONDS)
         display.tell(
             f"{speed * 1e6:.0f} microseconds per noisy copy here, so n = {n:,} samples per image (--n changes it)"
         )
+    display.tell(described(smoothed, engine, Ahead(len(indices), n + DEMO_N0)), soft_wrap=True)
     chosen = options.certificates(n, weights)
     discard(chosen.out)
-    settings = {"command": "demo", "n0": 100, "n": n, "alpha": 0.001, "bound": "multiclass", "sigma": [0.25], "seed": 0}
+    settings = {
+        "command": "demo",
+        "n0": DEMO_N0,
+        "n": n,
+        "alpha": 0.001,
+        "bound": "multiclass",
+        "sigma": [0.25],
+        "seed": 0,
+    }
     log_run(
         engine, prepared.source, indices, chosen.procedure, settings, chosen.out, progress=progress.rows
     )  # fmt: skip
@@ -228,7 +237,8 @@ def _run(options: LogOptions) -> None:
     from ..processes import joined
     from ..runs.certify import log_run
     from ..runs.logs import environment_of
-    from .prepare import described, prepare, tell_classes
+    from ..runs.records import count
+    from .prepare import Ahead, described, prepare, tell_classes
 
     samples = options.procedure(0, 0.0).most
     with joined() as group:
@@ -236,13 +246,16 @@ def _run(options: LogOptions) -> None:
         seed = group.first(partial(options.settled_seed, resume))
         prepared = prepare(options, options.sigma, seed, options.noise, group.device(options.device))
         prepared.require_readable()
-        passes = _expected(options, samples) * len(prepared.indices)
-        engine = prepared.smoothed.engine(prepared.first, passes)
+        ahead = Ahead(
+            len(prepared.indices), _expected(options, samples), count(options.out) if resume else 0,
+            options.settings()["method"] == "fixed", group.size,
+        )  # fmt: skip
+        engine = prepared.smoothed.engine(prepared.first, ahead.passes)
         leads = group.rank == 0
         if leads:
             tell_classes(prepared.source, prepared.smoothed.num_classes)
             display.tell(f"{len(prepared.indices):,} images, {samples:,} samples each at most, seed {seed}")
-            display.tell(described(prepared.smoothed, engine, prepared.first, passes))
+            display.tell(described(prepared.smoothed, engine, ahead), soft_wrap=True)
         log_run(
             engine, prepared.source, prepared.indices, options.procedure, options.settings() | prepared.about,
             options.out, resume=resume, progress=progress.rows, group=group, shard=options.shard,

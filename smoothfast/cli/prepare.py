@@ -26,7 +26,7 @@ from ..runs.certify import chosen
 from ..smoothing import SmoothedClassifier
 from ..specs import names_code, tells_its_classes
 from ..streams import Stream
-from ..text import one_line
+from ..text import counted, duration, one_line
 from ..weights import DEMO, Weights, read_weights
 from . import display
 from .options import MOST_CLASSES, ModelOptions, SmoothedOptions
@@ -251,19 +251,62 @@ def moved(network: nn.Module, device: str) -> nn.Module:
         raise ValueError(f"device is {device!r}, which cannot be used: {said:.200}") from error
 
 
-def described(smoothed: SmoothedClassifier, engine: Engine, image: Tensor, passes: int) -> str:
-    """Says how the base classifier is run, and what so many forward passes were expected to take by each runner."""
+@dataclass(frozen=True)
+class Ahead:
+    """The forward passes of a run.
+
+    Attributes:
+        images: how many.
+        samples: of each, in the mean.
+        done: images that a run before has done.
+        sure: whether each takes so many, and it is no guess.
+        processes: that share them.
+    """
+
+    images: int
+    samples: int
+    done: int = 0
+    sure: bool = True
+    processes: int = 1
+
+    @property
+    def passes(self) -> int:
+        """The number of passes, those of a run before among them: a runner is chosen by all."""
+        return self.images * self.samples
+
+    def __str__(self) -> str:
+        left = "" if not self.done else f" that {'is' if self.images - self.done == 1 else 'are'} left"
+        about = "" if self.sure else "about "
+        return f"{counted(self.images - self.done, 'image')}{left}, of {about}{counted(self.samples, 'sample')} each"
+
+
+def described(smoothed: SmoothedClassifier, engine: Engine, ahead: Ahead) -> str:
+    """Says how the base classifier is run, what the passes ahead are expected to take by each runner, and why this one
+    was chosen."""
     function = engine.function
     normalization = "none" if smoothed.normalize is None else smoothed.normalize
     how = f"{function.runner} base classifier, precision {function.precision}, normalisation {normalization}"
-    if smoothed.runner != "auto" or function.device.type != "cpu":
+    if function.device.type != "cpu":
         return how
-    workload, cores = engine.function.adapted.workload, len(engine.lanes)
+    workload, cores = function.adapted.workload, len(engine.lanes) * ahead.processes
+    passes = (ahead.images - ahead.done) * ahead.samples
+    known = installed(workload, function.precision)
+    shown = known if smoothed.runner == "auto" else [name for name in known if name == function.runner]
+    if not shown:
+        return how
     expected = ", ".join(
-        f"{runner} {seconds(runner, workload, passes, function.precision, cores):,.0f} s"
-        for runner in installed(workload, function.precision)
+        f"{runner} {duration(seconds(runner, workload, passes, function.precision, cores))}" for runner in shown
     )
-    return f"{how}\nexpected for {passes:,} forward passes: {expected}"
+    return f"{how}\nexpected for {ahead}: {expected}; {_why(smoothed, engine, ahead)}"
+
+
+def _why(smoothed: SmoothedClassifier, engine: Engine, ahead: Ahead) -> str:
+    """The reason for which a runner was chosen."""
+    runner = engine.function.runner
+    if smoothed.runner != "auto":
+        return f"{runner} is asked for"
+    first = engine.function.candidates(ahead.passes)[0]
+    return f"{runner} takes least for all of the run" if runner == first else f"{first} declined, {runner} is next"
 
 
 def seconds_per_sample(engine: Engine, images: Tensor) -> float:

@@ -10,10 +10,10 @@ NATIVE := $(shell find csrc -type f)
 
 DOCS := build/docs
 
-.PHONY: help build test lint demo bench docs clean
+.PHONY: help build test lint demo bench picture docs clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
 
 build: $(READY)  ## the environment, with the package in it (editable) and its extension compiled
 
@@ -32,6 +32,10 @@ demo: $(READY)  ## certify the embedded images with the embedded model
 bench: $(READY)  ## the measurements that need no data
 	for what in noise tally replica_sum attack_step weights fused samples certify methods flights threads processes memory start scaling attack strength; do \
 		$(BIN)/smoothfast bench $$what || exit 1; done
+
+RECORDS := $(addprefix benchmarks/results/demo-, fixed.tsv integers-grid.tsv sequential-0.25.tsv)
+picture: $(READY)  ## the pictures of README and docs/soundness.md, from recorded runs
+	$(BIN)/smoothfast analyze $(RECORDS) --plot docs/certified-accuracy.png --spread docs/spread.png
 
 docs: $(DOCS)/.ready  ## the documentation as a site: build/site
 	PYTHONPATH=. $(DOCS)/bin/python docs/site/pages.py build/pages

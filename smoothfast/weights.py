@@ -20,6 +20,7 @@ from .integers.files import FORMAT
 from .layers import noise_parameters
 from .layouts import LARGEST, Fitted, architecture_of, fitted, state_of
 from .modules import warn
+from .specs import DEMO_INTEGERS as DEMO_INTEGERS
 from .torch_files import read_torch
 
 DEMO = Path(__file__).parent / "assets" / "resnet20-cifar10-jpeg-sigma0.25.safetensors"

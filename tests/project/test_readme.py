@@ -2,12 +2,11 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from helpers.launcher import Result, start
-
-from smoothfast import data
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -40,18 +39,20 @@ def smoothfast(words: list[str]) -> Result:
     return done
 
 
-def test_python_examples(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other, in one namespace, on the first 60 of the images: two batches, the last of them smaller."""
-    every = data.demo()
-    monkeypatch.setattr(data, "demo", lambda: data.Images(every.images[:60], every.labels[:60]))
-    example = "".join(block for language, block in BLOCKS if language == "python")
-    exec(compile(example, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    accuracy = float(re.search(r"smoothed classifier: (\S+)", printed).group(1))
-    assert accuracy > 0.65
-    assert float(re.search(r"under attack: (\S+) \(", printed).group(1)) < accuracy
-    assert "True\n" in printed
-    assert re.search(r"'(not )?certified'", printed)
+def test_python_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """One after the other, in one namespace; what they print is what stands below them, on every processor."""
+    names: dict[str, object] = {}
+    for (language, block), (after, told) in pairwise([*BLOCKS, ("", "")]):
+        if language == "python":
+            exec(compile(block, "README.md", "exec"), names)
+            printed = capsys.readouterr().out
+            assert after != "text" or printed == told
+    share = float(re.search(r"under attack: (\S+) \(", printed).group(1))  # of a network in floating point
+    assert share < 0.8
+
+
+def test_it_is_short() -> None:
+    assert len(README.split()) <= 900
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -159,7 +159,7 @@ def test_votes_of_logits_that_are_not_finite() -> None:
 
 
 @pytest.mark.skipif(device.disassembler() is None, reason="nvdisasm is not installed (Triton brings it)")
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stem", STEMS)
 def test_machine_code(stem: str, arch: int) -> None:
     """Nothing is spilled."""

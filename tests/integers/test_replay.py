@@ -50,7 +50,7 @@ def test_it_is_of_this_network(log: Log, integers: IntegerResNet) -> None:
 def test_rows_are_the_same(log: Log, integers: IntegerResNet, arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if arithmetic not in fused.preferred("int8"):
         pytest.skip(f"this processor lacks {arithmetic}, or smoothfast._C is absent")
-    monkeypatch.setattr(fused, "preferred", lambda _: [arithmetic])
+    monkeypatch.setattr(fused, "preferred", lambda *_: [arithmetic])
     engine = SmoothedClassifier(integers, 0.25, runner="fused").engine(data.demo().images[:1], 1000)
     found = rows(engine, data.demo(), ROWS.get(arithmetic, SLOW), procedure, Whole())
     assert [different for _, different in differences(log, found)] == [[]] * len(ROWS.get(arithmetic, SLOW))

@@ -44,9 +44,11 @@ Arithmetic arithmetic_of(c10::string_view name) {
   TORCH_CHECK(false, "fused: arithmetic is '", name, "', which there is not");
 }
 
-bool is_of_gpus(c10::string_view name) {
+// Nothing for one of GPUs, which all take the same.
+std::optional<Arithmetic> packed_for(c10::string_view name) {
   const mma::Arithmetic* found = mma::arithmetic_of(name);
-  return found && !found->integers;
+  if (found && !found->integers) return std::nullopt;
+  return arithmetic_of(name);
 }
 
 Arithmetic live_arithmetic_of(c10::string_view name) {
@@ -66,7 +68,7 @@ void check_fused_classes(const at::Tensor& classes, int64_t rows, int64_t count)
 }
 
 void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorList biases, const at::Tensor& linear,
-                      const at::Tensor& linear_bias, c10::string_view arithmetic) {
+                      const at::Tensor& linear_bias, std::optional<Arithmetic> arithmetic) {
   constexpr const char* op = "fused_pack";
   TORCH_CHECK(weights.size() >= 9 && (weights.size() - 3) % 6 == 0, op, ": there must be 3 + 6n weights, not ",
               weights.size());
@@ -79,7 +81,7 @@ void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorLi
               linear_bias.sizes());
   const Shape shape = shape_of(weights, linear);
   const auto& widths = shape.widths;
-  const char* refused = is_of_gpus(arithmetic) ? mma::refusal(shape) : refusal(arithmetic_of(arithmetic), shape);
+  const char* refused = arithmetic ? refusal(*arithmetic, shape) : mma::refusal(shape);
   TORCH_CHECK(!*refused, op, ": ", refused, "; they are ", widths[0], ", ", widths[1], ", ", widths[2]);
   const Plan plan = plan_of(shape);
   for (size_t i = 0; i < plan.size(); ++i) {
@@ -133,9 +135,9 @@ std::vector<at::Tensor> contiguous(at::TensorList tensors) {
 }
 
 at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList gains, at::TensorList biases, const at::Tensor& linear,
-                          const at::Tensor& linear_bias, c10::string_view arithmetic, bool gradients) {
-  const bool of_gpus = is_of_gpus(arithmetic);
-  TORCH_CHECK(!of_gpus || !gradients, "fused_pack: arithmetic is '", arithmetic, "', which has no gradients");
+                          const at::Tensor& linear_bias, c10::string_view named, bool gradients) {
+  const std::optional<Arithmetic> arithmetic = packed_for(named);
+  TORCH_CHECK(arithmetic || !gradients, "fused_pack: arithmetic is '", named, "', which has no gradients");
   check_fused_pack(weights, gains, biases, linear, linear_bias, arithmetic);
   const Shape shape = shape_of(weights, linear);
   const auto kernels = contiguous(weights), scales = contiguous(gains), shifts = contiguous(biases);
@@ -144,15 +146,14 @@ at::Tensor fused_pack_cpu(at::TensorList weights, at::TensorList gains, at::Tens
     parameters.push_back(
         {kernels[i].const_data_ptr<float>(), scales[i].const_data_ptr<double>(), shifts[i].const_data_ptr<double>()});
   const at::Tensor last = linear.contiguous(), last_bias = linear_bias.contiguous();
-  const int64_t bytes =
-      of_gpus ? mma::bf16::packed_bytes(shape) : packed_bytes(arithmetic_of(arithmetic), shape, gradients);
+  const int64_t bytes = arithmetic ? packed_bytes(*arithmetic, shape, gradients) : mma::bf16::packed_bytes(shape);
   at::Tensor packed = at::empty({bytes}, linear.options().dtype(at::kByte));
   const float *weight = last.const_data_ptr<float>(), *bias = last_bias.const_data_ptr<float>();
   auto* to = reinterpret_cast<char*>(packed.mutable_data_ptr<uint8_t>());
-  if (of_gpus)
-    mma::bf16::pack(shape, parameters, weight, bias, to);
+  if (arithmetic)
+    pack(*arithmetic, shape, parameters, weight, bias, gradients, to);
   else
-    pack(arithmetic_of(arithmetic), shape, parameters, weight, bias, gradients, to);
+    mma::bf16::pack(shape, parameters, weight, bias, to);
   return packed;
 }
 

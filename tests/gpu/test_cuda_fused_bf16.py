@@ -88,16 +88,14 @@ def check_logits(found: Tensor, base: nn.Module, network: CifarResNet, replicas:
 
 
 @pytest.mark.parametrize(
-    ("arithmetic", "depth", "classes", "shortcut", "options", "multiprocessors"),
-    [("bf16_mma", 14, 100, "B", SCHEDULES[1], 1), ("bf16_mma_pairs", 8, 3, "A", {"truncated": True}, 4)],
+    ("arithmetic", "depth", "classes", "shortcut", "options"),
+    [("bf16_mma", 14, 100, "B", SCHEDULES[1]), ("bf16_mma_pairs", 8, 3, "A", {"truncated": True})],
 )
-def test_logits(
-    arithmetic: str, depth: int, classes: int, shortcut: str, options: dict[str, Any], multiprocessors: int
-) -> None:
-    """Depths, classes and shortcuts by one binary, in one stride of the grid or in two; tensor cores that cut sums."""
+def test_logits(arithmetic: str, depth: int, classes: int, shortcut: str, options: dict[str, Any]) -> None:
+    """Depths, classes and shortcuts by one binary; warps in any order, and tensor cores that cut sums."""
     base = settled(models.ResNet(depth, classes, shortcut))
     found, replicas = taken_apart(base), images(3).bfloat16()
-    on = FusedDevice(80, multiprocessors, options)
+    on = FusedDevice(schedule=options)
     logits = on.fused_logits(replicas, found.packed(arithmetic, gradients=False), found.shape, arithmetic)
     check_logits(logits, base, found, replicas)
 
@@ -114,7 +112,7 @@ def test_votes(arithmetic: str) -> None:
     affine = ops.affine(models.CIFAR10_STATISTICS, 3, torch.uint8)
     noise = *rows, law.name, law.table, *affine, False
     counts, invalid = torch.zeros(2, 10, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-    on = FusedDevice(80, 1, {"traffic": True})
+    on = FusedDevice(schedule={"traffic": True})
     packed = found.packed(arithmetic, gradients=False)
     logits = on.fused_votes(*noise, packed, found.shape, arithmetic, counts, invalid, "prediction", None)
     replicas = torch.ops.smoothfast.noisy_replicas(*noise, torch.bfloat16, False)

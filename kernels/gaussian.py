@@ -35,9 +35,9 @@ def box_muller(radius_word: tl.tensor, angle_word: tl.tensor) -> tuple[tl.tensor
     """Two standard normals from two words."""
     radius = tl.sqrt_rn(-2.0 * log(tl.fma(radius_word.to(tl.float32), UNIT, UNIT)))
     # Quarter turn and the rest in [-pi/4, pi/4].
-    quarter = tl.add(angle_word, 0x20000000, sanitize_overflow=False) >> 30
-    rest = tl.sub(angle_word, quarter << 30, sanitize_overflow=False)
-    t = rest.to(tl.int32, bitcast=True).to(tl.float32) * TURN
+    rounded = tl.add(angle_word, 0x20000000, sanitize_overflow=False)
+    quarter, rest = rounded >> 30, (rounded & 0x3FFFFFFF).to(tl.int32) - 0x20000000
+    t = rest.to(tl.float32) * TURN
     z = t * t
     s = tl.fma(tl.fma(z, -1.9515295891e-4, 8.3321608736e-3), z, -1.6666654611e-1)
     s = tl.fma(s * z, t, t)

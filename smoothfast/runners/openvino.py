@@ -58,7 +58,8 @@ def make(
     try:
         replicas, *others = examples
         plain = network.base if isinstance(network, Calibrated) else network
-        exported = torch.export.export(_apart(plain), (torch.zeros(replicas.shape), *others))
+        # Strict, as torch 2.6 is unless told, it takes a network's own weights for those that come as inputs.
+        exported = torch.export.export(_apart(plain), (torch.zeros(replicas.shape), *others), strict=False)
         model = openvino.convert_model(exported)
         model.reshape({place: list(tensor.shape) for place, tensor in enumerate(examples)})  # weights need it
         steps = import_module("openvino.preprocess").PrePostProcessor(model)

@@ -411,7 +411,7 @@ MUTATIONS = {
     "the projection": ("attack_step", "shift * factor", "shift"),
     "the layer of shared normals": ("perturb_weights", "layer + LOW_RANK", "layer"),
     "the number of a tile": ("perturb_weights", "number.to(tl.uint32) * 16", "number.to(tl.uint32)"),
-    "the quarter of a turn": ("gaussian", "0x20000000", "0x10000000"),
+    "the quarter of a turn": ("gaussian", "rounded >> 30", "angle_word >> 30"),
 }
 
 

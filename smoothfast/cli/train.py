@@ -109,6 +109,8 @@ class TrainOptions(ModelOptions, SizeOptions, StepOptions, ProcessOptions):
         require_data(self.data)
         if self.test is not None:
             require_data(self.test, "test")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out is a file: {self.out}; name a folder")
         if not self.resume and not launch.launched():  # torchrun may start a run again, which then goes on
             for name in FILES:
                 require_new(self.out / name)
@@ -147,6 +149,7 @@ def train(options: TrainOptions) -> None:
     from ..data import Within, in_memory, load
     from ..processes import joined
     from ..training import Trainer
+    from ..training.checkpoints import RunFolder
     from ..weights import Weights, read_weights
     from .prepare import fill, moved, number_of_classes, settled_classes, tell_classes
 
@@ -168,21 +171,40 @@ def train(options: TrainOptions) -> None:
         about |= {name: str(side) for name, side in options.sides.items()}
         if options.noise_strength != 1:
             about["noise_strength"] = str(options.noise_strength)
+        network = moved(network, group.device(options.device))
         if leads:
+            if options.resume:
+                RunFolder(options.out, settings, about).require_same()  # before minutes of reading
             tell_classes(source, num_classes)
             display.tell(f"reading {len(source):,} training images")
         images = in_memory(Within(source, options.data, num_classes), progress.bar("images") if leads else iter)
-        network = moved(network, group.device(options.device))
         trainer = Trainer(network, images, settings, options.out, held_out, metadata=about, group=group)
 
         def epoch(steps: range) -> Iterator[int]:
-            what = f"epoch {trainer.epoch + 1}/{math.ceil(settings.epochs)}"
-            return progress.bar(what)(steps) if leads else iter(steps)
+            if not leads:
+                return iter(steps)
+            if trainer.epoch:
+                display.tell(_told(trainer.metrics, settings.epochs), highlight=False, soft_wrap=True)
+            what = f"epoch {trainer.epoch + 1}/{math.ceil(settings.epochs)}, steps"
+            return progress.bar(what, lambda: _shares(trainer.so_far))(steps)
 
         metrics = trainer.fit(epoch, options.resume)
         if leads:
             display.tell(f"metrics of these weights: {json.dumps(metrics)}", highlight=False, soft_wrap=True)
             display.written(*(options.out / name for name in (*FILES, "metrics.jsonl")))
+
+
+def _shares(metrics: Mapping[str, float]) -> str:
+    """Says the loss and the accuracies."""
+    shown = {name: value for name, value in metrics.items() if name.endswith(("loss", "accuracy"))}
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in shown.items())
+
+
+def _told(metrics: Mapping[str, float], epochs: float) -> str:
+    """Says what an epoch has come to, and how long the rest of the run will take."""
+    done = round(metrics["epoch"]) + 1
+    left = duration(max(epochs - done, 0) * metrics["seconds"])
+    return f"epoch {done}/{math.ceil(epochs)}: {_shares(metrics)}; took {duration(metrics['seconds'])}, {left} left"
 
 
 def _network(options: TrainOptions, num_classes: int | None, seed: int) -> nn.Module:

@@ -89,8 +89,8 @@ class RunFolder:
             finally:
                 partial.unlink(missing_ok=True)  # of a full disk
 
-    def restore(self) -> State | None:
-        """Reads the checkpoint, tensors on the CPU, and cuts the metrics back to its epochs; None if there is none.
+    def require_same(self) -> State | None:
+        """Reads the checkpoint, tensors on the CPU; None if there is none.
 
         Raises:
             ValueError: it was made with other settings, or is broken.
@@ -99,6 +99,13 @@ class RunFolder:
             return None
         state = read_torch(self.checkpoint)
         same_settings(self.checkpoint, self._kept_settings(state), self.about)
+        return state
+
+    def restore(self) -> State | None:
+        """Reads the checkpoint as `require_same` does, and cuts the metrics back to its epochs."""
+        state = self.require_same()
+        if state is None:
+            return None
         lines = self.metrics.read_bytes().splitlines(keepends=True) if self.metrics.exists() else []
         if len(lines) > state["epoch"]:  # the last is of an epoch whose checkpoint a kill has cut off
             with whole(self.metrics) as partial:

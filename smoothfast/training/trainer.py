@@ -108,6 +108,12 @@ class Trainer:
         self._saved = self._started
         self._best: Best | None = None
 
+    @property
+    def so_far(self) -> dict[str, float]:
+        """The means of loss and accuracies over the images of the epoch under way; none where it has just begun."""
+        images = (self.step - self.epoch * self.steps_per_epoch) * self.settings.batch
+        return {name: float(total) / images for name, total in dict(self._sums).items()} if images > 0 else {}
+
     def fit(self, progress: Callable[[range], Any] = iter, resume: bool = False) -> dict[str, float]:
         """Runs the steps that are left; returns the metrics of the epoch whose weights were selected.
 
@@ -127,8 +133,7 @@ class Trainer:
             return self._fit(progress, resume)
 
     def _fit(self, progress: Callable[[range], Any], resume: bool) -> dict[str, float]:
-        state = self.group.first(self.folder.restore) if resume else None
-        if state is not None:
+        if (state := self.group.first(self.folder.restore) if resume else None) is not None:
             self._take_up(state)
         elif self.group.rank == 0:
             self.folder.begin()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from helpers.launcher import Launch, Result, start
 from helpers.tiny import metrics_of
 from safetensors.torch import load_file, save_file
 
-from smoothfast import cli
+from smoothfast import cli, data
+from smoothfast.cli import progress
 from smoothfast.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -171,6 +173,34 @@ def test_resume_goes_on_and_nothing_is_overwritten(run: Any) -> None:
 def test_errors_are_one_line(run: Any, words: list[str], part: str) -> None:
     complained(run(*BASIC, *words, "--out=a"), part)
     assert not Path("a").exists()
+
+
+def test_what_is_wrong_with_the_folder_is_told_before_images_are_read(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*BASIC, "--out=a").status == 0
+    Path("file").touch()
+
+    def untouchable(*_: Any) -> None:
+        raise AssertionError("images were read")
+
+    monkeypatch.setattr(data, "in_memory", untouchable)
+    complained(run(*BASIC, "--out=a"), "a/checkpoint.pt exists")
+    complained(run(*BASIC, "--out=a", "--resume", "--seed=1"), "seed was 0, is now 1")
+    complained(run(*BASIC, "--out=file"), "--out is a file: file; name a folder")
+    complained(run(*BASIC, "--out=b", "--device=nowhere"), "device is 'nowhere'")
+
+
+def test_losses_and_accuracies_are_told_as_it_goes(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.Lines, "__enter__", lambda self: self)  # no thread
+    monkeypatch.setattr(progress.Lines, "__exit__", lambda self, *_: self._say())
+    told = run(*BASIC, "--out=a").err.splitlines()
+    shares = r"loss \d\.\d{3}, (train )?accuracy 0\.\d{3}"
+    steps = [line for line in told if re.search(rf"epoch \d/2, steps: 2 of 2 done, 0 left; .*; {shares}$", line)]
+    assert len(steps) == 2
+    ends = [line for line in told if re.match(rf"epoch 1/2: {shares}, validation accuracy 0\.\d+; took .* left$", line)]
+    assert len(ends) == 1
+    assert any(line.startswith('metrics of these weights: {"epoch": ') for line in told)
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------

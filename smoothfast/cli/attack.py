@@ -82,9 +82,10 @@ def attack(options: AttackOptions) -> None:
     """
     from ..runs import attack as runs
     from ..runs import attack_files
+    from ..runs.certify import taken_by
     from .prepare import prepare, tell_classes
 
-    prepared = prepare(options, options.sigma, options.seed)
+    prepared = prepare(options, options.sigma, options.seed, taken=taken_by(attack_files.settings_of(options.out)))
     prepared.require_readable()
     tell_classes(prepared.source, prepared.smoothed.num_classes)
     picture = nullcontext() if options.picture is None else files.whole(options.picture)

@@ -73,14 +73,16 @@ class LogOptions(NoiseOptions, JsonOptions, ProcessOptions, ABC):
     def settings(self) -> dict[str, Any]:
         """The settings of the procedure, for the log."""
 
-    def settled_seed(self, resume: bool) -> int:
-        """The seed: as given, or that of the run to go on with, or drawn."""
-        if self.seed is not None:
-            return self.seed
+    def settled(self, resume: bool) -> tuple[int, str]:
+        """The seed: as given, or that of the run to go on with, or drawn; and how images are taken."""
+        from ..runs.certify import taken_by
         from ..runs.logs import begun, settings_of
 
-        kept = settings_of(self.out).get("seed") if resume and begun(self.out) else None
-        return kept if isinstance(kept, int) and 0 <= kept < 2**64 else drawn_seed()  # another is refused with the log
+        kept = settings_of(self.out) if resume and begun(self.out) else None
+        seed = (kept or {}).get("seed") if self.seed is None else self.seed
+        if not isinstance(seed, int) or not 0 <= seed < 2**64:  # that of a log is refused with it
+            seed = drawn_seed()
+        return seed, taken_by(kept)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -243,8 +245,8 @@ def _run(options: LogOptions) -> None:
     samples = options.procedure(0, 0.0).most
     with joined() as group:
         resume = group.begin(options.resume, options.out)
-        seed = group.first(partial(options.settled_seed, resume))
-        prepared = prepare(options, options.sigma, seed, options.noise, group.device(options.device))
+        seed, taken = group.first(partial(options.settled, resume))
+        prepared = prepare(options, options.sigma, seed, options.noise, group.device(options.device), taken)
         prepared.require_readable()
         ahead = Ahead(
             len(prepared.indices), _expected(options, samples), count(options.out) if resume else 0,

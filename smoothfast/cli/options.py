@@ -144,9 +144,9 @@ class SmoothedOptions(ModelOptions, SizeOptions):
 
     data: Annotated[str, typer.Option("--data", help=f"{DATA_SPECS}.", rich_help_panel=ON)] = "demo"
     skip: Annotated[int, typer.Option("--skip", help="Take every skip-th image.", rich_help_panel=ON)] = 1
-    limit: Annotated[int | None, typer.Option("--max", help="Take at most this many images.", rich_help_panel=ON)] = (
-        None
-    )
+    limit: Annotated[
+        int | None, typer.Option("--max", help="Take at most this many images, evenly from all.", rich_help_panel=ON)
+    ] = None
     runner: Annotated[str, named("--runner", names.RUNNERS, "{} auto: what takes least for this run.", BY)] = "auto"
     precision: Annotated[str, named("--precision", names.PRECISIONS, "{} auto is bf16 where hardware has it.", BY)] = (
         "auto"

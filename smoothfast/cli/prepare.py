@@ -71,7 +71,12 @@ class Prepared:
 
 
 def prepare(
-    options: SmoothedOptions, sigma: float, seed: int, noise: str | None = None, device: str | None = None
+    options: SmoothedOptions,
+    sigma: float,
+    seed: int,
+    noise: str | None = None,
+    device: str | None = None,
+    taken: str = "evenly",
 ) -> Prepared:
     """Loads weights, data and network, and smooths it.
 
@@ -81,6 +86,7 @@ def prepare(
         seed: of all noise.
         noise: the law of it; by the images if not given.
         device: that of this process, where there are several; else as the options say.
+        taken: how the images are, where there are more than are asked for (`runs.certify.TAKEN`).
 
     Raises:
         ValueError: something that is named cannot be loaded, or does not fit the rest.
@@ -95,7 +101,7 @@ def prepare(
     source = data.load(options.data, "test", options.resize, options.crop)
     if not len(source):
         raise ValueError(f"data is {options.data!r}, which holds no images")
-    indices = chosen(len(source), options.skip, options.limit)
+    indices = chosen(len(source), options.skip, options.limit, taken)
     known = number_of_classes(options, weights, source)
     network = moved(integers or make(known).eval(), device or options.device)
     found = None if integers else fill(network, weights, options, known)
@@ -121,6 +127,8 @@ def prepare(
         "data": options.data, "model": options.model, "weights": weights.sha256, "sigma": smoothed.sigma.tolist(),
         "normalize": smoothed.normalize, "seed": seed, "skip": options.skip, "max": options.limit, **options.sides,
     }  # fmt: skip
+    if options.limit is not None and taken != "first":
+        about["taken"] = taken
     return Prepared(smoothed, source, indices, about)
 
 

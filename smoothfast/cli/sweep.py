@@ -86,12 +86,16 @@ def sweep(options: SweepOptions) -> None:
 
     from ..data import in_memory
     from ..images import pixels
+    from ..runs.certify import taken_by
+    from ..runs.records import count, read_json, sidecar_of
     from ..runs.sweep import Sweep
     from ..runs.sweep_log import SweepLog, put_in_order, read
     from ..runs.tables import sweep_table
     from .prepare import prepare, tell_classes
 
-    prepared = prepare(options, options.attack_sigma or PLACEHOLDER, options.seed)
+    kept = read_json(sidecar_of(options.out)) if count(options.out) else None
+    taken = taken_by(kept if isinstance(kept, dict) else None)
+    prepared = prepare(options, options.attack_sigma or PLACEHOLDER, options.seed, taken=taken)
     tell_classes(prepared.source, prepared.smoothed.num_classes)
     plan = Sweep(
         prepared.smoothed, numbers("sigmas", options.sigmas) or (), options.voting.split(","),

@@ -125,18 +125,33 @@ def kept(
         ValueError: a file is not as `read` wants it, or not of the images that come next; names it.
         OSError: a file cannot be read.
     """
-    folder = parts_of(out)
-    paths = [out] if out.exists() else sorted(folder.iterdir()) if folder.exists() else []
     parts: list[Attacked] = []
-    for path in paths:
-        if ".partial" in path.suffixes:  # was being written when the run was killed
-            continue
+    for path in _files(out):
         part = read(path, settings, shape, num_classes)
         begun = sum(map(len, parts))
         if part.columns["indices"].tolist() != indices[begun : begun + len(part)]:
             raise ValueError(f"{path} does not go on where the {begun} images before it end: remove it")
         parts.append(part)
     return parts
+
+
+def settings_of(out: Path) -> dict[str, Any] | None:
+    """The settings of a run of which there is a file; None where there is none, or one that `kept` refuses."""
+    for path in _files(out)[:1]:
+        try:
+            with safe_open(path, "pt") as file:
+                settings = json.loads((file.metadata() or {})["run"])["settings"]
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError):
+            return None
+        return settings if isinstance(settings, dict) else None
+    return None
+
+
+def _files(out: Path) -> list[Path]:
+    """The files of a run: the one of all its images, or else those of its batches; not one that a kill has cut off."""
+    folder = parts_of(out)
+    paths = [out] if out.exists() else sorted(folder.iterdir()) if folder.exists() else []
+    return [path for path in paths if ".partial" not in path.suffixes]
 
 
 def discard_parts(out: Path) -> None:

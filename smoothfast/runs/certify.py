@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,40 @@ from ..processes import SingleProcess
 from .logs import Row, RunLog, put_in_order
 from .shards import Whole, shared
 
+GOLDEN = 2654435769  # of 2**32
 
-def chosen(count: int, skip: int, limit: int | None) -> list[int]:
-    """Chooses the indices 0, skip, 2 skip, … of a data set, at most `limit` of them."""
+
+def foremost(indices: Sequence[int], limit: int) -> list[int]:
+    """Takes the first of some images, as runs of before did: of one class, where a data set goes by classes."""
+    return list(indices[:limit])
+
+
+def evenly(indices: Sequence[int], limit: int) -> list[int]:
+    """Takes one image of each of `limit` equal parts of a data set, in order: of all classes, where it goes by classes.
+
+    Their places within the parts go by the golden ratio, lest a data set whose classes take turns give the same each
+    time.
+    """
+    ends = [part * len(indices) // limit for part in range(limit + 1)]
+    parts = enumerate(pairwise(ends))
+    return [indices[start + ((part * GOLDEN % 2**32 * (end - start)) >> 32)] for part, (start, end) in parts]
+
+
+TAKEN: dict[str, Callable[[Sequence[int], int], list[int]]] = {"evenly": evenly, "first": foremost}
+"""The ways to take a few images of a data set, by the name that the settings of a run have."""
+
+
+def chosen(count: int, skip: int, limit: int | None, taken: str = "evenly") -> list[int]:
+    """Chooses, of the indices 0, skip, 2 skip, … of a data set, at most `limit`."""
     at_least(1, skip=skip, max=limit)
-    return list(range(0, count, skip))[:limit]
+    every = range(0, count, skip)
+    return list(every) if limit is None or limit >= len(every) else TAKEN[taken](every, limit)
+
+
+def taken_by(kept: Mapping[str, Any] | None) -> str:
+    """The way that images of a run are taken: as the one that it goes on with did, whose settings are given."""
+    taken = "evenly" if kept is None else kept.get("taken", "first")
+    return taken if taken in list(TAKEN) else "evenly"  # another is refused with the settings
 
 
 def log_run(

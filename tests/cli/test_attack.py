@@ -112,7 +112,7 @@ def test_attack_records_what_repeats_it(attack: Run, tmp_path: Path) -> None:
         "command": "attack", "attack": "epgd", "source": "base", "votes": 50, "eps": 0.2, "alpha": 0.01, "steps": 3,
         "samples": 4, "norm": "linf", "restarts": 1, "loss": "ce", "targeted": "random",
         "data": "smoothfast_toys:images", "model": "smoothfast_toys:model", "sigma": [0.3], "normalize": None,
-        "seed": 3, "skip": 2, "max": 6,
+        "seed": 3, "skip": 2, "max": 6, "taken": "evenly",
         "crafted_by": {"runner": "eager", "precision": "fp32", "micro_batch": 16},
         "judged_by": {
             "runner": "eager", "precision": "fp32", "micro_batch": 16, "device": "cpu", "law": "gaussian",

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.launcher import start
-from helpers.toys import EARLY, LABELS, WEIGHTS, Run, arguments, check_error, timeless
+from helpers.toys import EARLY, LABELS, WEIGHTS, Run, arguments, attack_arguments, check_error, timeless
 from safetensors.torch import save_file
 
+from smoothfast import data
 from smoothfast.procedures import PILOT
+from smoothfast.runs import attack_files
+from smoothfast.runs import certify as runs_certify
+from smoothfast.runs.certify import chosen
 from smoothfast.runs.logs import read_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,10 +185,47 @@ def test_analyze_reads_the_logs_of_methods_that_stop_early(certify: Run, run: Ru
 
 
 def test_some_of_the_images(certify: Run, tmp_path: Path) -> None:
-    assert certify(skip=2, max=3).status == 0
+    assert certify(skip=2, max=2).status == 0
     assert certify(out="all.tsv").status == 0
     some, every = (timeless(tmp_path / name).splitlines() for name in ("run.tsv", "all.tsv"))
-    assert some == [every[0], every[1], every[3], every[5]]
+    assert some == [every[0], every[1], every[7]]
+    assert read_log(tmp_path / "run.tsv").settings["taken"] == "evenly"
+
+
+def test_a_few_images_are_of_all_classes(certify: Run, tmp_path: Path) -> None:
+    labels = data.demo().labels
+    assert sorted(labels[chosen(200, 1, 10)].tolist()) == list(range(10))
+    assert len({index % 10 for index in chosen(200, 1, 10)}) > 6  # of a data set whose classes take turns
+    for limit in range(1, 8):
+        assert len(set(chosen(7, 1, limit))) == len(chosen(7, 1, limit)) == limit
+    assert chosen(7, 2, 9) == chosen(7, 2, None) == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("command", ["certify", "predict", "attack", "sweep"])
+def test_a_run_that_took_the_first_images_goes_on_with_them(
+    run: Run, toys: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """As those of version 0.1 did, whose settings have no word of it."""
+    words, out = {
+        "attack": (attack_arguments(toys, max=3, steps=1, batch=1), "adv.safetensors"),
+        "sweep": ([*arguments("sweep", toys, out="rows.csv", sigma=None, n=None, samples="1", max=3), "--sigmas=0,0.3",
+            "--voting=prediction"], "rows.csv"),
+    }.get(command, (arguments(command, toys, max=3), "run.tsv"))  # fmt: skip
+    resume = [] if command == "sweep" else ["--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(runs_certify, "taken_by", lambda kept: "first")
+        assert run(*words).status == 0
+    first = Path(out).read_bytes()
+    if command != "attack":
+        assert "taken" not in Path(f"{out}.json").read_text()
+        Path(out).write_bytes(b"".join(first.splitlines(keepends=True)[:2]))
+    if command == "attack":
+        assert attack_files.settings_of(Path(out)).get("taken") is None
+    assert run(*words, *resume).status == 0
+    if command in ("certify", "predict"):
+        assert read_log(out).idx.tolist() == [0, 1, 2]
+    else:
+        assert Path(out).read_bytes() == first
 
 
 def test_a_seed_is_drawn_for_each_run_and_kept_for_the_rest_of_it(certify: Run, tmp_path: Path) -> None:

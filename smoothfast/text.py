@@ -22,6 +22,13 @@ def one_line(text: str) -> str:
     return printable(text, "")
 
 
+def shortened(text: str, most: int | None) -> str:
+    """Text of at most so many characters, some of its middle left out; all of it where there is no limit."""
+    if most is None or len(text) <= most:
+        return text
+    return f"{text[: most // 2]}…{text[len(text) - (most - most // 2 - 1) :]}"
+
+
 def counted(count: int, noun: str, plural: str = "") -> str:
     """The text of a number of things: 1 image, 3 images."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

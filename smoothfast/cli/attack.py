@@ -93,7 +93,7 @@ def attack(options: AttackOptions) -> None:
         with files.whole(options.out) as tensors:
             attacked, settings = _attacked(options, prepared)
             if not options.as_json:
-                display.show(runs.tables(attacked, options.attack))  # also where the disk is full
+                display.show(runs.tables(attacked, options.attack, display.width()))  # also where the disk is full
             attack_files.save(attacked, settings, tensors)
         attack_files.discard_parts(options.out)
         if drawing is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import traceback
 import warnings
@@ -51,6 +52,11 @@ def voice(quiet: bool) -> Iterator[None]:
 def tell(text: str, **how: Any) -> None:
     """Tells something beside the results, on stderr."""
     console().print(printable(text), markup=False, emoji=False, **how)
+
+
+def width() -> int | None:
+    """The width of the terminal that results are printed on; None where they go elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def show(text: str) -> None:
@@ -112,7 +118,7 @@ def show_log(path: Path, picture: Path | None = None) -> None:
     from ..runs.logs import read_log
 
     logs = tables.named([read_log(path)])
-    show(tables.render(tables.summary(logs), "markdown"))
+    show(tables.render(tables.summary(logs), "markdown", width()))
     for log in logs.values():
         tell(tables.effort(log), soft_wrap=True)
     if picture is not None:

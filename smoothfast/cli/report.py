@@ -102,10 +102,10 @@ def analyze(options: AnalyzeOptions) -> None:
                 row["intervals"] = list(zip(*tables.certified_interval(log, table.radii), strict=True))
         display.print_json(facts)
     else:
-        display.show(tables.render(table, options.table_format or "markdown"))  # type: ignore[arg-type]
+        display.show(tables.render(table, options.table_format or "markdown", display.width()))  # type: ignore[arg-type]
         if options.intervals:
-            display.show(tables.intervals(logs, table.radii))
-        if options.table_format in (None, "markdown") and (told := tables.probabilities(logs)):
+            display.show(tables.intervals(logs, table.radii, display.width()))
+        if options.table_format in (None, "markdown") and (told := tables.probabilities(logs, display.width())):
             display.show(told)
     display.written(options.plot, options.spread)
 

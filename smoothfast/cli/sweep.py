@@ -114,7 +114,7 @@ def sweep(options: SweepOptions) -> None:
                 log.append(block)
         put_in_order(options.out, plan.settings)
     rows = read(options.out)
-    display.show(sweep_table(rows))
+    display.show(sweep_table(rows, display.width()))
     if options.plot is not None:
         from ..runs import plots
 

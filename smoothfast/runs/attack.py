@@ -153,9 +153,9 @@ def so_far(parts: Sequence[Attacked]) -> str:
     return f"accuracy {before:.3f}, attacked {after:.3f}"
 
 
-def tables(attacked: Attacked, name: str) -> str:
-    """Writes accuracies, and what the attack took and how far it went, in markdown. An image is fooled where the
-    smoothed classifier was right, and is no more."""
+def tables(attacked: Attacked, name: str, width: int | None = None) -> str:
+    """Writes accuracies, and what the attack took and how far it went, in markdown of a width that `markdown`
+    describes. An image is fooled where the smoothed classifier was right, and is no more."""
     columns = attacked.columns
     rows = [
         [row, *(str(accuracy(columns[f"{of}_{which}"], columns["labels"])) for which in ("clean", "adversarial"))]
@@ -168,7 +168,7 @@ def tables(attacked: Attacked, name: str) -> str:
     heads = [*(f"{of} {norm}" for norm in ORDERS for of in ("largest", "mean")), "mean l2 of images fooled"]
     judged = ["classifier", *(f"{which} accuracy ({LEVEL:.0%} interval)" for which in ("clean", "adversarial"))]
     took = ["attack", "gradients per image", "forward passes per image", *heads]
-    return f"{markdown(judged, rows)}\n{markdown(took, [[name, *per_image, *moved]])}"
+    return f"{markdown(judged, rows, width)}\n{markdown(took, [[name, *per_image, *moved]], width)}"
 
 
 def figures(attacked: Attacked) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path, PurePath
 from statistics import mean, stdev
 from typing import Literal, NamedTuple, get_args
@@ -16,12 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..statistics import LEVEL, clopper_pearson_interval
-from ..text import one_line
+from ..text import one_line, shortened
 from .logs import Log
 from .records import LENGTH
 from .sweep_log import SettingAccuracy
 
-MOST_RADII = 400  # columns that nobody asked for, at most: up to 99.75
+STEP, MOST_RADII = 0.25, 17  # radii that nobody asked for, at most: up to 4; beyond it in longer steps
+LEAST_NAME = 12  # characters of a name on a narrow terminal
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999)  # probabilities of a class
 EARLY = ("sequential", "tolerance", "grid")  # methods that take n samples at most
 Format = Literal["markdown", "latex", "csv", "json"]
@@ -178,7 +181,7 @@ def summary(logs: Mapping[str, Log], radii: Sequence[float] | None = None) -> Ta
     Args:
         logs: the logs by name, see `named`.
         radii: the radii of the certified accuracies; by default those of grids that logs were asked for, or else 0,
-            0.25, ... up to the largest in the logs, and no more than `MOST_RADII`.
+            0.25, ... up to the largest in the logs, in steps twice as long, … where these were more than `MOST_RADII`.
 
     Raises:
         ValueError: a log holds no images.
@@ -203,12 +206,18 @@ def _usual_radii(logs: Iterable[Log]) -> list[float]:
     grids = [asked_radii(log) or () for log in logs if (log.settings or {}).get("method") == "grid"]
     if any(grids):
         return sorted({radius for grid in grids for radius in grid})[:MOST_RADII]
-    largest = max((float(log.radius.max(initial=0)) for log in logs), default=0)
-    return [0.25 * step for step in range(int(min(largest / 0.25, MOST_RADII - 1)) + 1)]
+    largest, step = max((float(log.radius.max(initial=0)) for log in logs), default=0), STEP
+    while largest >= step * MOST_RADII:
+        step *= 2
+    return [step * number for number in range(int(largest / step) + 1)]
 
 
-def probabilities(logs: Mapping[str, Log]) -> str:
+def probabilities(logs: Mapping[str, Log], width: int | None = None) -> str:
     """Writes what logs show of p_A, and by what budget, in markdown; nothing where they have no bounds.
+
+    Args:
+        logs: by name.
+        width: see `markdown`.
 
     Raises:
         ValueError: a log holds no images.
@@ -219,10 +228,10 @@ def probabilities(logs: Mapping[str, Log]) -> str:
         for name, shares in found.items()
         if shares is not None
     ]
-    return markdown(["right, and p_A at least", *map(str, SHARES), "n", "alpha"], rows) if rows else ""
+    return markdown(["right, and p_A at least", *map(str, SHARES), "n", "alpha"], rows, width) if rows else ""
 
 
-def intervals(logs: Mapping[str, Log], radii: Sequence[float]) -> str:
+def intervals(logs: Mapping[str, Log], radii: Sequence[float], width: int | None = None) -> str:
     """Writes certified accuracies with their intervals in markdown, a line for each log and radius.
 
     Raises:
@@ -233,7 +242,7 @@ def intervals(logs: Mapping[str, Log], radii: Sequence[float]) -> str:
         for name, log in logs.items()
         for radius, *shares in zip(radii, certified_accuracy(log, radii), *certified_interval(log, radii), strict=True)
     ]
-    return markdown([f"{100 * LEVEL:.0f} % intervals", "radius", "certified accuracy", "from", "to"], rows)
+    return markdown([f"{100 * LEVEL:.0f} % intervals", "radius", "certified accuracy", "from", "to"], rows, width)
 
 
 def described(log: Log) -> str:
@@ -257,18 +266,19 @@ def _setting(log: Log, name: str) -> str:
     return f"{value:,}" if isinstance(value, int | float) else ""
 
 
-def render(table: Table, format: Format) -> str:
+def render(table: Table, format: Format, width: int | None = None) -> str:
     """Writes a table as text that ends in a newline.
 
     Args:
         table: the table.
         format: `markdown` or `latex` (a plain `tabular`), with 3 decimals; `csv` or `json`, exact.
+        width: of markdown, see `markdown`.
 
     Raises:
         ValueError: the format is none of these.
     """
     if format == "markdown":
-        return markdown(*_cells(table, ".3f"))
+        return markdown(*_cells(table, ".3f"), width)
     if format == "latex":
         return _latex(*_cells(table, ".3f"))
     if format == "csv":
@@ -295,7 +305,7 @@ def _names(path: Path) -> list[str]:
 
 def _cells(table: Table, spec: str) -> tuple[list[str], list[list[str]]]:
     """Writes the head and the rows as text, all but the radii in the given format."""
-    heads = [np.format_float_positional(radius, trim="-") for radius in table.radii]
+    heads = [np.format_float_positional(radius, trim="-") if radius < 1e6 else repr(radius) for radius in table.radii]
     rows = [
         [
             row.log,
@@ -307,13 +317,35 @@ def _cells(table: Table, spec: str) -> tuple[list[str], list[list[str]]]:
     return ["log", *heads, "ACR", "abstain", "images"], rows
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """Writes a head and rows of cells as a table: the first column stands to the left, the others to the right."""
-    rows = [[one_line(row[0]).replace("|", r"\|"), *row[1:]] for row in rows]
+def markdown(head: list[str], rows: list[list[str]], width: int | None = None, keys: int = 1) -> str:
+    """Writes a head and rows of cells as a table: the first column stands to the left, the others to the right.
+
+    Args:
+        width: characters that a line may have: columns that have no room come in tables below, and long names are
+            shortened. None: as many as it takes.
+        keys: columns that tell the rows apart; each table has them.
+    """
+    longest = None if width is None else max(width // 3, LEAST_NAME)
+    rows = [[shortened(one_line(row[0]), longest).replace("|", r"\|"), *row[1:]] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, rule, *rows))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in (head, rule, *rows)]
+    return "\n".join(
+        "".join(f"| {' | '.join(line[:keys] + line[first:last])} |\n" for line in lines)
+        for first, last in _side_by_side(widths, width, keys)
+    )
+
+
+def _side_by_side(widths: Sequence[int], most: int | None, keys: int) -> list[tuple[int, int]]:
+    """The columns beyond the keys that there is room for beside these, table by table: from which on, and to which."""
+    starts, used = [keys], 0
+    room = math.inf if most is None else most - 1 - sum(width + 3 for width in widths[:keys])
+    for column, width in enumerate(widths[keys:], keys):
+        if used + width + 3 > room and used:
+            starts.append(column)
+            used = 0
+        used += width + 3
+    return list(pairwise([*starts, len(widths)]))
 
 
 def _latex(head: list[str], rows: list[list[str]]) -> str:
@@ -360,8 +392,9 @@ def sweep_means(rows: Sequence[SettingAccuracy]) -> dict[tuple[str, float, str, 
     return {key: Spread(mean(values), stdev(values) if len(values) > 1 else None) for key, values in groups.items()}
 
 
-def sweep_table(rows: Sequence[SettingAccuracy]) -> str:
-    """Writes accuracy in percent by images, sigma and voting (rows) and number of samples (columns), in markdown."""
+def sweep_table(rows: Sequence[SettingAccuracy], width: int | None = None) -> str:
+    """Writes accuracy in percent by images, sigma and voting (rows) and number of samples (columns), in markdown of a
+    width that `markdown` describes."""
     found = sweep_means(rows)
     samples = sorted({row.samples for row in rows})
     lines = dict.fromkeys((images, sigma, voting) for images, sigma, voting, _ in found)
@@ -369,4 +402,4 @@ def sweep_table(rows: Sequence[SettingAccuracy]) -> str:
         [images, f"{sigma:g}", voting, *(str(found.get((images, sigma, voting, number), "")) for number in samples)]
         for images, sigma, voting in lines
     ]
-    return markdown(["images", "sigma", "voting", *(str(number) for number in samples)], body)
+    return markdown(["images", "sigma", "voting", *(str(number) for number in samples)], body, width, keys=3)

@@ -300,7 +300,7 @@ def test_a_log_of_the_largest_radii(tmp_path: Path) -> None:
     head = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
     path.write_text(head + "".join(f"{idx}\t0\t0\t1e100\t1\t1.0\n" for idx in range(9)))
     logs = tables.named([read_log(path)])
-    assert len(tables.summary(logs).radii) == tables.MOST_RADII
+    assert tables.MOST_RADII // 2 < len(tables.summary(logs).radii) <= tables.MOST_RADII
     display.draw_curves(logs, tmp_path / "curves.png")
 
 

@@ -15,6 +15,7 @@ import torch
 from helpers.toys import EARLY, Run, check_error
 
 from smoothfast import environment, ops
+from smoothfast.cli import display
 from smoothfast.runs.logs import read_log
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,6 +44,15 @@ def test_analyze(run: Run, published: list[Path], table_format: str) -> None:
         accuracy = [[float(cell) for cell in row[1:4]] for row in rows]
     expected = [[(log.correct & (log.radius >= radius)).mean() for radius in RADII] for log in map(read_log, published)]
     assert accuracy == [pytest.approx(row, abs=5e-4) for row in expected]
+
+
+def test_a_table_fits_the_terminal(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\t1\t95.5\t1\t0.1"
+    (tmp_path / "far.tsv").write_text("".join(f"{line}\n" for line in lines))
+    for columns in (40, 80):
+        monkeypatch.setattr(display, "width", lambda columns=columns: columns)
+        assert max(map(len, run("analyze", "far.tsv").out.splitlines())) <= columns
+        assert max(map(len, run("analyze", "far.tsv", "--radii=0,1,2,3,4,5,6,7,8,9").out.splitlines())) <= columns
 
 
 def test_analyze_tells_of_p_a_and_of_radii_beside_the_grid(certify: Run, run: Run) -> None:

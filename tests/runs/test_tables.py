@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from smoothfast.runs.logs import Log, read_log
 from smoothfast.runs.tables import (
+    MOST_RADII,
     SHARES,
     abstention,
     asked_radii,
@@ -22,6 +23,7 @@ from smoothfast.runs.tables import (
     described,
     effort,
     intervals,
+    markdown,
     named,
     probabilities,
     render,
@@ -239,3 +241,37 @@ def test_published_predictions(published_logs: Path) -> None:
     assert certified_accuracy(log, 0) == 0.680
     assert abstention(log) == 0.032
     assert summary({"N_1000": log}).radii == (0.0,)
+
+
+# ---- narrow terminals ------------------------------------------------------------------------------------------------
+
+
+def test_radii_that_nobody_asked_for_are_few() -> None:
+    """Of a sigma of 64 there were 380 columns."""
+    for largest, step in ((4.2, 0.25), (4.25, 0.5), (95.0, 8), (1e90, None)):
+        radii = summary({"a": make("a", [1], [1], [largest])}).radii
+        assert len(radii) <= MOST_RADII
+        assert radii[-1] <= largest
+        assert step is None or radii[1] == step
+
+
+@pytest.mark.parametrize("width", [30, 40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    logs = {name: make(name, [1, 2], [1, 1], [3.9, 0]) for name in ("short", "/a/folder" * 30)}
+    table = summary(logs)
+    wide, narrow = (render(table, "markdown", limit) for limit in (None, width))
+    assert max(map(len, narrow.splitlines())) <= width
+    assert any(len(line) > 200 for line in wide.splitlines())
+    blocks = [[line.strip("|\n").split("|") for line in block.splitlines()] for block in narrow.split("\n\n")]
+    heads = [cell.strip() for block in blocks for cell in block[0][1:]]
+    cells = [cell.strip() for block in blocks for cell in block[2][1:]]
+    whole = [[cell.strip() for cell in line.strip("|").split("|")] for line in wide.splitlines()]
+    assert (heads, cells) == (whole[0][1:], whole[2][1:])
+    assert all(block[2][0].strip() == "short" for block in blocks)
+
+
+def test_columns_that_tell_rows_apart_are_in_each_table() -> None:
+    text = markdown(["images", "sigma", "1", "4"], [["clean", "0.25", "50.0", "60.0"]], 28, keys=2)
+    assert [line.split()[1::2] for line in text.splitlines() if "clean" in line] == [
+        ["clean", "0.25", "50.0"], ["clean", "0.25", "60.0"],
+    ]  # fmt: skip

@@ -17,6 +17,7 @@ from ..checks import at_least, choice, in_pixel_units, seed_in_range
 from ..engine import Adapter, BaseFunction, Gradients, default_micro_batch
 from ..engine.blocks import BLOCK
 from ..images import UNIT, Bounds, by_channel, checked_bounds, checked_ids, checked_labels, pixels
+from ..introductions import brief, introduction, parameters
 from ..layers import draws_noise
 from ..losses import Loss, cross_entropy
 from ..modules import as_module, device_of
@@ -59,6 +60,12 @@ class Options(TypedDict, total=False):
 
 ROOM = 2**24  # numbers that a repetition has for the samples of an image: of PGD, steps times samples are in use
 REPETITIONS = (MAX_SAMPLE_ID + 1) // ROOM
+
+
+def introduced(model: nn.Module) -> str:
+    """The text of a model that is attacked: the call that makes a smoothed classifier, the class of another."""
+    return repr(model) if isinstance(model, SmoothedClassifier) else brief(model)
+
 
 Targets = Callable[[Gradients, Tensor, Tensor, Tensor], Tensor]
 """The classes to be reached, of an engine, images, labels and image ids."""
@@ -263,6 +270,22 @@ class Attack(ABC):
         logits = engine.outcomes(images, classes, ids, 0, self.samples).logits
         logits.scatter_(1, labels[:, None], torch.inf)
         return logits.argsort(1)[:, kth_min - 1]
+
+    def __repr__(self) -> str:
+        """The call that makes this attack, but for the base classifier, of which there is the class alone."""
+        return introduction(self, introduced(self.model), self._told())
+
+    def _told(self) -> dict[str, Any]:
+        """The settings that the attack was made with, by name; not those that it has of the model."""
+        told = {name: vars(self)[name] for name in parameters(type(self)) if name in vars(self) and name != "model"}
+        sigmas: tuple[float, ...] = tuple(self.law.sigma)
+        usual: dict[str, Any] = {"precision": "auto", "sigma": (0.0,), "bounds": UNIT}
+        if isinstance(self.model, SmoothedClassifier):
+            usual = {"precision": self.model.precision, "sigma": tuple(self.model.sigma.tolist())}
+            usual["bounds"] = self.model.bounds
+        told["sigma"] = sigmas
+        told = {name: value for name, value in told.items() if name not in usual or value != usual[name]}
+        return told | ({"sigma": sigmas[0]} if "sigma" in told and len(sigmas) == 1 else {})
 
     def __getstate__(self) -> dict[str, Any]:
         """The attributes but for the engines, which are made anew where they are needed."""

@@ -7,6 +7,7 @@ the target. (As soon as most of them are would be too soon: among many looks at 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +100,9 @@ class NAttack(_BlackBox):
         self.steps, self.population, self.lr = steps, population, lr
         self.search_law = gaussian_law(search_sigma)
         self.passes_per_image = steps * population
+
+    def _told(self) -> dict[str, Any]:
+        return super()._told() | {"search_sigma": self.search_law.sigma[0]}
 
     def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
         """Adversarial images, one by one: the members of one fill micro-batches."""

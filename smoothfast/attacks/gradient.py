@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,10 @@ class PGD(Attack):
         self.loss, self.fewest = LOSSES[loss], FEWEST.get(loss, 2)
         self.legacy_accumulate = legacy_accumulate
         self.passes_per_image = steps * restarts
+
+    def _told(self) -> dict[str, Any]:
+        told = super()._told() | {"loss": next((name for name, loss in LOSSES.items() if loss is self.loss), "ce")}
+        return told | {"alpha": None if self.alpha == self.eps / 4 else self.alpha}
 
     def _attack(self, engine: Gradients, images: Tensor, classes: Tensor, ids: Tensor) -> Tensor:
         if engine.num_classes < self.fewest:
@@ -157,6 +162,10 @@ class FGSM(PGD):
     ) -> None:
         super().__init__(model, eps, eps, 1, False, norm=norm, loss=loss, **options)
 
+    def _told(self) -> dict[str, Any]:
+        own = ("steps", "alpha", "random_start")  # which are no choice
+        return {name: value for name, value in super()._told().items() if name not in own}
+
 
 class EPGD(PGD):
     """PGD on the expected loss (Nemcovsky et al. 2019, section 3.2): the gradient of the mean, over `samples` noisy
@@ -200,6 +209,9 @@ class SmoothAdvPGD(EPGD):
             raise ValueError("gradient_free is True, which needs noise to weigh; give sigma, or a SmoothedClassifier")
         self.fresh_noise = fresh_noise
         self.needs = ("estimate",) if gradient_free else ("backward",)
+
+    def _told(self) -> dict[str, Any]:
+        return super()._told() | {"gradient_free": "estimate" in self.needs}
 
 
 class MultiTargetedPGD(EPGD):

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine import Adapter
+from ..introductions import introduction
 from ..modules import device_of
 from ..smoothing.classifier import SmoothedClassifier
-from .attack import Attack
+from .attack import Attack, introduced
 
 
 class Transfer:
@@ -32,6 +33,10 @@ class Transfer:
         if not isinstance(attack, Attack):
             raise ValueError(f"attack is {attack!r}; it must be an attack on the source, such as EPGD(source)")
         self.model, self.attack = model, attack
+
+    def __repr__(self) -> str:
+        """The call that makes it, but for base classifiers, of which there are the classes alone."""
+        return introduction(self, f"{introduced(self.model)}, {self.attack!r}", {})
 
     def __call__(
         self, images: Tensor, labels: Sequence[int] | Tensor, image_ids: Sequence[int] | Tensor | None = None

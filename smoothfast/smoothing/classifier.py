@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import former, names
+from .. import names
 from ..checks import LARGEST_SIGMA, at_least, choice, in_pixel_units, seed_in_range
 from ..engine import Adapter, Average, BaseFunction, Engine, Job, default_micro_batch
 from ..images import UNIT, checked_bounds, checked_ids, checked_images, checked_labels, far_outside, finite_images
@@ -27,12 +27,13 @@ from ..untraced import untraced
 from ..voting import log_scores, voting_rule
 from .results import Certificate, Prediction, certificate, counts, prediction, warned_of_silence
 from .soft import SoftClassifier, without_gradient
+from .stateful import StatefulModule
 
 LEAST_U = 0.05  # of randomized bounds
 
 
 @untraced("forward", "scores", "top", "votes", "predict", "certify")
-class SmoothedClassifier(nn.Module):
+class SmoothedClassifier(StatefulModule):
     """A base classifier, smoothed: a drop-in module, and the procedures PREDICT and CERTIFY of Cohen et al. 2019.
 
     `forward` draws new samples at every call; `scores`, `top`, `votes`, `predict` and `certify` are pure functions of
@@ -70,8 +71,6 @@ class SmoothedClassifier(nn.Module):
     Raises:
         ValueError: an argument is out of its range.
     """
-
-    sigma: Tensor
 
     def __init__(
         self,
@@ -373,27 +372,3 @@ class SmoothedClassifier(nn.Module):
                 f"voting is {self.voting.name!r}, and {method} counts votes, as tests and certificates do: make the "
                 "classifier with voting='prediction', or take `scores`"
             )
-
-    # ---- as a module -------------------------------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without the engines, which are made anew where they are needed."""
-        made = ("_engines", "_adapter", "turns")
-        return {name: value for name, value in self.__dict__.items() if name not in made}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(former.classifier_state(state))  # type: ignore[no-untyped-call]
-        self._engines, self._adapter, self.turns = RunnerCache(), Adapter(), Turns()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads a checkpoint of this module, or a plain one of its base classifier."""
-        ours, plain = (sum(name in each for name in state_dict) for each in (self.state_dict(), self.base.state_dict()))
-        if plain > ours or not any(name.startswith("base.") for name in state_dict):
-            state_dict = {f"base.{name}": value for name, value in state_dict.items()} | {"sigma": self.sigma}
-        return super().load_state_dict(state_dict, strict, assign)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SmoothedClassifier:
-        sigma = self.sigma
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.sigma = sigma.to(self.sigma.device)  # half() must not round sigma
-        return self

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checks import at_least
 from ..engine.schedule import Job
 from ..images import checked_images
+from ..introductions import brief, introduction
 from ..procedures.votes import ABSTAIN, Count, Votes
 from ..streams import Stream
 from .classifier import SmoothedClassifier
@@ -37,6 +38,11 @@ class Smooth:
             base_classifier, float(sigma), num_classes, noise="gaussian", precision="fp32", seed=seed
         )
         self._calls = 0  # the image id of a call, so that each draws samples of its own
+
+    def __repr__(self) -> str:
+        """The call that makes this classifier, but for the base classifier, of which there is the class alone."""
+        told = {"num_classes": self.num_classes, "sigma": self.sigma, "seed": self._smoothed.seed}
+        return introduction(self, brief(self.base_classifier), told)
 
     @property
     def base_classifier(self) -> nn.Module:

@@ -14,9 +14,10 @@ from ..engine import Engine
 from ..environment import environment
 from ..modules import warn
 from ..procedures import ABSTAIN, Decision
+from ..text import counted
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """The result of PREDICT.
 
@@ -32,8 +33,13 @@ class Prediction:
     p_values: Tensor
     samples: Tensor
 
+    def __repr__(self) -> str:
+        """Says of how many images it is, and how many of them are predicted."""
+        made = int((self.labels != ABSTAIN).sum())
+        return f"<Prediction of {counted(len(self.labels), 'image')}: {made:,} predicted, {_drawn(self.samples)}>"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Certificate:
     """The result of CERTIFY: around image i, up to `radii[i]` in L2, the smoothed classifier returns `labels[i]`.
 
@@ -68,6 +74,20 @@ class Certificate:
     seed: int
     sound: bool
     meta: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """Says of how many images it is, how many are certified, within which radii, and whether it is sound."""
+        held = self.radii[self.labels != ABSTAIN]
+        share = f" ({len(held) / len(self.labels):.1%})" if len(self.labels) else ""
+        radii = f", radii {held.min():.4g} .. {held.max():.4g}" if len(held) else ""
+        return (
+            f"<Certificate of {counted(len(self.labels), 'image')}: {len(held):,} certified{share}{radii}, "
+            f"{_drawn(self.samples)}, sigma {self.sigma:g}, alpha {self.alpha:g}, {'' if self.sound else 'not '}sound>"
+        )
+
+
+def _drawn(samples: Tensor) -> str:
+    return f"{int(samples.sum()):,} samples"
 
 
 def prediction(decisions: Sequence[Decision], num_classes: int) -> Prediction:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..checks import at_least
 from ..engine import Average, BaseFunction
 from ..images import Bounds, finite_images
+from ..introductions import introduction
 from ..ops.laws import Law, float_law
 from ..streams import Stream
 from ..untraced import untraced
@@ -59,6 +60,10 @@ class SoftClassifier(nn.Module):
         self.smoothed, self.samples, self.max_batch = smoothed, samples, max_batch
         self.training = smoothed.training
         self.reset()
+
+    def __repr__(self) -> str:
+        """The call that makes this classifier of the other one."""
+        return introduction(self, repr(self.smoothed), {"samples": self.samples, "max_batch": self.max_batch})
 
     def reset(self) -> None:
         """The next call starts again from the first sample."""

@@ -11,7 +11,8 @@ from imports import Arrow, House, house
 ORDER = [
     "version", "names", "streams", "normalization", "former", "lazy", "text", "failures", "launch",
     "checks", "specs", "files", "statistics", "procedures",
-    "modules", "turns", "interrupts", "untraced", "images", "pickles", "torch_files", "data", "voting", "losses",
+    "modules", "introductions", "turns", "interrupts", "untraced", "images", "pickles", "torch_files", "data",
+    "voting", "losses",
     "ops", "noise", "environment",
     "integers", "layers", "runners", "quantization", "engine",
     "own_networks", "pretrained", "models", "denoising", "layouts", "weights",

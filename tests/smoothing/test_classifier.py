@@ -792,6 +792,7 @@ def test_votes_of_floats_in_half_precision(smoothed: sf.SmoothedClassifier) -> N
 @pytest.mark.parametrize(
     "change", [nn.Module.half, nn.Module.float, lambda m: m.to(torch.bfloat16), lambda m: m.to("cpu"), copy.deepcopy]
 )
+@pytest.mark.filterwarnings("ignore:the weights of the base classifier are")
 @pytest.mark.parametrize("sigma", [0.3, [0.1, 0.2, 0.7]])
 def test_sigma_stays_exact(change: Callable[[nn.Module], nn.Module], sigma: Any) -> None:
     changed = change(make(linear(), sigma))
@@ -800,6 +801,25 @@ def test_sigma_stays_exact(change: Callable[[nn.Module], nn.Module], sigma: Any)
     assert "sigma" in dict(changed.named_buffers())
 
 
+@pytest.mark.parametrize(
+    ("change", "precision"),
+    [
+        (nn.Module.half, "fp16"), (nn.Module.bfloat16, "bf16"), (lambda m: m.to(torch.float16), "fp16"),
+        (lambda m: nn.Sequential(m).half(), "fp16"), (nn.Module.double, None), (lambda m: m.to("cpu"), None),
+    ],
+)  # fmt: skip
+def test_a_change_of_dtype_says_what_to_do_instead(
+    change: Callable[[nn.Module], nn.Module], precision: str | None
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        change(make(linear()))
+    assert [f"make the classifier with precision='{precision}'" in str(each.message) for each in caught] == (
+        [] if precision is None else [True]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the weights of the base classifier are")
 def test_votes_survive_a_change_of_dtype_and_back() -> None:
     smoothed = make(linear().to(torch.bfloat16).float())
     votes = smoothed.votes(IMAGES)
@@ -809,8 +829,14 @@ def test_votes_survive_a_change_of_dtype_and_back() -> None:
 def test_state_dict_round_trip() -> None:
     source, target = make(linear(), 0.7), make(linear(1), 0.3)
     assert set(source.state_dict()) == {"sigma", "base.1.weight", "base.1.bias"}
-    target.load_state_dict(source.state_dict())
+    with pytest.warns(UserWarning, match=r"sigma is \[0.3\] and becomes \[0.7\] by this state_dict"):
+        target.load_state_dict(source.state_dict())
     assert target.sigma.tolist() == [0.7]
+    with pytest.warns(UserWarning, match=r"leave 0.sigma out of it"):
+        nn.Sequential(make(linear(), 0.5)).load_state_dict(nn.Sequential(source).state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        target.load_state_dict(source.state_dict())
     assert torch.equal(target.votes(IMAGES), source.votes(IMAGES))
 
 

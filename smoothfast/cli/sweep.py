@@ -90,7 +90,7 @@ def sweep(options: SweepOptions) -> None:
     from ..runs.records import count, read_json, sidecar_of
     from ..runs.sweep import Sweep
     from ..runs.sweep_log import SweepLog, put_in_order, read
-    from ..runs.tables import sweep_table
+    from ..runs.sweep_tables import sweep_table
     from .prepare import prepare, tell_classes
 
     kept = read_json(sidecar_of(options.out)) if count(options.out) else None

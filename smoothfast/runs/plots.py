@@ -24,7 +24,8 @@ from ..statistics import LEVEL, clopper_pearson_interval
 from ..text import one_line
 from .logs import Log
 from .sweep_log import SettingAccuracy
-from .tables import asked_radii, certified_accuracy, certified_interval, described, sweep_means
+from .sweep_tables import sweep_means
+from .tables import asked_radii, certified_accuracy, certified_interval, described
 
 if TYPE_CHECKING:
     from torch import Tensor

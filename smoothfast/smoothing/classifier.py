@@ -253,13 +253,12 @@ class SmoothedClassifier(StatefulModule):
             bound: "multiclass" (sigma/2 (Phi^-1(p_A) - Phi^-1(p_B))) or "cohen" (p_B = 1 - p_A).
             image_ids: [N], the numbers the noise is drawn under; 0..N-1 if not given.
             radius: for "sequential", in [0, 1] pixel units.
-            radii: for "grid", likewise, increasing.
             tolerance: for "tolerance", in units of sigma.
+            radii: for "grid", increasing, in [0, 1] pixel units.
             beta: for "grid", the level at which it gives radii up, 0.05 if not given. It costs radii, never validity.
             labels: [N] classes to certify in place of selected ones, known beforehand, not from the same samples.
             randomize: bounds after Stevens 1950, which depend on one uniform number an image (stream RANDOMIZE). Valid,
-                but radii then depend on luck: at n = 10,000 by less than 0.001 sigma where a tenth of the votes go
-                elsewhere, by 0.03 in the median and 0.16 at most where all agree.
+                but radii then depend on luck: at n = 10,000 by 0.16 sigma at most, where all votes agree.
         """
         self._require_votes("certify")
         sigma = min(self.sigma.tolist())

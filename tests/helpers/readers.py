@@ -35,7 +35,7 @@ from smoothfast.cli.sweep import SweepOptions
 from smoothfast.cli.train import TrainOptions
 from smoothfast.data.pictures import tensor_of
 from smoothfast.pretrained import transformers_statistics
-from smoothfast.runs import sweep_log, tables
+from smoothfast.runs import sweep_log, sweep_tables, tables
 from smoothfast.runs.logs import Row, RunLog, put_in_order, read_log
 from smoothfast.runs.records import read_json, sidecar_of
 from smoothfast.runs.sweep_log import SettingAccuracy, SweepLog, read
@@ -101,7 +101,7 @@ def write_sweep(path: Path) -> None:
 
 def swept(path: Path) -> None:
     rows = read(path)
-    tables.sweep_table(rows)
+    sweep_tables.sweep_table(rows)
     with SweepLog(path, SETTINGS):
         sweep_log.put_in_order(path, [row.setting for row in rows[::-1]])
 

@@ -22,7 +22,7 @@ from smoothfast.procedures import Decision, Draw
 from smoothfast.runs import plots
 from smoothfast.runs.sweep import Ladder, Sweep
 from smoothfast.runs.sweep_log import Setting, SettingAccuracy, read
-from smoothfast.runs.tables import sweep_table
+from smoothfast.runs.sweep_tables import sweep_table
 from smoothfast.smoothing import SmoothedClassifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")

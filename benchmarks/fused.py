@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smoothfast import models, ops
+from smoothfast.engine.graphs import capture
 from smoothfast.losses import Differentiated, cross_entropy
 from smoothfast.noise import Stream, lattice_law, stream_key
 from smoothfast.quantization import quantize
@@ -26,6 +27,7 @@ from smoothfast.voting import PREDICTION
 from . import harness
 
 ROWS, REPEATS = 64, 9
+GPU_ROWS = 4096
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 DEPTHS = (20, 56, 110)
 OPENVINO = ["openvino"] if find_spec("openvino") else []
@@ -34,13 +36,14 @@ OTHERS = {20: [*OPENVINO, "compiled"]}  # which takes minutes to compile gradien
 
 def main(out: Path | None) -> list[harness.Row]:
     """Microseconds a row of a micro-batch of 64, on one thread: logits, and logits and gradients; then the groups of
-    layers of the fused network."""
+    layers of the fused network. On a GPU those from images to votes."""
     torch.set_num_threads(1)
     whole = (compared(depth, gradients, dtype) for depth in DEPTHS for gradients in (False, True) for dtype in dtypes())
     integers = (of_integers(depth) for depth in DEPTHS)
     votes = (voted(live) for live in (ROWS, ROWS // 4))
     layers = (profiled(20, arithmetic) for arithmetic in arithmetics() if arithmetic in ("amx", "avx512_bf16"))
-    return harness.report(chain(whole, integers, votes, layers), out)
+    gpus = (on_device(depth, device) for device in harness.devices()[1:] for depth in DEPTHS)
+    return harness.report(chain(whole, integers, votes, layers, gpus), out)
 
 
 def dtypes() -> list[torch.dtype]:
@@ -114,6 +117,37 @@ def voted(live: int) -> list[harness.Row]:
         calls[f"three calls, {arithmetic}"] = apart
     setting = f"ResNet-20, noise, logits and votes, {live} rows and {ROWS - live} of padding"
     return harness.compare("fused", setting, calls, live * 1e-6, "us/row", REPEATS)
+
+
+@torch.no_grad()
+def on_device(depth: int, device: torch.device, rows: int = GPU_ROWS) -> list[harness.Row]:
+    """Rows from images to votes on a GPU: in one kernel, and as a graph of torch's bf16 between noise and votes."""
+    base = network(depth)
+    found, made = recognised(base, (torch.zeros(2, 3, 32, 32),)), quantize(base, 0.25).to(device)
+    slots, numbers = torch.zeros(rows, dtype=torch.int64, device=device), torch.arange(rows, device=device)
+    images, (scale, shift) = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8), ops.affine(None, 3, torch.uint8)
+    noisy: ops.Noisy = (
+        images.to(device), slots, slots, numbers, stream_key(0, Stream.PREDICT).to(device),
+        lattice_law(0.25).to(device), scale.to(device), shift.to(device), False,
+    )  # fmt: skip
+    votes = torch.zeros(1, 10, dtype=torch.int64, device=device), slots[:1].clone()
+    named: dict[str, Callable[[], Any]] = {}
+    for arithmetic in preferred("int8", device.type):
+        named[f"fused, {arithmetic}"] = partial(FusedIntegers(made, arithmetic).votes, noisy, (), PREDICTION, *votes)
+    for arithmetic in preferred("bf16", device.type):
+        run = Fused(found, arithmetic, gradients=False, device=device)
+        named[f"fused, {arithmetic}"] = partial(run.votes, noisy, (), PREDICTION, *votes)
+    given = micro_batch_of((rows, 3, 32, 32), torch.bfloat16, device, torch.channels_last)
+    (call,) = make_runners(base.to(device), "eager", torch.bfloat16, device, (given,), 1)
+
+    def apart() -> Tensor:
+        logits: Tensor = call(ops.noisy_replicas(*noisy, torch.bfloat16, torch.channels_last))
+        ops.tally(logits, slots, *votes)
+        return logits
+
+    named["eager bf16, a graph"] = capture(apart, device)[0]
+    setting = f"ResNet-{depth}, noise, logits and votes, {rows} rows"
+    return harness.compare("fused", setting, named, rows * 1e-6, "us/row", REPEATS, device=device)
 
 
 def profiled(depth: int, arithmetic: str) -> list[harness.Row]:

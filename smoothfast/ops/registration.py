@@ -103,7 +103,7 @@ def _perturb_weights_fake(
     return weights.new_empty((passes.shape[0], *weights.shape), dtype=dtype)
 
 
-if extension is not None:  # which alone has the fused networks, for CPUs
+if extension is not None:  # which alone has the fused networks
 
     @torch.library.register_fake("smoothfast::fused_logits")
     def _fused_logits_fake(replicas: Tensor, packed: Tensor, shape: Sequence[int], arithmetic: str) -> Tensor:

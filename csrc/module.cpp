@@ -146,10 +146,10 @@ py::dict cuda_launch_of_perturb_weights(int64_t tiles, int64_t passes, int multi
   return dict_of(perturb_launch(tiles, passes, multiprocessors));
 }
 
-py::dict cuda_launch_of_fused_votes(const std::string& arithmetic, int64_t rows, int64_t guide_bytes) {
+py::dict cuda_launch_of_fused_votes(const std::string& arithmetic, bool wide, int64_t rows, int64_t guide_bytes) {
   const auto* by = fused::mma::arithmetic_of(arithmetic);
   if (!by) throw py::value_error("arithmetic is '" + arithmetic + "', which GPUs have not");
-  const auto all = fused::mma::votes_launch(*by, rows, guide_bytes);
+  const auto all = fused::mma::votes_launch(*by, wide, rows, guide_bytes);
   py::dict launch = dict_of(all.launch);
   launch["guide_bytes"] = all.guide;
   return launch;
@@ -181,8 +181,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("in_bytes"), py::arg("aligned"), py::arg("multiprocessors"));
   m.def("cuda_launch_of_attack_step", cuda_launch_of_attack_step, py::arg("images"), py::arg("elements"), py::arg("l2"),
         py::arg("multiprocessors"));
-  m.def("cuda_launch_of_fused_votes", cuda_launch_of_fused_votes, py::arg("arithmetic"), py::arg("rows"),
-        py::arg("guide_bytes"));
+  m.def("cuda_launch_of_fused_votes", cuda_launch_of_fused_votes, py::arg("arithmetic"), py::arg("wide"),
+        py::arg("rows"), py::arg("guide_bytes"));
   m.def("cuda_launch_of_perturb_weights", cuda_launch_of_perturb_weights, py::arg("tiles"), py::arg("passes"),
         py::arg("multiprocessors"));
 }

@@ -218,7 +218,7 @@ def fused_pack(
         linear, linear_bias: float32 [K, C], [K].
         arithmetic: "amx" or "avx512_bf16" (tiles of bf16, the same for both), "winograd_bf16", "winograd_mixed" (bf16,
             but float32 in the last stage) or "winograd_fp32"; for GPUs "bf16_mma" or "bf16_mma_pairs", the same for
-            both, which take widths of 16, 32 and 64.
+            both, which take widths of 16, 32 and 64, the former also 32, 64 and 128.
         gradients: whether gradients are wanted too; those of GPUs have none.
 
     Returns:
@@ -278,7 +278,7 @@ def fused_logits(replicas: Tensor, packed: Tensor, shape: Sequence[int], arithme
     Args:
         replicas: [R, 3, 32, 32], float32 by "winograd_fp32", int16 in integers, else bfloat16.
         packed: from `fused_pack`, or from `fused_pack_integers`.
-        shape: three widths, multiples of 16 (for tiles of 32, but for the first; on GPUs 16, 32 and 64), the blocks of
+        shape: three widths, multiples of 16 (for tiles of 32, but for the first; on GPUs see packing), the blocks of
             a stage, and K.
         arithmetic: the one that it was packed for, of those that `extension.fused_arithmetics` names; each rounds in
             its own way, "bf16_mma" and "bf16_mma_pairs" of GPUs in one. Those in integers do not: "int8_amx",

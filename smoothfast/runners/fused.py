@@ -148,7 +148,7 @@ def _checked(network: nn.Module, examples: tuple[Tensor, ...], arithmetics: Sequ
     with torch.autocast("cpu", enabled=False):
         wanted = network(noise.float(), *drawn)
     suited, most = [name for name in arithmetics if found.suits(name)], EXACT
-    taken = "multiples of 32" if device.type == "cpu" else "16, 32 and 64"
+    taken = "multiples of 32" if device.type == "cpu" else "16, 32, 64 or 32, 64, 128"
     require(bool(suited), f"its widths are {found.shape[:3]}; {', '.join(arithmetics)} takes {taken}")
     if dtype_of(suited[0]) == torch.bfloat16:
         with torch.autocast("cpu", torch.bfloat16):

@@ -58,10 +58,10 @@ class CifarResNet:
         return [*widths, blocks, self.linear.weight.shape[0]]
 
     def suits(self, arithmetic: str) -> bool:
-        """Whether an arithmetic takes these widths: tiles have 32 outputs, and GPUs those of ResNet-20 alone."""
+        """Whether an arithmetic takes these widths: tiles have 32 outputs, and GPUs widths that double."""
         first, *others = self.shape[:3]
         if arithmetic.startswith("bf16_mma"):
-            return (first, *others) == (16, 32, 64)
+            return (first, *others) in ((16, 32, 64), *([(32, 64, 128)] if arithmetic == "bf16_mma" else []))
         return arithmetic.startswith("winograd") or (
             first in (16, first // 32 * 32) and all(w % 32 == 0 for w in others)
         )

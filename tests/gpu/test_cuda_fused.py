@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(device.nvcc() is None, reason="nvcc is not installed"),
 ]
 INTEGERS = ("int8_mma", "int8_mma_pairs")
-STEMS = ("fused/integers", "fused/bf16")
+STEMS = (("fused/integers", 2), ("fused/bf16", 2), pytest.param("fused/bf16_wide", 1, marks=pytest.mark.slow))
 WIDTHS = (16, 32, 64)
 # Two images, their rows of padding in between; of a unit of two samples none, one and both.
 SLOTS = torch.tensor([0, 1, -1, 1, 0, -1, -3, -1])
@@ -160,11 +160,11 @@ def test_votes_of_logits_that_are_not_finite() -> None:
 
 @pytest.mark.skipif(device.disassembler() is None, reason="nvdisasm is not installed (Triton brings it)")
 @pytest.mark.parametrize("arch", [80, pytest.param(90, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("stem", STEMS)
-def test_machine_code(stem: str, arch: int) -> None:
+@pytest.mark.parametrize(("stem", "count"), STEMS)
+def test_machine_code(stem: str, count: int, arch: int) -> None:
     """Nothing is spilled."""
     kernels = device.sass_of(stem, arch)
-    assert len(kernels) == 2
+    assert len(kernels) == count
     for kernel, instructions in kernels.items():
         names = [re.sub(r"^@!?U?P\d+ ", "", line).split()[0] for line in instructions]
         assert not [name for name in names if name.startswith(("LDL", "STL"))], kernel

@@ -207,7 +207,7 @@ def test_packing_for_gpus() -> None:
     assert torch.equal(packed, network.packed("bf16_mma_pairs", gradients=False))
     assert network.suits("bf16_mma")
     assert not wide.suits("bf16_mma")
-    with pytest.raises(RuntimeError, match=r"on GPUs widths must be 16, 32, 64; they are 16, 64, 64"):
+    with pytest.raises(RuntimeError, match=r"on GPUs widths must be 16, 32, 64 or 32, 64, 128; they are 16, 64, 64"):
         wide.packed("bf16_mma", gradients=False)
     with pytest.raises(RuntimeError, match="arithmetic is 'bf16_mma', which has no gradients"):
         network.packed("bf16_mma", gradients=True)

@@ -164,7 +164,7 @@ Shape checked_shape(const Lists& lists, const at::Tensor& linear, const at::Tens
                 lists.weights[i].sizes());
   const Shape shape = {
       {lists.weights[0].size(0), lists.weights[2 * blocks + 1].size(0), linear.size(1)}, blocks, linear.size(0)};
-  const char* refused = for_gpus ? mma::refusal(shape) : refusal(shape);
+  const char* refused = for_gpus ? mma::refusal(shape, true) : refusal(shape);
   TORCH_CHECK(!*refused, kOp, ": ", refused, "; widths are ", shape.widths[0], ", ", shape.widths[1], ", ",
               shape.widths[2], ", blocks ", blocks, ", classes ", shape.classes);
   return shape;

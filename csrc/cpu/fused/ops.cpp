@@ -81,7 +81,7 @@ void check_fused_pack(at::TensorList weights, at::TensorList gains, at::TensorLi
               linear_bias.sizes());
   const Shape shape = shape_of(weights, linear);
   const auto& widths = shape.widths;
-  const char* refused = arithmetic ? refusal(*arithmetic, shape) : mma::refusal(shape);
+  const char* refused = arithmetic ? refusal(*arithmetic, shape) : mma::refusal(shape, false);
   TORCH_CHECK(!*refused, op, ": ", refused, "; they are ", widths[0], ", ", widths[1], ", ", widths[2]);
   const Plan plan = plan_of(shape);
   for (size_t i = 0; i < plan.size(); ++i) {

@@ -11,8 +11,8 @@ namespace mma {
 namespace bf16 {
 namespace {
 
-template <int STAGE>
-using Map = mma::Map<2, STAGE>;
+template <int WIDTH, int STAGE>
+using Map = mma::Map<2, STAGE, WIDTH>;
 
 using Sums = mma::Sums<float>;
 
@@ -101,15 +101,15 @@ __device__ __forceinline__ void each_block(const Fragments& first, const Source&
 }
 
 // 3x3 of the image: a step is a row of four pixels.
-template <int ROWS>
+template <int WIDTH, int ROWS>
 __device__ __forceinline__ void convolve_image(const Task& task, const char* record, const Lane& l) {
-  using M = Map<0>;
-  constexpr Record r = record_of(Part::image, 0, false);
+  using M = Map<WIDTH, 0>;
+  constexpr Record r = record_of<WIDTH>(Part::image, 0, false);
   Fragments w;
-  w.load<r.steps>(record + r.fragments, l);
-  const float4 bias = bias_of(record, 0, l);
+  w.load<r.steps>(record + r.fragments + task.group * r.steps * kFragment, l);
+  const float4 bias = bias_of(record, task.group, l);
   const uint32_t from = task.in + task.y * kImageRow + (task.x + l.g + l.t / 2) * kImagePixel + l.t % 2 * 4;
-  const uint32_t to = task.out + (task.y + 1) * M::kRow + place_of_outputs<M>(task.x + l.g + 1, 0, l);
+  const uint32_t to = task.out + (task.y + 1) * M::kRow + place_of_outputs<M>(task.x + l.g + 1, task.group, l);
   Sums sums[ROWS];
 #pragma unroll
   for (int y = 0; y < ROWS + 2; ++y) {
@@ -141,10 +141,10 @@ __device__ __forceinline__ void add_shortcut(Sums (&sums)[TILES], uint32_t row, 
 
 // 3x3 within maps of 32 or 16 pixels a row: a tile is 16 pixels of a row. A row of inputs is loaded once for each of
 // the three columns of taps, and serves three rows of outputs.
-template <int STAGE, bool ADDS, bool CHANGES, int ROWS>
+template <int WIDTH, int STAGE, bool ADDS, bool CHANGES, int ROWS>
 __device__ __forceinline__ void same_wide(const Task& task, const Fragments& w, const Source& source,
                                           const Source& shortcut, const float4& bias, const Lane& l) {
-  using M = Map<STAGE>;
+  using M = Map<WIDTH, STAGE>;
   constexpr int kBlocks = M::kChannels / kInputs<2>;
   const uint32_t x = task.x + l.row + 8 * (l.quad % 2);
   const uint32_t to = task.out + (task.y + 1) * M::kRow + place_of_outputs<M>(task.x + l.g + 1, task.group, l);
@@ -152,7 +152,7 @@ __device__ __forceinline__ void same_wide(const Task& task, const Fragments& w, 
 #pragma unroll
   for (int y = 0; y < ROWS && kBlocks > 1; ++y) begin(sums[y], bias);
   if constexpr (CHANGES) {
-    using Before = Map<STAGE - 1>;
+    using Before = Map<WIDTH, STAGE - 1>;
     add_shortcut<Before, ROWS, 1>(sums, task.before + (2 * task.y + 1) * Before::kRow, x, shortcut, l);
   }
   each_block<kBlocks>(w, source, l, [&](int block, const Fragments& weights, const auto& replace) {
@@ -181,11 +181,11 @@ __device__ __forceinline__ void same_wide(const Task& task, const Fragments& w, 
 
 // 3x3 within maps of 8 pixels a row: a half of a tile is a row. Rows are loaded by pairs, and for the middle taps put
 // together anew.
-template <bool ADDS, bool CHANGES, int ROWS>
+template <int WIDTH, bool ADDS, bool CHANGES, int ROWS>
 __device__ __forceinline__ void same_narrow(const Task& task, const Fragments& w, const Source& source,
                                             const Source& shortcut, const float4& bias, const Lane& l) {
-  using M = Map<2>;
-  using Before = Map<1>;
+  using M = Map<WIDTH, 2>;
+  using Before = Map<WIDTH, 1>;
   constexpr int kTiles = ROWS / 2;
   const uint32_t y = task.y + l.quad % 2;
   Sums sums[kTiles];
@@ -217,11 +217,11 @@ __device__ __forceinline__ void same_narrow(const Task& task, const Fragments& w
 }
 
 // 3x3 with a stride of 2; tiles as above.
-template <int STAGE, int ROWS>
+template <int WIDTH, int STAGE, int ROWS>
 __device__ __forceinline__ void down(const Task& task, const Fragments& w, const Source& source, const float4& bias,
                                      const Lane& l) {
-  using M = Map<STAGE>;
-  using From = Map<STAGE - 1>;
+  using M = Map<WIDTH, STAGE>;
+  using From = Map<WIDTH, STAGE - 1>;
   constexpr bool kNarrow = M::kSize == 8;
   constexpr int kStep = kNarrow ? 2 : 1, kTiles = ROWS / kStep;
   const uint32_t x = kNarrow ? l.row : l.row + 8 * (l.quad % 2), y = task.y + (kNarrow ? l.quad % 2 : 0);
@@ -248,13 +248,18 @@ __device__ __forceinline__ void down(const Task& task, const Fragments& w, const
 }
 
 // What network.cuh asks of an arithmetic.
+template <int WIDTH>
 struct Arithmetic {
+  static constexpr int kWidth = WIDTH;
   static constexpr int kNumber = 2;        // bytes, of a map
   static constexpr uint32_t kFlipped = 0;  // bits of a number of the image
-  using Pooled = float2;                   // of two channels
+
+  struct Pooled {
+    float2 of[WIDTH / kOutputs];  // of two channels, and of those 64 on
+  };
 
   static constexpr __device__ __forceinline__ int record_bytes(Part part, int stage, bool changes) {
-    return record_of(part, stage, changes).bytes;
+    return record_of<WIDTH>(part, stage, changes).bytes;
   }
 
   // The bits of a number of the image.
@@ -264,47 +269,62 @@ struct Arithmetic {
 
   template <int ROWS>
   static __device__ __forceinline__ void convolve_image(const Task& task, const char* record, const Lane& l) {
-    bf16::convolve_image<ROWS>(task, record, l);
+    bf16::convolve_image<WIDTH, ROWS>(task, record, l);
   }
 
   // Loads what `convolve` takes: the weights of the first block.
   template <Part PART, int STAGE, bool CHANGES>
   static __device__ __forceinline__ void load(Fragments& w, const char* record, uint32_t group, const Lane& l) {
-    constexpr Record r = record_of(PART, STAGE, CHANGES);
+    constexpr Record r = record_of<WIDTH>(PART, STAGE, CHANGES);
     w.load<r.steps>(record + r.fragments + group * r.steps * kFragment, l);
   }
 
   template <Part PART, int STAGE, bool CHANGES, int ROWS>
   static __device__ __forceinline__ void convolve(const Task& task, const Fragments& w, const char* record,
                                                   const Lane& l) {
-    constexpr Record r = record_of(PART, STAGE, CHANGES);
+    constexpr Record r = record_of<WIDTH>(PART, STAGE, CHANGES);
     constexpr bool kSecond = PART == Part::second, kAdds = kSecond && !CHANGES, kProducts = kSecond && CHANGES;
-    const Source source = {record + r.fragments, 1 << STAGE, task.group};
-    const Source shortcut = {record + r.shortcut, 1 << STAGE, task.group};
+    constexpr int kGroups = (WIDTH << STAGE) / kOutputs;
+    const Source source = {record + r.fragments, kGroups, task.group};
+    const Source shortcut = {record + r.shortcut, kGroups, task.group};
     const float4 bias = bias_of(record, task.group, l);
     if constexpr (CHANGES && !kSecond)
-      down<STAGE, ROWS>(task, w, source, bias, l);
+      down<WIDTH, STAGE, ROWS>(task, w, source, bias, l);
     else if constexpr (STAGE < 2)
-      same_wide<STAGE, kAdds, kProducts, ROWS>(task, w, source, shortcut, bias, l);
+      same_wide<WIDTH, STAGE, kAdds, kProducts, ROWS>(task, w, source, shortcut, bias, l);
     else
-      same_narrow<kAdds, kProducts, ROWS>(task, w, source, shortcut, bias, l);
+      same_narrow<WIDTH, kAdds, kProducts, ROWS>(task, w, source, shortcut, bias, l);
   }
 
-  // Adds two channels of a pixel, which begin at an address.
+  static __device__ __forceinline__ void add(Pooled& sums, const Pooled& more) {
+#pragma unroll
+    for (int i = 0; i < WIDTH / kOutputs; ++i) sums.of[i].x += more.of[i].x, sums.of[i].y += more.of[i].y;
+  }
+
+  // Adds channels of a pixel, the first two of which begin at an address.
   static __device__ __forceinline__ void pool(Pooled& sums, uint32_t address) {
-    const uint32_t pair = load4(address);
-    sums.x += lower(pair), sums.y += upper(pair);
+#pragma unroll
+    for (int i = 0; i < WIDTH / kOutputs; ++i) {
+      const uint32_t pair = load4(address + i * 64 * kNumber);
+      sums.of[i].x += lower(pair), sums.of[i].y += upper(pair);
+    }
   }
 
   // A logit, of all lanes' channels over all pixels.
   static __device__ __forceinline__ float logit(const Pooled& sums, const char* last, int64_t classes, int64_t number,
                                                 const Lane& l) {
+    constexpr int kPairs = WIDTH / kOutputs;
     constexpr float kShare = 1.0f / 64;  // of a pixel in the mean
-    const float2 weights = __ldg(reinterpret_cast<const float2*>(last) + number * 32 + l.lane);
-    float sum = fma(sums.x * kShare, weights.x, sums.y * kShare * weights.y);
+    const auto* weights = reinterpret_cast<const float2*>(last) + number * kPairs * 32 + l.lane;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const float2 w = __ldg(weights + 32 * i);
+      sum = fma(sums.of[i].x * kShare, w.x, fma(sums.of[i].y * kShare, w.y, sum));
+    }
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, distance);
-    return sum + __ldg(reinterpret_cast<const float*>(last + last_of(classes).bias) + number);
+    return sum + __ldg(reinterpret_cast<const float*>(last + last_of<WIDTH>(classes).bias) + number);
   }
 };
 

@@ -13,7 +13,7 @@ template <int SAMPLES>
 __global__ void __launch_bounds__(kThreads, SAMPLES == 1 ? 2 : 1) bf16_votes_kernel(const VotesArgs args) {
 #if __CUDA_ARCH__ >= 800
   extern __shared__ uint4 shared[];
-  take_unit<bf16::Arithmetic, SAMPLES>(args, reinterpret_cast<char*>(shared));
+  take_unit<bf16::Arithmetic<kWidth>, SAMPLES>(args, reinterpret_cast<char*>(shared));
 #endif
 }
 

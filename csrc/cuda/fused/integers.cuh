@@ -295,6 +295,7 @@ __device__ __forceinline__ void same64(const Task& task, const Fragments& w, con
 
 // What network.cuh asks of an arithmetic.
 struct Arithmetic {
+  static constexpr int kWidth = mma::kWidth;
   static constexpr int kNumber = 1;             // bytes, of a map
   static constexpr uint32_t kFlipped = 0x8000;  // bits of a number of the image, which becomes two digits, 0 to 255
   using Given = int16_t;                        // of replicas
@@ -338,6 +339,8 @@ struct Arithmetic {
       same64<kAdds, kProducts, ROWS>(task, w, rest, shortcut, o, l);
     }
   }
+
+  static __device__ __forceinline__ void add(Pooled& sums, const Pooled& more) { sums.x += more.x, sums.y += more.y; }
 
   // Adds two channels of a pixel, which begin at an address.
   static __device__ __forceinline__ void pool(Pooled& sums, uint32_t address) {

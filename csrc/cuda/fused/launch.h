@@ -22,9 +22,10 @@ VotesLaunch votes_launch(int samples, int64_t rows, int64_t guide_bytes) {
 }
 
 // Rows are at most 2^31 - 1.
-inline VotesLaunch votes_launch(const Arithmetic& arithmetic, int64_t rows, int64_t guide_bytes) {
-  return arithmetic.integers ? votes_launch<Places<1>>(arithmetic.samples, rows, guide_bytes)
-                             : votes_launch<Places<2>>(arithmetic.samples, rows, guide_bytes);
+inline VotesLaunch votes_launch(const Arithmetic& arithmetic, bool wide, int64_t rows, int64_t guide_bytes) {
+  if (arithmetic.integers) return votes_launch<Places<1>>(arithmetic.samples, rows, guide_bytes);
+  return wide ? votes_launch<Places<2, 2 * kWidth>>(arithmetic.samples, rows, guide_bytes)
+              : votes_launch<Places<2>>(arithmetic.samples, rows, guide_bytes);
 }
 
 }  // namespace mma

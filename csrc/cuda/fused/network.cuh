@@ -10,28 +10,33 @@ namespace fused {
 namespace mma {
 namespace {
 
-// The share of a warp in the maps of a stage: in the first one, 8 rows of a half of every sample; then rows of one
-// sample, and a half or a quarter of the outputs.
-template <int SAMPLES, int STAGE>
+// The share of a warp in the maps of a stage: a group of outputs, of some rows of one sample; in the first stage of a
+// half of these, in several turns. `row` counts through all samples.
+template <int SAMPLES, int STAGE, int WIDTH>
 struct Share {
-  static constexpr int kRows = STAGE == 0 ? 8 : 4 * SAMPLES, kSize = 32 >> STAGE, kTurns = STAGE == 0 ? SAMPLES : 1;
-  uint32_t group, sample, x, y;
+  static constexpr int kSize = 32 >> STAGE, kGroups = (WIDTH << STAGE) / kOutputs, kHalves = STAGE == 0 ? 2 : 1;
+  static constexpr int kStrips = kWarps / kGroups / kHalves, kRows = STAGE == 0 ? 8 : kSize * SAMPLES / kStrips;
+  static constexpr int kTurns = kSize * SAMPLES / kStrips / kRows;
+  uint32_t group, x, row;
 
   __device__ __forceinline__ Share() {
-    const uint32_t warp = this_thread() / 32, first = (warp >> (STAGE == 0 ? 1 : STAGE)) * kRows;
-    group = STAGE == 0 ? 0 : warp % (1 << STAGE);
-    x = STAGE == 0 ? warp % 2 * 16 : 0;
-    sample = first / kSize;
-    y = first % kSize;
+    const uint32_t warp = this_thread() / 32;
+    group = warp % kGroups;
+    x = warp / kGroups % kHalves * 16;
+    row = warp / (kGroups * kHalves) * kRows;
   }
+
+  __device__ __forceinline__ void next_turn() { row += kStrips * kRows; }
 };
 
 // A warp on its way through the network.
 template <class Numbers, int SAMPLES>
 struct Way {
-  using Places = mma::Places<Numbers::kNumber>;
+  using Places = mma::Places<Numbers::kNumber, Numbers::kWidth>;
   template <int STAGE>
-  using Map = mma::Map<Numbers::kNumber, STAGE>;
+  using Map = mma::Map<Numbers::kNumber, STAGE, Numbers::kWidth>;
+  template <int STAGE>
+  using Share = mma::Share<SAMPLES, STAGE, Numbers::kWidth>;
 
   uint32_t samples;  // in shared memory
   const char* packed;
@@ -50,13 +55,13 @@ struct Way {
   __device__ __forceinline__ void layer() {
     constexpr bool kSecond = PART == Part::second;
     constexpr int kFrom = Places::x(CHANGES ? STAGE - 1 : STAGE), kH = Places::h(STAGE), kX = Places::x(STAGE);
-    const Share<SAMPLES, STAGE> share;
+    Share<STAGE> share;
 #pragma unroll 1
-    for (int turn = 0; turn < Share<SAMPLES, STAGE>::kTurns; ++turn) {
-      const uint32_t base = sample(share.sample + turn);
+    for (int turn = 0; turn < Share<STAGE>::kTurns; ++turn, share.next_turn()) {
+      const uint32_t base = sample(share.row / share.kSize), y = share.row % share.kSize;
       const Task task = {
-          base + (kSecond ? kH : kFrom), base + (kSecond ? kX : kH), base + kFrom, share.group, share.x, share.y};
-      Numbers::template convolve<PART, STAGE, CHANGES, Share<SAMPLES, STAGE>::kRows>(task, w, packed + at, Lane());
+          base + (kSecond ? kH : kFrom), base + (kSecond ? kX : kH), base + kFrom, share.group, share.x, y};
+      Numbers::template convolve<PART, STAGE, CHANGES, Share<STAGE>::kRows>(task, w, packed + at, Lane());
     }
     at += Numbers::record_bytes(PART, STAGE, CHANGES);
   }
@@ -64,7 +69,7 @@ struct Way {
   // Loads weights of the next layer before the barrier that it waits at.
   template <Part PART, int STAGE, bool CHANGES>
   __device__ __forceinline__ void load() {
-    Numbers::template load<PART, STAGE, CHANGES>(w, packed + at, Share<SAMPLES, STAGE>().group, Lane());
+    Numbers::template load<PART, STAGE, CHANGES>(w, packed + at, Share<STAGE>().group, Lane());
   }
 
   template <int STAGE>
@@ -95,19 +100,20 @@ struct Way {
   }
 
   __device__ __forceinline__ void image() {
-    const Share<SAMPLES, 0> share;
     surround_maps<0>(Places::x(0));
+    Share<0> share;
 #pragma unroll 1
-    for (int s = 0; s < SAMPLES; ++s) {
-      const Task task = {sample(s) + Places::kImage, sample(s) + Places::x(0), 0, 0, share.x, share.y};
-      Numbers::template convolve_image<Share<SAMPLES, 0>::kRows>(task, packed + at, Lane());
+    for (int turn = 0; turn < Share<0>::kTurns; ++turn, share.next_turn()) {
+      const uint32_t base = sample(share.row / share.kSize), y = share.row % share.kSize;
+      const Task task = {base + Places::kImage, base + Places::x(0), 0, share.group, share.x, y};
+      Numbers::template convolve_image<Share<0>::kRows>(task, packed + at, Lane());
     }
     at += Numbers::record_bytes(Part::image, 0, false);
     load<Part::first, 0, false>();
     barrier();
   }
 
-  // Sums of two channels a lane over the pixels of the last map, and logits of the sample of this warp; 0 of padding.
+  // Sums of a lane's channels over the pixels of the last map, and logits of the sample of this warp; 0 of padding.
   __device__ __forceinline__ void logits(char* shared, float* to, int64_t classes, bool live) const {
     constexpr uint32_t kParts = kWarps / SAMPLES, kRows = 8 / kParts;
     const Lane l;
@@ -125,7 +131,7 @@ struct Way {
 #pragma unroll
     for (uint32_t p = 0; p < kParts; ++p) {
       const auto more = sums[(warp - part + p) * 32 + l.lane];
-      all.x += more.x, all.y += more.y;
+      Numbers::add(all, more);
     }
 #pragma unroll 1
     for (int64_t k = part; k < classes; k += kParts) {
@@ -167,7 +173,7 @@ __device__ __forceinline__ void clear_logits(const VotesArgs& args, int64_t firs
 // The images of a unit, from row `first` on. The guide of a law is staged in place of the first map.
 template <class Numbers, int SAMPLES>
 __device__ __forceinline__ void make_images(const VotesArgs& args, char* shared, uint32_t samples, int64_t first) {
-  using Places = mma::Places<Numbers::kNumber>;
+  using Places = mma::Places<Numbers::kNumber, Numbers::kWidth>;
   auto* staged = reinterpret_cast<int32_t*>(shared);
   const ReplicaArgs& replicas = args.replicas;
   for (uint32_t i = threadIdx.x; i < replicas.guide_bytes / sizeof(int32_t); i += kThreads)

@@ -37,8 +37,10 @@ void check_cifar(const char* op, const char* name, const at::Tensor& images) {
 Shape checked_network(const char* op, const at::Tensor& packed, at::IntArrayRef shape, const mma::Arithmetic& by) {
   TORCH_CHECK(shape.size() == 5, op, ": shape must be three widths, blocks and classes, not ", shape);
   const Shape network = {{shape[0], shape[1], shape[2]}, shape[3], shape[4]};
-  const char* refused = mma::refusal(network);
+  const char* refused = mma::refusal(network, by.integers);
   TORCH_CHECK(!*refused, op, ": ", refused, "; shape is ", shape);
+  TORCH_CHECK(by.samples == 1 || !mma::is_wide(network), op, ": arithmetic is '", by.name,
+              "', which takes widths of 16, 32, 64; shape is ", shape);
   const bool aligned = reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % mma::kChunk == 0;
   TORCH_CHECK(packed.dim() == 1 && packed.scalar_type() == at::kByte && packed.is_contiguous() && aligned &&
                   packed.numel() == packed_bytes(by, network),
@@ -69,7 +71,7 @@ void run(mma::VotesArgs& args, const at::Tensor& packed, const Shape& network, c
   if (rows == 0) return;
   TORCH_CHECK(rows < int64_t{1} << 31, "fused: ", rows, " rows are too many for one launch");
   const int64_t guide_bytes = int64_t{4} * args.replicas.sigmas * args.replicas.entries;
-  const mma::VotesLaunch launch = mma::votes_launch(by, rows, guide_bytes);
+  const mma::VotesLaunch launch = mma::votes_launch(by, mma::is_wide(network), rows, guide_bytes);
   check_generation(by, launch.launch);
   args.logits = logits.mutable_data_ptr<float>();
   args.votes.logits = args.logits;
@@ -78,8 +80,10 @@ void run(mma::VotesArgs& args, const at::Tensor& packed, const Shape& network, c
   args.packed = reinterpret_cast<const char*>(packed.const_data_ptr<uint8_t>());
   args.blocks = static_cast<int32_t>(network.blocks);
   args.replicas.guide_bytes = launch.guide;
+  const auto stream = at::cuda::getCurrentCUDAStream();
   const auto votes = by.integers ? mma::integer_votes : mma::bf16_votes;
-  C10_CUDA_CHECK(votes(args, by.samples, launch.launch, at::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(mma::is_wide(network) ? mma::bf16_wide_votes(args, launch.launch, stream)
+                                       : votes(args, by.samples, launch.launch, stream));
 }
 
 at::Tensor fused_logits_cuda(const at::Tensor& replicas, const at::Tensor& packed, at::IntArrayRef shape,

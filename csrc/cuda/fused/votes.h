@@ -27,6 +27,7 @@ struct VotesArgs {
 
 // Launch the kernel of an arithmetic. They may be captured into a graph.
 cudaError_t bf16_votes(const VotesArgs& args, int samples, const Launch& launch, cudaStream_t stream);
+cudaError_t bf16_wide_votes(const VotesArgs& args, const Launch& launch, cudaStream_t stream);  // 32, 64, 128
 cudaError_t integer_votes(const VotesArgs& args, int samples, const Launch& launch, cudaStream_t stream);
 
 }  // namespace mma

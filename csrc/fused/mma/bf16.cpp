@@ -31,15 +31,16 @@ void pack_taps(const Weights& weights, int64_t outputs, int blocks, char* packed
 }
 
 // A step takes four pixels of a row of the image, the last of which has no weight.
-void pack_image(const Weights& weights, char* packed) {
+void pack_image(const Weights& weights, int64_t outputs, char* packed) {
   auto* to = reinterpret_cast<uint16_t*>(packed);
-  for (int row = 0; row < 3; ++row)
-    to = pack_fragment(
-        [&](int o, int i) {
-          const int column = i / (kImagePixel / 2), channel = i % (kImagePixel / 2);
-          return column < 3 && channel < 3 ? weights.of(o, channel, row, column) : uint16_t{0};
-        },
-        to);
+  for (int64_t group = 0; group < outputs; group += kOutputs)
+    for (int row = 0; row < 3; ++row)
+      to = pack_fragment(
+          [&](int o, int i) {
+            const int column = i / (kImagePixel / 2), channel = i % (kImagePixel / 2);
+            return column < 3 && channel < 3 ? weights.of(group + o, channel, row, column) : uint16_t{0};
+          },
+          to);
 }
 
 Weights weights_of(const Layer& layer, const Parameters& parameters) {
@@ -52,28 +53,41 @@ void pack_layer(const Plan& plan, size_t i, const std::vector<Parameters>& param
   auto* bias = reinterpret_cast<float*>(packed);
   for (int64_t o = 0; o < layer.outputs; ++o) bias[o] = static_cast<float>(parameters[i].bias[o]);
   const Weights weights = weights_of(layer, parameters[i]);
-  if (layer.part == Part::image) return pack_image(weights, packed + record.fragments);
+  if (layer.part == Part::image) return pack_image(weights, layer.outputs, packed + record.fragments);
   pack_taps(weights, layer.outputs, record.blocks, packed + record.fragments);
   if (record.shortcut_blocks > 0)
     pack_taps(weights_of(plan[i - 2], parameters[i - 2]), layer.outputs, record.shortcut_blocks,
               packed + record.shortcut);
 }
 
+template <int WIDTH>
+int64_t bytes_of(const Shape& shape) {
+  const int64_t end = each_record<record_of<WIDTH>>(plan_of(shape), [](size_t, const Record&, int64_t) {});
+  return end + last_of<WIDTH>(shape.classes).bytes;
+}
+
+template <int WIDTH>
+void pack_of(const Shape& shape, const std::vector<Parameters>& parameters, const float* linear,
+             const float* linear_bias, char* packed) {
+  const Plan plan = plan_of(shape);
+  char* const end = packed + each_record<record_of<WIDTH>>(plan, [&](size_t i, const Record& record, int64_t at) {
+                      pack_layer(plan, i, parameters, record, packed + at);
+                    });
+  const Last last = last_of<WIDTH>(shape.classes);
+  std::memcpy(end, linear, last.bias);
+  std::memcpy(end + last.bias, linear_bias, last.bytes - last.bias);
+}
+
 }  // namespace
 
 int64_t packed_bytes(const Shape& shape) {
-  return each_record<record_of>(plan_of(shape), [](size_t, const Record&, int64_t) {}) + last_of(shape.classes).bytes;
+  return is_wide(shape) ? bytes_of<2 * kWidth>(shape) : bytes_of<kWidth>(shape);
 }
 
 void pack(const Shape& shape, const std::vector<Parameters>& parameters, const float* linear, const float* linear_bias,
           char* packed) {
-  const Plan plan = plan_of(shape);
-  char* const end = packed + each_record<record_of>(plan, [&](size_t i, const Record& record, int64_t at) {
-                      pack_layer(plan, i, parameters, record, packed + at);
-                    });
-  const Last last = last_of(shape.classes);
-  std::memcpy(end, linear, last.bias);
-  std::memcpy(end + last.bias, linear_bias, last.bytes - last.bias);
+  const auto packs = is_wide(shape) ? pack_of<2 * kWidth> : pack_of<kWidth>;
+  packs(shape, parameters, linear, linear_bias, packed);
 }
 
 }  // namespace bf16

@@ -21,23 +21,26 @@ struct Record {
   int bytes;
 };
 
+template <int WIDTH>
 SMOOTHFAST_INLINE constexpr Record record_of(Part part, int stage, bool changes) {
   const bool image = part == Part::image, first = part == Part::first;
-  const int outputs = kWidth << stage, fragments = outputs / kOutputs * kFragment, before = changes ? stage - 1 : stage;
-  Record r = {4 * outputs, 1 << (first ? before : stage), image ? 3 : kTaps, 0, 0, 0};
-  if (part == Part::second && changes) r.shortcut_blocks = 1 << before;
+  const int outputs = WIDTH << stage, fragments = outputs / kOutputs * kFragment, before = changes ? stage - 1 : stage;
+  const int inputs = WIDTH << (first ? before : stage);
+  Record r = {4 * outputs, image ? 1 : inputs / kInputs<2>, image ? 3 : kTaps, 0, 0, 0};
+  if (part == Part::second && changes) r.shortcut_blocks = (WIDTH << before) / kInputs<2>;
   r.shortcut = r.fragments + r.blocks * r.steps * fragments;
   r.bytes = r.shortcut + r.shortcut_blocks * fragments;
   return r;
 }
 
-// Where the bias of the last layer is, and its end, in bytes: float32 [classes][64], [classes].
+// Where the bias of the last layer is, and its end, in bytes: float32 [classes][4 WIDTH], [classes].
 struct Last {
   int64_t bias, bytes;
 };
 
+template <int WIDTH>
 SMOOTHFAST_INLINE constexpr Last last_of(int64_t classes) {
-  const int64_t bias = classes * 4 * (kWidth << 2);
+  const int64_t bias = classes * 4 * (WIDTH << 2);
   return {bias, bias + 4 * classes};
 }
 

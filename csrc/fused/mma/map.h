@@ -12,7 +12,7 @@ namespace mma {
 constexpr int kWarps = 8;               // of a block
 constexpr int kChunk = 16;              // bytes: a row of a matrix that ldmatrix loads
 constexpr int kMost = 48 << 10;         // bytes of shared memory that every device grants a block
-constexpr int kWidth = 16;              // of the first stage; twice as much in each that follows
+constexpr int kWidth = 16;              // of the first stage, or twice as much; and that doubles with each stage
 constexpr int kOutputs = 16;            // of a fragment: two matrices of 8, for one lane two pairs of neighbours
 constexpr int kFragment = 32 * kChunk;  // bytes, those of a lane together
 constexpr int kImagePixel = 8;          // bytes: three numbers of 16 bits, and one that has no weight
@@ -21,9 +21,9 @@ constexpr int kImageBytes = (34 * kImageRow + kImagePixel + kChunk - 1) / kChunk
 
 // A map of a stage, of numbers of so many bytes: rows of pixels, with rows of zeros above and below. A column of zeros
 // is the right end of a row and the left end of the next.
-template <int NUMBER, int STAGE>
+template <int NUMBER, int STAGE, int WIDTH = kWidth>
 struct Map {
-  static constexpr int kSize = 32 >> STAGE, kChannels = kWidth << STAGE;
+  static constexpr int kSize = 32 >> STAGE, kChannels = WIDTH << STAGE;
   static constexpr int kPixel = NUMBER * kChannels, kChunks = kPixel / kChunk, kRow = (kSize + 1) * kPixel;
   static constexpr int kBytes = (kSize + 2) * kRow + kPixel;
 };
@@ -46,16 +46,17 @@ SMOOTHFAST_INLINE constexpr uint32_t place(uint32_t x, uint32_t chunk) {
 
 // Where a sample has its maps, in two regions: x, what goes into a block and comes out of it; h, what is between its
 // convolutions. The image lies where h of the first stage will be.
-template <int NUMBER>
+template <int NUMBER, int WIDTH = kWidth>
 struct Places {
-  static constexpr int kRegion = Map<NUMBER, 0>::kBytes, kSecond = 2 * Map<NUMBER, 1>::kBytes;
+  static constexpr int kRegion = Map<NUMBER, 0, WIDTH>::kBytes, kSecond = 2 * Map<NUMBER, 1, WIDTH>::kBytes;
+  static constexpr int kOfLast = Map<NUMBER, 2, WIDTH>::kBytes;
   static constexpr int kImage = kRegion, kSample = kRegion + kSecond;
-  static_assert(kSecond >= kRegion && kSecond >= kImageBytes && 2 * Map<NUMBER, 2>::kBytes <= kRegion, "");
+  static_assert(kSecond >= kRegion && kSecond >= kImageBytes && 2 * kOfLast <= kRegion, "");
   static_assert(kRegion % kChunk == 0 && kSecond % kChunk == 0, "");
 
   static SMOOTHFAST_INLINE constexpr int h(int stage) { return stage == 2 ? 0 : kRegion; }
   static SMOOTHFAST_INLINE constexpr int x(int stage) {
-    return stage == 0 ? 0 : stage == 1 ? kRegion + kSecond / 2 : Map<NUMBER, 2>::kBytes;
+    return stage == 0 ? 0 : stage == 1 ? kRegion + kSecond / 2 : kOfLast;
   }
 };
 
@@ -101,12 +102,17 @@ int64_t each_record(const Plan& plan, const By& by) {
   return at;
 }
 
+// Whether a network has widths of 32, 64 and 128.
+inline bool is_wide(const Shape& shape) { return shape.widths[0] == 2 * kWidth; }
+
 // Empty, or why these kernels do not take a shape.
-inline const char* refusal(const Shape& shape) {
+inline const char* refusal(const Shape& shape, bool integers) {
   const char* refused = fused::refusal(shape);
   if (*refused) return refused;
+  const int64_t first = !integers && is_wide(shape) ? 2 * kWidth : kWidth;
   for (int stage = 0; stage < 3; ++stage)
-    if (shape.widths[stage] != kWidth << stage) return "on GPUs widths must be 16, 32, 64";
+    if (shape.widths[stage] != first << stage)
+      return integers ? "on GPUs widths must be 16, 32, 64" : "on GPUs widths must be 16, 32, 64 or 32, 64, 128";
   return "";
 }
 

@@ -12,7 +12,11 @@ from torch import Tensor
 
 from smoothfast import ops
 
-KERNELS = {"int8": ("fused/integers", "integer_votes_kernel"), "bf16": ("fused/bf16", "bf16_votes_kernel")}
+KERNELS = {
+    "int8": ("fused/integers", "integer_votes_kernel"),
+    "bf16": ("fused/bf16", "bf16_votes_kernel"),
+    "wide": ("fused/bf16_wide", "bf16_wide_votes_kernel"),
+}
 SOURCES = ("given", "lattice", "gaussian", "gaussian of floats")
 VOTINGS = ("prediction", "weighted", "soft", "logit")
 
@@ -69,11 +73,12 @@ class FusedDevice(Device):
             return logits
         held, network = self.place(mem, logits), self.place(mem, packed, readonly=True)
         guide = 4 * args.replicas.sigmas * args.replicas.entries
-        launch = dict(ops.extension.cuda_launch_of_fused_votes(arithmetic, rows, guide))
+        launch = dict(ops.extension.cuda_launch_of_fused_votes(arithmetic, shape[0] == 32, rows, guide))
         args.replicas.guide_bytes = launch["guide_bytes"]
         args.logits = args.votes.logits = held.addr
         args.votes.rows, args.packed, args.blocks = rows, network.addr, shape[3]
-        stem, kernel = KERNELS[arithmetic.partition("_")[0]]
+        stem, kernel = KERNELS["wide" if shape[0] == 32 else arithmetic.partition("_")[0]]
         samples = 2 if arithmetic.endswith("pairs") else 1
-        self.launch(stem, (f"{kernel}ILi{samples}E",), args, launch, mem)
+        mark = f"{kernel}E" if shape[0] == 32 else f"{kernel}ILi{samples}E"
+        self.launch(stem, (mark,), args, launch, mem)
         return torch.from_numpy(held.get()).view(torch.float32).view(logits.shape)

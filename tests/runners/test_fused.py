@@ -538,9 +538,13 @@ def test_noise_in_the_network() -> None:
 
 def test_when_it_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     there: dict[str, list[str]] = {}
+
+    def preferred(precision: str, device: str = "cpu") -> list[str]:
+        return there.get(precision if device == "cpu" else f"{precision} on {device}", [])
+
     monkeypatch.setattr("smoothfast.runners.choice.find_spec", lambda name: name == "openvino" or None)
     monkeypatch.setattr("smoothfast.runners.choice.shutil.which", lambda name: name)
-    monkeypatch.setattr("smoothfast.runners.choice.preferred", lambda precision: there.get(precision, []))
+    monkeypatch.setattr("smoothfast.runners.choice.preferred", preferred)
     work = Work(8.1e7, 39, family=True)
     assert "fused" not in candidates(work, 10**7, "bf16", CPU)
     for precision, arithmetic in [("bf16", "amx"), ("bf16", "winograd_bf16"), ("fp32", "winograd_fp32")]:
@@ -553,6 +557,8 @@ def test_when_it_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     there["int8"] = ["int8_avx2"]
     assert candidates(work, 100, "int8", CPU) == ["fused", "eager"]
     assert candidates(work, 100, "int8", torch.device("cuda")) == ["eager"]
+    there["int8 on cuda"] = ["int8_mma"]
+    assert candidates(work, 100, "int8", torch.device("cuda")) == ["fused", "eager"]
     assert candidates(Work(8.1e7, 39), 100, "int8", CPU) == ["openvino"]
     monkeypatch.setattr("smoothfast.runners.choice._has_vectors", lambda: False)
     assert "fused" not in candidates(work, 10**7, "fp32", CPU)

@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc -type f)
 
 DOCS := build/docs
 
-.PHONY: help build test lint demo bench picture docs clean
+.PHONY: help build test lint demo bench picture docs dist clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,19 @@ picture: $(READY)  ## the pictures of README and docs/soundness.md, from recorde
 docs: $(DOCS)/.ready  ## the documentation as a site: build/site
 	PYTHONPATH=. $(DOCS)/bin/python docs/site/pages.py build/pages
 	$(DOCS)/bin/zensical build --strict
+
+# A wheel is for the minor release of torch that it was compiled against: C++ promises no more. Of libraries it brings
+# none: torch's are torch's, with its OpenMP, and two OpenMP runtimes in a process would each have threads of their own.
+dist: $(READY)  ## sdist, and a wheel for CPUs under Linux that needs no compiler
+	rm -rf build/dist dist
+	$(BIN)/python -m build --sdist --no-isolation
+	SMOOTHFAST_NO_CUDA=1 $(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/dist dist/*.tar.gz
+	$(BIN)/python -m wheel unpack --dest build/dist build/dist/*.whl
+	release=$$($(BIN)/python -c "import torch; print(*torch.__version__.split('.')[:2], sep='.')") && \
+		sed -i "s/^Requires-Dist: torch>=.*/Requires-Dist: torch==$$release.*/" build/dist/smoothfast-*/*.dist-info/METADATA
+	$(BIN)/python -m wheel pack --dest build/dist build/dist/smoothfast-*/
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --exclude "libtorch*" --exclude "libc10*" \
+		--exclude libgomp.so.1 --wheel-dir dist build/dist/*.whl
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info smoothfast/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(READY)

@@ -14,6 +14,7 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from smoothfast import ops
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"smoothfast": "smoothfast", "benchmarks": "smoothfast/benchmarks", "kernels": "smoothfast/kernels"}
 KERNELS = list((ROOT / "csrc" / "cuda").glob("*.cu"))
+OTHERS = [path for path in sys.path if path.endswith("site-packages")]
 SITE = os.pathsep.join(dict.fromkeys(sysconfig.get_paths()[kind] for kind in ("purelib", "platlib")))
 
 # Prints what is installed, then counts three votes with it.
@@ -91,6 +93,15 @@ def check_report(target: Path, version: str, compiled: bool, cuda: str) -> None:
 def without_compiled(reason: str) -> str:
     """What serves CUDA where no kernels are compiled for it."""
     return f"triton ({reason})" if find_spec("triton") else f"reference ({reason}; triton is not installed)"
+
+
+def environment(folder: Path, *paths: Path) -> Path:
+    """The interpreter of a virtual environment that has what is on some paths and all that is installed here, but for
+    editable installations."""
+    run("python", "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+    [site] = (folder / "venv" / "lib").glob("python*/site-packages")
+    (site / "others.pth").write_text("".join(f"{path}\n" for path in (*paths, *OTHERS)))
+    return folder / "venv" / "bin" / "python"
 
 
 def path_without_nvcc(folder: Path) -> str:
@@ -233,6 +244,77 @@ def test_without_nvcc_triton_serves_gpus(sdist: Path, version: str, tmp_path: Pa
     print(python("-m", "pytest", *options, ROOT / "tests" / "gpu" / "triton_interpreted.py", target=target, **settings))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_portable_wheel_runs_the_readme(checkout: Path, version: str, tmp_path: Path) -> None:
+    """Of `make dist`, in an environment of its own that has what the package requires and nothing else of it."""
+    copy = shutil.copytree(checkout, tmp_path / "copy", ignore=shutil.ignore_patterns("dist"))
+    run("make", "dist", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.ready", cwd=copy)
+    [wheel], [_] = ((copy / "dist").glob(pattern) for pattern in ("*.whl", "*.tar.gz"))
+    assert re.search(r"-manylinux_2_\d+_", wheel.name), wheel.name
+    with ZipFile(wheel) as archive:
+        [told] = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        about = archive.read(told).decode()
+        libraries = [name for name in archive.namelist() if ".so" in name]
+    release = ".".join(torch.__version__.split(".")[:2])
+    assert f"\nRequires-Dist: torch=={release}.*\n" in about
+    assert len(libraries) == 1  # none of torch
+    python = environment(tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--ignore-installed",
+        wheel,
+        cwd=tmp_path,
+    )
+    [example, *_] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
+    assert "accuracy of the smoothed classifier" in run(python, "example.py", cwd=tmp_path)
+    assert json.loads(run(python, "-c", REPORT, cwd=tmp_path).splitlines()[-1])["compiled"]
+    facts = json.loads(run(python, "-m", "smoothfast", "info", "--json", cwd=tmp_path))
+    assert (facts["smoothfast"], facts["extension"]["cuda_architectures"]) == (version, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("editable", [False, True])
+def test_types_are_seen_by_checkers(checkout: Path, plain: Path, tmp_path: Path, editable: bool) -> None:
+    """In a user's script; of an editable installation where setuptools is told to be strict."""
+    python = environment(tmp_path, *([] if editable else [plain]))
+    if editable:
+        options = (
+            "--no-build-isolation",
+            "--no-deps",
+            "--no-index",
+            "--ignore-installed",
+            "--config-settings",
+            "editable_mode=strict",
+        )
+        run(
+            sys.executable, "-m", "pip", "--python", python, "install", *options, "-e", checkout, cwd=tmp_path,
+            SMOOTHFAST_NO_EXT="1",
+        )  # fmt: skip
+    (tmp_path / "user.py").write_text("import smoothfast as sf\n\nnumber: int = sf.data.demo()\n")
+    for checker in (["mypy", "--python-executable", python], ["pyright", "--pythonpath", python]):
+        program = shutil.which(checker[0], path=os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ["PATH"]]))
+        if program is not None:
+            told = run(program, *checker[1:], "user.py", cwd=tmp_path, fails=True)
+            assert re.search(r'user\.py:3:.*"Images"', told), told
+            assert not re.search(r"user\.py:1:", told), told
+
+
+def test_the_version_is_told_once(version: str) -> None:
+    """In smoothfast/version.py; the change log and the citation are of the same."""
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert (ROOT / "CHANGELOG.md").read_text().startswith(f"# Changelog\n\n## {version}\n")
+    assert not [name for name in ("pyproject.toml", "setup.py", "Makefile") if version in (ROOT / name).read_text()]
+
+
 def test_the_extension_in_use_is_for_the_gpus_that_it_names(extension: Any) -> None:
     named = extension.build_info()["cuda_architectures"]
     if not named:
@@ -272,6 +354,7 @@ def test_cuda_sources_are_compiled_where_asked(checkout: Path, tmp_path: Path) -
     assert {"csrc/cuda/trivial.cu", "csrc/ops.cpp"} <= set(asked["sources"])
     assert "-fmad=false" in asked["flags"]["nvcc"]
     assert "-ffp-contract=off" in asked["flags"]["cxx"]
+    assert not [flag for flag in asked["flags"]["cxx"] if flag.startswith("-m")]  # for no processor in particular
     assert "cudart" in asked["libraries"]
 
 

@@ -25,7 +25,7 @@ from ..text import one_line
 from .logs import Log
 from .sweep_log import SettingAccuracy
 from .sweep_tables import sweep_means
-from .tables import asked_radii, certified_accuracy, certified_interval, described
+from .tables import asked_radii, certified_accuracy, certified_interval, described, images_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +80,7 @@ def certified_accuracy_curve(logs: Mapping[str, Log], path: str | os.PathLike[st
         ValueError: a log holds no images, or the format is unknown.
         OSError: the picture cannot be written.
     """
+    images = [images_of(log) for log in logs.values()]
     with _column(path, 2.5 + 0.26 * len(logs)) as figure:
         axes = figure.add_subplot()
         asked = [_asked(log) for log in logs.values()]
@@ -90,7 +91,7 @@ def certified_accuracy_curve(logs: Mapping[str, Log], path: str | os.PathLike[st
                 aside = 0.01 * largest * sum(bool({*radii} & {*others}) for others in asked[:place])
                 _points(axes, log, np.unique(radii), place, aside)
             else:
-                _at_least(axes, log.radius[log.correct], len(log), _look(place))
+                _at_least(axes, log.radius[log.correct], images[place], _look(place))
         axes.set(xlabel="radius (L2, pixel units 0 to 1)", ylabel="certified accuracy", ylim=(0, 1))
         axes.set_xlim(-0.02 * largest, 1.05 * largest)
         tidy(axes)
@@ -111,8 +112,9 @@ def spread_over_images(logs: Mapping[str, Log], path: str | os.PathLike[str]) ->
         OSError: the picture cannot be written.
     """
     for log in logs.values():
-        if log.samples is None or log.p_lower is None or not len(log):
-            raise ValueError(f"{log.path} has no columns samples and p_lower, or no images")
+        images_of(log)
+        if log.samples is None or log.p_lower is None:
+            raise ValueError(f"{log.path} has no columns samples and p_lower")
     with _column(path, 4.2 + 0.26 * len(logs)) as figure:
         probabilities, samples = figure.subplots(2, 1)
         least = 0.5

@@ -41,13 +41,13 @@ def certified_accuracy(log: Log, radii: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: the log holds no images.
     """
-    return _certified(log, radii) / _images(log)
+    return _certified(log, radii) / images_of(log)
 
 
 def certified_interval(log: Log, radii: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The exact confidence interval of each `certified_accuracy`, over all images that those of the log are drawn from:
     its ends, at level `statistics.LEVEL`, radius by radius. Arguments and errors are the same."""
-    return clopper_pearson_interval(_certified(log, radii), _images(log))
+    return clopper_pearson_interval(_certified(log, radii), images_of(log))
 
 
 def _certified(log: Log, radii: ArrayLike) -> NDArray[np.int64]:
@@ -62,7 +62,7 @@ def average_certified_radius(log: Log) -> float:
     Raises:
         ValueError: the log holds no images.
     """
-    images = _images(log)
+    images = images_of(log)
     return float(log.radius[log.correct].sum()) / images
 
 
@@ -72,7 +72,7 @@ def abstention(log: Log) -> float:
     Raises:
         ValueError: the log holds no images.
     """
-    return int(np.count_nonzero(log.predict == -1)) / _images(log)
+    return int(np.count_nonzero(log.predict == -1)) / images_of(log)
 
 
 def shown_probabilities(log: Log) -> list[float] | None:
@@ -82,7 +82,7 @@ def shown_probabilities(log: Log) -> list[float] | None:
     Raises:
         ValueError: the log holds no images.
     """
-    images = _images(log)
+    images = images_of(log)
     if log.p_lower is None or not log.p_lower.any():
         return None
     held = log.p_lower[log.correct]
@@ -127,7 +127,7 @@ def effort_of(log: Log) -> Effort:
     """
     if log.samples is None or log.decision is None:
         raise ValueError(f"{log.path} has no columns samples and decision")
-    _images(log)
+    images_of(log)
     decisions = dict(Counter(log.decision.tolist()).most_common())
     return Effort(float(np.mean(log.samples)), float(np.median(log.samples)), decisions)
 
@@ -287,7 +287,8 @@ def render(table: Table, format: Format, width: int | None = None) -> str:
     raise ValueError(f"format is {format!r}, expected one of {', '.join(get_args(Format))}")
 
 
-def _images(log: Log) -> int:
+def images_of(log: Log) -> int:
+    """The number of images of a log; ValueError where it holds none."""
     if len(log) == 0:
         raise ValueError(f"{log.path} holds no images")
     return len(log)

@@ -130,8 +130,11 @@ def test_p_a_and_samples_are_spread_over_the_images(log: Log, drawn: Drawn) -> N
     assert counted.get_xydata()[1:].tolist() == [[10, 0.25], [20, 0.5], [30, 0.75], [100, 1]]
     assert mean.get_xydata().tolist() == [[40, 0.75]]
     assert len(others) == 2
-    with pytest.raises(ValueError, match="log has no columns samples and p_lower, or no images"):
+    with pytest.raises(ValueError, match="log has no columns samples and p_lower"):
         spread_over_images({"a": log}, "picture.png")
+    for picture in (spread_over_images, certified_accuracy_curve):
+        with pytest.raises(ValueError, match="log holds no images"):
+            picture({"a": replace(log, idx=log.idx[:0])}, "picture.png")
 
 
 def test_curves_of_a_sweep_that_lie_on_each_other_are_told_apart(tmp_path: Path, drawn: Drawn) -> None:

@@ -17,6 +17,7 @@ from .streams import MAX_IMAGE_ID
 Bounds = tuple[float, float]
 UNIT: Bounds = (0.0, 1.0)
 ROUNDINGS = 2**-20  # of the range: 8 units in the last place of float32 at its end
+LEVEL = 1e-3  # of a level of 8 bits: what float32 and a few operations leave of it
 OUTSIDE = 0.1  # of the range: farther off are images in other units, or normalised ones
 
 
@@ -77,6 +78,12 @@ def _told(least: float, most: float, bounds: Bounds) -> str:
         "(pass uint8 for 0 .. 255, normalisation as normalize=(mean, std), "
         "and another range as bounds=(low, high) or None)"
     )
+
+
+def of_8_bits(images: Tensor) -> bool:
+    """Tells whether float images in 0 .. 1 hold what uint8 ones do: whole levels, up to rounding."""
+    levels = 255 * images
+    return bool(images.is_floating_point() and images.numel() and (levels - levels.round()).abs().max() < LEVEL)
 
 
 def pixels(images: Any, bounds: Bounds | None = UNIT) -> Tensor:

@@ -181,6 +181,16 @@ _FOLDERS = Path(__file__).parent, Path(nn.__file__).parent, Path(torch.__file__)
 CALLED_THROUGH = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 
 
+_HINTED: set[str] = set()
+
+
+def hint(subject: str, message: str) -> None:
+    """Warns once in a process on each subject: of what is no mistake, and could be better."""
+    if subject not in _HINTED:
+        _HINTED.add(subject)
+        warn(message)
+
+
 def warn(message: str) -> None:
     """Warns at the line that called this package, however deep within it the reason was found."""
     frame, level = sys._getframe(1), 2

@@ -236,6 +236,7 @@ def demo(options: DemoOptions) -> None:
 def _run(options: LogOptions) -> None:
     # What computes is imported by the commands that do: it brings torch, two seconds for which neither help nor an
     # error of usage is to wait.
+    from ..procedures import expected
     from ..processes import joined
     from ..runs.certify import log_run
     from ..runs.logs import environment_of
@@ -249,7 +250,7 @@ def _run(options: LogOptions) -> None:
         prepared = prepare(options, options.sigma, seed, options.noise, group.device(options.device), taken)
         prepared.require_readable()
         ahead = Ahead(
-            len(prepared.indices), _expected(options, samples), count(options.out) if resume else 0,
+            len(prepared.indices), expected(options.settings()["method"], samples), count(options.out) if resume else 0,
             options.settings()["method"] == "fixed", group.size,
         )  # fmt: skip
         engine = prepared.smoothed.engine(prepared.first, ahead.passes)
@@ -280,11 +281,6 @@ def _why(engine: Engine) -> str:
     if agreement != "bit for bit":
         return f'the logits of a row are a function of that row "{agreement}"'
     return "the base classifier changed while it was sampled, in this run or in one before"
-
-
-def _expected(options: LogOptions, samples: int) -> int:
-    """Guesses the forward passes an image takes in the mean: stopping early saves most of them."""
-    return samples if options.settings()["method"] == "fixed" else max(samples // 20, 200)
 
 
 def _figures(path: Path, meta: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from .declined import DeclinedError
 from .fused import preferred, resembles
 
 CORES = 2  # that the choice is made for, however many there are
+WORTH = 10.0  # seconds, of words on another runner
 GPU_PASSES = 100_000  # from which a compiler pays on a GPU; not measured
 
 
@@ -136,6 +137,16 @@ def candidates(workload: Workload, passes: int, precision: str, device: torch.de
         return ["compiled", "eager"] if compiles else ["eager"]
     ordered = sorted(installed(workload, precision), key=lambda runner: seconds(runner, workload, passes, precision))
     return ordered[: ordered.index("eager") + 1]
+
+
+def far_faster(runner: str, workload: Workload, passes: int, precision: str, device: torch.device) -> str | None:
+    """Names the runner that would take at most half the time for so many passes; None where there is none, or no more
+    than `WORTH` is to be had."""
+    if device.type != "cpu" or precision == "int8":
+        return None
+    first = candidates(workload, passes, precision, device)[0]
+    now, then = (seconds(each, workload, passes, precision) for each in (runner, first))
+    return first if then <= now / 2 and now - then >= WORTH else None
 
 
 def for_integers(workload: Workload, device: torch.device) -> list[str]:

@@ -19,12 +19,13 @@ from ..modules import as_module, device_of, warn
 from ..noise import uniform
 from ..normalization import Normalization, checked_normalization
 from ..ops.laws import Law, float_law, gaussian_law, law_of
-from ..procedures import Count, Decision, Procedure, Total, certify_procedure, predict_procedure
+from ..procedures import Count, Decision, Procedure, Total, certify_procedure, expected, predict_procedure
 from ..runners.choice import RunnerCache
 from ..streams import Stream, drawn_seed
 from ..turns import Turns
 from ..untraced import untraced
 from ..voting import log_scores, voting_rule
+from . import hints
 from .results import Certificate, Prediction, certificate, counts, prediction, warned_of_silence
 from .soft import SoftClassifier, without_gradient
 from .stateful import StatefulModule
@@ -222,7 +223,7 @@ class SmoothedClassifier(StatefulModule):
         """
         self._require_votes("predict")
         images = checked_images(images, self.bounds)
-        decisions = self._decide_alike(images, image_ids, lambda: predict_procedure(method, n, alpha))
+        decisions = self._decide_alike(images, image_ids, lambda: predict_procedure(method, n, alpha), method)
         return prediction(decisions, self.num_classes)
 
     def certify(
@@ -261,8 +262,7 @@ class SmoothedClassifier(StatefulModule):
                 but radii then depend on luck: at n = 10,000 by 0.16 sigma at most, where all votes agree.
         """
         self._require_votes("certify")
-        sigma = min(self.sigma.tolist())
-        if not sigma:
+        if not (sigma := min(self.sigma.tolist())):
             raise ValueError("sigma is 0; a radius takes noise on images")
         images = checked_images(images, self.bounds)
         self._learn_classes(images)
@@ -283,7 +283,8 @@ class SmoothedClassifier(StatefulModule):
                 u = max(uniform(self.seed, image_id), LEAST_U) if randomize else 1.0
                 return new(label=label, u=u, deviation=engine.function.deviation)
 
-            decisions = self._decide(engine, images, ids, procedure)
+            decisions = self._decide(engine, images, ids, procedure, expected(method, most))
+            hints.of_floats(engine, images, self.noise, self.bounds)
             return certificate(decisions, engine, alpha, {**asked, "declined": self._engines.declined})
 
     # ---- the base classifier as a function, and the engine that runs it ----------------------------------------------
@@ -340,9 +341,12 @@ class SmoothedClassifier(StatefulModule):
     # ---- decisions ---------------------------------------------------------------------------------------------------
 
     def _decide(
-        self, engine: Engine, images: Tensor, ids: list[int], procedure: Callable[[int, int], Procedure]
+        self, engine: Engine, images: Tensor, ids: list[int], procedure: Callable[[int, int], Procedure], samples: int
     ) -> list[Decision]:
-        """The decisions on images; `procedure` makes that of the image at a position, with an id."""
+        """The decisions on images, by about so many samples each; `procedure` makes that of the image at a position,
+        with an id."""
+        if self.runner == "auto":
+            hints.of_a_runner(engine, len(images), samples, self._engines.declined)
         jobs = (
             Job(image, image_id, procedure(position, image_id))
             for position, (image, image_id) in enumerate(zip(images, ids, strict=True))
@@ -350,7 +354,11 @@ class SmoothedClassifier(StatefulModule):
         return warned_of_silence(list(engine.run(jobs)))
 
     def _decide_alike(
-        self, images: Tensor, image_ids: Sequence[int] | Tensor | None, procedure: Callable[[], Procedure]
+        self,
+        images: Tensor,
+        image_ids: Sequence[int] | Tensor | None,
+        procedure: Callable[[], Procedure],
+        method: str = "fixed",
     ) -> list[Decision]:
         most = procedure().most  # its arguments are checked even where there is no image
         self._learn_classes(images)
@@ -358,7 +366,8 @@ class SmoothedClassifier(StatefulModule):
         if not len(images):
             return []
         with self.turns.taken():
-            return self._decide(self.engine(images, most), images, ids, lambda *_: procedure())
+            each = expected(method, most)
+            return self._decide(self.engine(images, most), images, ids, lambda *_: procedure(), each)
 
     def _count(self, samples: int, first: int = 0, stream: Stream = Stream.PREDICT) -> Callable[[], Procedure]:
         """Makes procedures that count what some samples give each class, in units of the voting rule."""

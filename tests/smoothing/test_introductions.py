@@ -1,7 +1,9 @@
-"""Objects that introduce themselves: by the call that makes them again, or by what they hold."""
+"""Objects that introduce themselves: by the call that makes them again, or by what they hold; and hints of theirs."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 from torch import nn
 
 import smoothfast as sf
-from smoothfast import attacks
+from smoothfast import attacks, modules
 from smoothfast.normalization import statistics_of
+from smoothfast.runners import choice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
@@ -104,3 +107,54 @@ def test_results_say_what_they_hold() -> None:
     assert repr(nothing).endswith("not sound>")
     assert "of 0 images: 0 certified, 0 samples" in repr(smoothed.certify(IMAGES[:0], n=100))
     assert repr(smoothed.predict(IMAGES, n=100)) == "<Prediction of 3 images: 3 predicted, 300 samples>"
+
+
+# ---- hints -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has said nothing yet."""
+    monkeypatch.setattr(modules, "_HINTED", set())
+
+
+def said(act: Callable[[], Any]) -> list[str]:
+    """The warnings of an act."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        act()
+    return [str(each.message) for each in caught]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_float_images_of_8_bits_are_told_once_what_they_cost() -> None:
+    smoothed = make(precision="fp32", runner="eager")
+    levels = torch.arange(48, dtype=torch.float32).view(1, 3, 4, 4) / 255
+    for images in (levels.byte(), levels + 0.2 / 255, levels[:0]):  # sound; of more bits; none
+        assert said(lambda images=images: smoothed.certify(images, n0=8, n=100)) == []
+    assert said(lambda: make(noise="gaussian").certify(levels, n0=8, n=100)) == []  # and of uint8 no more sound
+    assert said(lambda: make(bounds=(-1, 1)).certify(levels, n0=8, n=100)) == []  # which are no pixels
+    (told,) = said(lambda: smoothed.certify(levels, n0=8, n=100))
+    assert "(255 * images).round().to(torch.uint8)" in told
+    assert smoothed.certify((255 * levels).round().to(torch.uint8), n0=8, n=100).sound
+    assert said(lambda: make().certify(levels, n0=8, n=100)) == []
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_far_faster_runner_for_the_whole_call_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(runner: str, workload: Any, passes: int, *_: Any) -> float:
+        return 0.01 * passes if runner == "eager" else 15 + 0.001 * passes
+
+    monkeypatch.setattr(choice, "seconds", seconds)
+    monkeypatch.setattr(choice, "installed", lambda *_: ["eager", "compiled"])
+    few, many = (IMAGES[:1].expand(count, -1, -1, -1) for count in (10, 60))
+    smoothed = make(precision="fp32")
+    assert said(lambda: smoothed.votes(few, 100)) == []  # 10 s, or 16
+    assert said(lambda: smoothed.predict(many, 1000, method="sequential")) != []  # of about 200 samples: 120 s, or 27
+    modules._HINTED.clear()
+    (told,) = said(lambda: smoothed.votes(many, 100))  # 60 s, or 21
+    assert "runner 'eager' was chosen by the work of one image" in told
+    assert "runner='compiled', and 60 images of 100 samples take half the time" in told
+    assert said(lambda: smoothed.certify(many, n0=10, n=100)) == []  # it was said
+    modules._HINTED.clear()
+    assert said(lambda: make(precision="fp32", runner="eager").votes(many, 100)) == []

@@ -20,13 +20,14 @@ ZIP, PICKLES = b"PK\x03\x04", 5  # the beginning of a file of torch 1.6 and late
 PICKLED = re.compile(r"GLOBAL [\w.]+")  # what torch names of a pickle that it does not take
 
 
-def read_torch(path: Path) -> Any:
+def read_torch(path: str | Path) -> Any:
     """Reads what `torch.save` has written, tensors on the CPU, without running any code of the file.
 
     Raises:
         ValueError: it holds code, is cut off or broken, or claims to hold more than its size.
         OSError: it cannot be read.
     """
+    path = Path(path)
     try:
         if zipfile.is_zipfile(path):
             _require_honest(path)

@@ -53,7 +53,7 @@ class Folder:
             return height, width
 
 
-def folder(path: Path, split: str) -> Folder:
+def folder(path: str | Path, split: str) -> Folder:
     """The split of a data set in a folder or a zip file.
 
     What holds the folders `train`, `test`, … has these splits; else it is a folder of classes, which serves both. A
@@ -63,6 +63,7 @@ def folder(path: Path, split: str) -> Folder:
         ValueError: it is no zip file.
         OSError: the split, its classes or the images of one are not there.
     """
+    path = Path(path)
     tree: Tree = Disk(path) if path.is_dir() else Zipped(path)
     place = ""
     while True:

@@ -48,7 +48,7 @@ class Attacked:
         return len(self.columns["labels"])
 
 
-def save(attacked: Attacked, settings: Mapping[str, Any], path: Path) -> None:
+def save(attacked: Attacked, settings: Mapping[str, Any], path: str | Path) -> None:
     """Writes the columns, and as metadata `run`: JSON of the settings, the environment, gradients and forward passes.
 
     In one entry, since safetensors puts several in an order that depends on luck.
@@ -65,7 +65,7 @@ def save(attacked: Attacked, settings: Mapping[str, Any], path: Path) -> None:
         raise OSError(f"cannot write {path}: {error}") from error
 
 
-def read(path: Path, settings: Mapping[str, Any], shape: Sequence[int], num_classes: int) -> Attacked:
+def read(path: str | Path, settings: Mapping[str, Any], shape: Sequence[int], num_classes: int) -> Attacked:
     """Reads what `save` wrote of images of a shape [C, H, W] and so many classes.
 
     Raises:
@@ -84,7 +84,7 @@ def read(path: Path, settings: Mapping[str, Any], shape: Sequence[int], num_clas
         raise ValueError(
             f"{path} is cut off, or no file of an attack ({error}): remove it, or choose another --out"
         ) from error
-    same_settings(path, found, settings)
+    same_settings(Path(path), found, settings)
     return attacked
 
 

@@ -66,7 +66,7 @@ def log_run(
     indices: list[int],
     procedure: Callable[[int, float], Procedure],
     settings: dict[str, Any],
-    path: Path,
+    path: str | Path,
     *,
     resume: bool = False,
     progress: Callable[[Iterable[Row], int, int], Iterable[Row]] = lambda rows, *_: rows,
@@ -112,7 +112,7 @@ def log_run(
                 logs[0].append(row)
                 if engine.meta["row_function"] != agreement:  # at once, since this run may be killed
                     logs[0].retract()
-            put_in_order(path)
+            put_in_order(Path(path))
 
         left = group.first(begin)
         with at_work():

@@ -60,9 +60,9 @@ class RunFolder:
         about: settings and metadata as one.
     """
 
-    def __init__(self, path: Path, settings: Settings, metadata: dict[str, str]) -> None:
-        self.path = path
-        self.checkpoint, self.metrics, self.weights = (path / name for name in (CHECKPOINT, METRICS, WEIGHTS))
+    def __init__(self, path: str | Path, settings: Settings, metadata: dict[str, str]) -> None:
+        self.path = Path(path)
+        self.checkpoint, self.metrics, self.weights = (self.path / name for name in (CHECKPOINT, METRICS, WEIGHTS))
         self._settings, self._metadata = asdict(settings), metadata
         self.about: dict[str, Any] = self._settings | metadata
 

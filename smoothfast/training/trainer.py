@@ -64,7 +64,7 @@ class Trainer:
         model: nn.Module,
         data: Images,
         settings: Settings,
-        out: Path,
+        out: str | Path,
         test: Images | None = None,
         *,
         metadata: dict[str, str] | None = None,

@@ -16,6 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 import smoothfast as sf
 from smoothfast import data
 from smoothfast.data import in_memory, trees
+from smoothfast.data.folders import folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,6 +26,7 @@ def test_a_folder_of_classes_serves_both_splits(tmp_path: Path) -> None:
     for split in data.SPLITS:
         assert equal(sf.data.load(f"folder:{tmp_path}", split), expected)
     assert equal(data.load(f"folder:{tmp_path}"), expected)
+    assert equal(folder(str(tmp_path), "test"), expected)
 
 
 def test_a_folder_of_splits(tmp_path: Path) -> None:

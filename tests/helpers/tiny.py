@@ -39,7 +39,7 @@ IMAGES = Images(pixels(0, 70, 3, 8, 8), torch.arange(70) % 4)  # four batches, a
 TEST_IMAGES = Images(pixels(1, 20, 3, 8, 8), torch.arange(20) % 4)
 
 
-def trainer(out: Path, settings: Settings = SETTINGS, model: nn.Module | None = None, **options: Any) -> Trainer:
+def trainer(out: str | Path, settings: Settings = SETTINGS, model: nn.Module | None = None, **options: Any) -> Trainer:
     return Trainer(model or network(), IMAGES, settings, out, **options)
 
 

@@ -223,7 +223,7 @@ def test_rows_of_the_actual_images_are_looked_at(tmp_path: Any) -> None:
     assert (certificate.meta["row_function"], certificate.sound) == ("no", False)
 
     engine, data, log = make(Selective(), sigma=0.05).engine(grey), [(image, 0) for image in grey], tmp_path / "run.tsv"
-    log_run(engine, data, [0], lambda *_: FixedCertify(5, 40, 0.001, 0.05, "multiclass"), {}, log)
+    log_run(engine, data, [0], lambda *_: FixedCertify(5, 40, 0.001, 0.05, "multiclass"), {}, str(log))
     assert environment_of(log)["row_function"] == "bit for bit"  # as it seemed when the log was begun
     assert environment_of(log)["sound"] is False
     fresh = make(Selective(), sigma=0.05).engine(grey)

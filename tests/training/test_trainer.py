@@ -39,7 +39,7 @@ def one_core() -> Iterator[None]:
 
 def test_a_run_writes_metrics_a_checkpoint_and_weights(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
-    run = trainer(out, test=TEST_IMAGES, metadata={"model": "tiny"})
+    run = trainer(str(out), test=TEST_IMAGES, metadata={"model": "tiny"})
     last = run.fit()
     assert {path.name for path in out.iterdir()} == {"metrics.jsonl", "checkpoint.pt", "model.safetensors"}
 
@@ -313,7 +313,7 @@ SPOILED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", SPOILED)
 def test_a_checkpoint_that_no_run_wrote_is_refused(tmp_path: Path, what: str) -> None:
     trained(tmp_path, replace(SETTINGS, epochs=1))
-    whole = read_torch(tmp_path / "checkpoint.pt")
+    whole = read_torch(str(tmp_path / "checkpoint.pt"))
     torch.save(whole | SPOILED[what], tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint\.pt is no checkpoint of this run \("):
         trainer(tmp_path, replace(SETTINGS, epochs=1)).fit(resume=True)

@@ -126,8 +126,8 @@ def test_own_data_with_labels_from_one(certify: Run, run: Run, tmp_path: Path, m
     (tmp_path / "own_labels.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     message = "data is 'own_labels:load', in which item 2 has label 3; the labels of 3 classes lie in"
-    check_error(certify(data="own_labels:load", classes=3), message, "do they begin at 1?")
-    assert certify(data="own_labels:load", classes=3, max=2, out="two.tsv").status == 0
+    check_error(certify(data="own_labels:load", classes=3), message, "do they begin at 1?", status=1)
+    assert certify(data="own_labels:load", classes=3, skip=3, out="some.tsv").status == 0
     words = ["--model=smoothfast_toys:model", "--data=own_labels:load", "--recipe=clean", "--classes=3", "--out=new"]
     check_error(run("train", *words), message)
 

@@ -298,7 +298,6 @@ struct Arithmetic {
   static constexpr int kWidth = mma::kWidth;
   static constexpr int kNumber = 1;             // bytes, of a map
   static constexpr uint32_t kFlipped = 0x8000;  // bits of a number of the image, which becomes two digits, 0 to 255
-  using Given = int16_t;                        // of replicas
   using Pooled = int2;                          // of two channels
 
   static constexpr __device__ __forceinline__ int record_bytes(Part part, int stage, bool changes) {

@@ -11,7 +11,6 @@ namespace mma {
 
 constexpr int kWarps = 8;               // of a block
 constexpr int kChunk = 16;              // bytes: a row of a matrix that ldmatrix loads
-constexpr int kMost = 48 << 10;         // bytes of shared memory that every device grants a block
 constexpr int kWidth = 16;              // of the first stage, or twice as much; and that doubles with each stage
 constexpr int kOutputs = 16;            // of a fragment: two matrices of 8, for one lane two pairs of neighbours
 constexpr int kFragment = 32 * kChunk;  // bytes, those of a lane together

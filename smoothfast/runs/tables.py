@@ -22,6 +22,7 @@ from .logs import Log
 from .records import LENGTH
 
 STEP, MOST_RADII = 0.25, 17  # radii that nobody asked for, at most: up to 4; beyond it in longer steps
+MOST_ASKED = 400  # radii of grids
 LEAST_NAME = 12  # characters of a name on a narrow terminal
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 0.999)  # probabilities of a class
 EARLY = ("sequential", "tolerance", "grid")  # methods that take n samples at most
@@ -203,7 +204,7 @@ def _usual_radii(logs: Iterable[Log]) -> list[float]:
     logs = list(logs)
     grids = [asked_radii(log) or () for log in logs if (log.settings or {}).get("method") == "grid"]
     if any(grids):
-        return sorted({radius for grid in grids for radius in grid})[:MOST_RADII]
+        return sorted({radius for grid in grids for radius in grid})[:MOST_ASKED]
     largest, step = max((float(log.radius.max(initial=0)) for log in logs), default=0), STEP
     while largest >= step * MOST_RADII:
         step *= 2

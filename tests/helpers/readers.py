@@ -36,6 +36,7 @@ from smoothfast.cli.train import TrainOptions
 from smoothfast.data.pictures import tensor_of
 from smoothfast.pretrained import transformers_statistics
 from smoothfast.runs import sweep_log, sweep_tables, tables
+from smoothfast.runs.certify import TAKEN
 from smoothfast.runs.logs import Row, RunLog, put_in_order, read_log
 from smoothfast.runs.records import read_json, sidecar_of
 from smoothfast.runs.sweep_log import SettingAccuracy, SweepLog, read
@@ -58,7 +59,9 @@ def analyzed(path: Path) -> None:
     for form in ("markdown", "latex", "csv", "json"):
         tables.render(table, form)  # type: ignore[arg-type]
     json.dumps(display.figures(table, logs), indent=2, allow_nan=False)
-    assert 0 <= PredictOptions(out=path, resume=True).settled_seed(True) < 2**64
+    seed, taken = PredictOptions(out=path, resume=True).settled(True)
+    assert 0 <= seed < 2**64
+    assert taken in TAKEN
     with RunLog(path, SETTINGS, resume=True) as log:
         put_in_order(path)
         log.retract()

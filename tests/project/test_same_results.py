@@ -85,7 +85,7 @@ def test_training(words: list[str]) -> None:
     if SAME_TORCH:
         assert equal(found.tensors, kept.tensors)
     assert agree(*({name: values.tolist() for name, values in of.tensors.items()} for of in (found, kept)))
-    assert found.settings == kept.settings
+    assert found.settings | kept.settings == found.settings  # there are more now
     assert all(found.about[name] == kept.about[name] for name in ("model", "num_classes", "data"))
     assert agree(metrics(Path()), metrics(FOLDER))
 

@@ -164,7 +164,7 @@ def test_export() -> None:
         def forward(self, images: Tensor, counts: Tensor, invalid: Tensor) -> Tensor:
             return smoothed(images, counts, invalid)
 
-    exported = torch.export.export(Module(), (IMAGES, *tally_arguments(torch.zeros(4, 4))[2:]))
+    exported = torch.export.export(Module(), (IMAGES, *tally_arguments(torch.zeros(4, 4))[2:]), strict=False)
     check_equal(results(exported.module(), IMAGES), results(smoothed, IMAGES))
 
 

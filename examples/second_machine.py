@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("certificates"))
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--n", type=int, default=1000)
-    parser.add_argument("--rows", help="which of them are checked, as 0,3; all if not given")
+    parser.add_argument("--rows", help="which of them are checked, as 0,100; all if not given")
     asked = parser.parse_args()
 
     weights, log = asked.folder / "network.safetensors", asked.folder / "run.tsv"

@@ -74,7 +74,7 @@ def linked(text: str, folder: Path, page: str, known: dict[Path, str]) -> str:
             return shown if shown.startswith("`") else f"`{shown}`"
         return f"{picture}[{shown}]({'../' * page.count('/')}{place}{anchor or ''})"
 
-    return re.sub(r"(!?)\[([^\]\n]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)", replaced, text)
+    return re.sub(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#\s]+)(#[^)]*)?\)", replaced, text)
 
 
 def python() -> str:

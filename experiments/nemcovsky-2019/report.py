@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from smoothfast.runs.sweep_log import read
-from smoothfast.runs.tables import Spread, markdown, sweep_means
+from smoothfast.runs.sweep_tables import Spread, sweep_means
+from smoothfast.runs.tables import markdown
 
 HERE = Path(__file__).parent
 NETWORKS = ("adversarial", "pni-w", "cni-w", "cni-i+w", "epgd", "high-k")

@@ -123,7 +123,7 @@ SEQUENTIAL, TOLERANCE, GRID = EARLY["sequential"], EARLY["tolerance"], EARLY["gr
         ("certify", GRID | {"radii": "0.3,0.2"}, "radii is (0.3, 0.2); they must be at least 0, increasing and below"),
         ("certify", GRID | {"radii": "0,nan"}, "radii is (0.0, nan); they must be at least 0, increasing and below"),
         ("certify", GRID | {"radii": "-1,0"}, "radii is (-1.0, 0.0); they must be at least 0, increasing and below"),
-        ("certify", GRID | {"radii": "0,3"}, "they must be at least 0, increasing and below 0.6333"),
+        ("certify", GRID | {"radii": "0,3"}, "they must be at least 0, increasing and below 0.6351"),
         ("certify", GRID | {"beta": 1}, "beta is 1; it must be at least 1e-100 and below 1"),
         ("certify", GRID | {"n": 2_000_000}, "it must be at most 1,000,000 by method sequential or grid"),
         ("certify", {"method": "magic"}, "method is 'magic'; it must be one of fixed, sequential, tolerance"),

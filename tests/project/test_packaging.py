@@ -26,7 +26,7 @@ from smoothfast import ops
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"smoothfast": "smoothfast", "benchmarks": "smoothfast/benchmarks", "kernels": "smoothfast/kernels"}
-KERNELS = list((ROOT / "csrc" / "cuda").glob("*.cu"))
+KERNELS = list((ROOT / "csrc" / "cuda").rglob("*.cu"))
 OTHERS = [path for path in sys.path if path.endswith("site-packages")]
 SITE = os.pathsep.join(dict.fromkeys(sysconfig.get_paths()[kind] for kind in ("purelib", "platlib")))
 

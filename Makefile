@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc -type f)
 
 DOCS := build/docs
 
-.PHONY: help build test lint demo bench picture docs dist clean
+.PHONY: help build test lint demo bench gpu picture docs dist clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,11 @@ demo: $(READY)  ## certify the embedded images with the embedded model
 bench: $(READY)  ## the measurements that need no data
 	for what in noise tally replica_sum attack_step weights fused samples certify methods flights threads processes memory start scaling attack strength; do \
 		$(BIN)/smoothfast bench $$what || exit 1; done
+
+gpu: $(READY)  ## on a GPU: its tests, and rows of its kernels and of certification
+	$(BIN)/pytest -q -m gpu tests/gpu
+	for what in noise tally fused certify; do \
+		SMOOTHFAST_BENCH_ON=cuda $(BIN)/smoothfast bench $$what --out benchmarks/results/$$what.csv || exit 1; done
 
 RECORDS := $(addprefix benchmarks/results/demo-, fixed.tsv integers-grid.tsv sequential-0.25.tsv)
 picture: $(READY)  ## the pictures of README and docs/soundness.md, from recorded runs

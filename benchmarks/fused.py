@@ -42,8 +42,9 @@ def main(out: Path | None) -> list[harness.Row]:
     integers = (of_integers(depth) for depth in DEPTHS)
     votes = (voted(live) for live in (ROWS, ROWS // 4))
     layers = (profiled(20, arithmetic) for arithmetic in arithmetics() if arithmetic in ("amx", "avx512_bf16"))
-    gpus = (on_device(depth, device) for device in harness.devices()[1:] for depth in DEPTHS)
-    return harness.report(chain(whole, integers, votes, layers, gpus), out)
+    here = chain(whole, integers, votes, layers) if harness.CPU in harness.devices() else ()
+    gpus = (on_device(depth, device) for device in harness.devices() if device != harness.CPU for depth in DEPTHS)
+    return harness.report(chain(here, gpus), out)
 
 
 def dtypes() -> list[torch.dtype]:

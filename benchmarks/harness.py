@@ -90,8 +90,9 @@ NUMBERS = {field.name: int if "int" in field.type else float for field in fields
 
 
 def devices() -> list[torch.device]:
-    """The CPU, and the current GPU where there is one."""
-    return [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
+    """The CPU, and the current GPU where there is one; those of a kind alone where SMOOTHFAST_BENCH_ON names it."""
+    there = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
+    return [device for device in there if os.environ.get("SMOOTHFAST_BENCH_ON") in (None, device.type)]
 
 
 def kernels(device: torch.device) -> str:

@@ -62,6 +62,14 @@ def test_sums_agree(dtype: str, memory_format: str) -> None:
         torch.testing.assert_close(sums, found["replica_sum"], rtol=0, atol=1e-4)
 
 
+def test_a_kind_of_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for chosen, wanted in ((None, ["cpu", "cuda"]), ("cuda", ["cuda"]), ("cpu", ["cpu"])):
+        if chosen is not None:
+            monkeypatch.setenv("SMOOTHFAST_BENCH_ON", chosen)
+        assert [device.type for device in harness.devices()] == wanted
+
+
 @pytest.mark.parametrize("norm", attack_step.LIMITS)
 def test_steps_agree(norm: str) -> None:
     found = results(attack_step.contenders(9, 4, norm, CPU))

@@ -34,6 +34,7 @@ class Denoised(nn.Module):
         super().__init__()
         self.denoiser, self.classifier = denoiser, classifier
         self.normalize = nn.Identity() if normalize is None else Normalize(*normalize)
+        self.training = denoiser.training or classifier.training
 
     def forward(self, images: Tensor) -> Any:
         """Logits [B, K] of noisy images.
@@ -64,6 +65,7 @@ class OneShotDiffusion(nn.Module):
         predicts: "noise", e; "image", x; or "velocity", sqrt(a) e - sqrt(1 - a) x.
 
     Attributes:
+        sigma: as given.
         time: of the step.
 
     Raises:
@@ -82,8 +84,9 @@ class OneShotDiffusion(nn.Module):
         if asks:
             raise ValueError(f"the U-Net takes {asks} beside the image; a base classifier has nothing to tell it")
         shares = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
-        if shares.dim() != 1 or not ((shares > 0) & (shares < 1)).all():
-            raise ValueError(f"alphas_cumprod is {list(shares.shape)}; it must be [T], and its values between 0 and 1")
+        falls = shares.dim() == 1 and len(shares) and bool((shares.diff() < 0).all())
+        if not falls or not ((shares > 0) & (shares < 1)).all():
+            raise ValueError(f"alphas_cumprod is {list(shares.shape)}; it must be [T], falling from below 1 to above 0")
         noises = ((1 - shares) / shares).sqrt() / 2
         self.time = int((noises - sigma).abs().argmin())
         if abs(noises[self.time] - sigma) > NEAR * sigma:
@@ -91,9 +94,13 @@ class OneShotDiffusion(nn.Module):
                 f"sigma is {sigma}; the diffusion model knows noise from {noises.min():.4g} to {noises.max():.4g}, and "
                 f"{noises[self.time]:.4g} is the nearest"
             )
-        self.unet, self.predicts = unet, predicts
+        self.unet, self.predicts, self.sigma, self.training = unet, predicts, sigma, unet.training
         self.image, self.noise = float(shares[self.time].sqrt()), float((1 - shares[self.time]).sqrt())
         self.register_buffer("times", torch.tensor([self.time]), persistent=False)
+
+    def extra_repr(self) -> str:
+        """Returns the noise that it takes away, and how."""
+        return f"sigma={self.sigma}, predicts={self.predicts!r}, time={self.time}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] in [0, 1] of noisy ones."""

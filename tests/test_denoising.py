@@ -81,10 +81,20 @@ def test_what_cannot_be_is_refused(classifier: nn.Module) -> None:
         OneShotDiffusion(conditional, SHARES, SIGMA)
     with pytest.raises(ValueError, match="predicts is 'score'"):
         OneShotDiffusion(Knowing("noise"), SHARES, SIGMA, "score")
-    with pytest.raises(ValueError, match="its values between 0 and 1"):
+    with pytest.raises(ValueError, match="falling from below 1 to above 0"):
         OneShotDiffusion(Knowing("noise"), 1 / SHARES, SIGMA)
+    for wrong in (SHARES.flip(0), SHARES[:0], SHARES[None]):
+        with pytest.raises(ValueError, match="falling from below 1 to above 0"):
+            OneShotDiffusion(Knowing("noise"), wrong, SIGMA)
     with pytest.raises(ValueError, match=r"the denoiser returns \[2, 3, 4, 4\] for images \[2, 3, 8, 8\]"):
         Denoised(nn.AvgPool2d(2), classifier)(torch.zeros(2, *SHAPE))
+
+
+def test_modes_are_those_of_its_parts(classifier: nn.Module) -> None:
+    assert not Denoised(Mean().eval(), classifier).training
+    assert not OneShotDiffusion(Knowing("noise").eval(), SHARES, SIGMA).training
+    assert Denoised(Mean().train(), classifier).training
+    assert "sigma=0.25, predicts='noise', time=" in repr(OneShotDiffusion(Knowing("noise"), SHARES, SIGMA))
 
 
 def test_it_is_the_networks_one_after_the_other(classifier: nn.Module) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from .. import names
 from ..checks import at_least, choice, noise_level
-from ..files import require_new, require_no_folder
+from ..files import require_no_folder
 from ..normalization import FORM
 from ..specs import comes_without_weights, require_data
 from . import display
@@ -63,7 +63,8 @@ class QuantizeOptions(ModelOptions, SizeOptions, SeedOptions, JsonOptions):
         if self.out.suffix != ".safetensors":
             raise ValueError(f"--out is {self.out}; its suffix must be .safetensors")
         require_no_folder(self.out)
-        require_new(self.out)
+        if self.out.exists():
+            raise FileExistsError(f"{self.out} exists: choose another --out")
 
 
 @command(QuantizeOptions)

@@ -13,7 +13,7 @@ from .network import IntegerResNet
 FORMAT = "smoothfast integers 1"
 
 
-def save(network: IntegerResNet, path: str | Path, about: Mapping[str, str]) -> None:
+def save(network: IntegerResNet, path: str | Path, about: Mapping[str, str] | None = None) -> None:
     """Writes a network in integers, which `weights.read_weights` reads.
 
     Args:
@@ -21,4 +21,4 @@ def save(network: IntegerResNet, path: str | Path, about: Mapping[str, str]) -> 
     """
     known = {"format": FORMAT, "num_classes": str(len(network.linear))}
     with whole(Path(path)) as partial:
-        save_file(network.state_dict(), partial, {**about, **known})
+        save_file(network.state_dict(), partial, {**(about or {}), **known})

@@ -95,6 +95,8 @@ def certify_procedure(
         ValueError: an argument is out of its range, is missing, or is of another method.
     """
     choice("method", method, CERTIFY_METHODS)
+    if isinstance(radii, (int, float, str)):
+        raise ValueError(f"radii is {radii!r}; it must be several numbers, as (0, 0.25, 0.5)")
     for name, value, needing in (
         ("radius", radius, "sequential"), ("tolerance", tolerance, "tolerance"), ("radii", radii, "grid"),
     ):  # fmt: skip
